@@ -1,0 +1,1 @@
+"""Augmentations: each changes a batch of images and masks, drawing from `Draws` alone."""

@@ -1,0 +1,121 @@
+"""One warp: mirror, turn, rotate, scale, shift and bend each slice, all in a single interpolation.
+
+Points are (x, y) in pixels from the centre of the image. A warp is told backwards: for every pixel of the
+result, the point of the input it comes from.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from bench.draws import Draws
+from bench.registry import augmentation
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@augmentation
+def warp(
+    images: Tensor,
+    masks: Tensor,
+    draws: Draws,
+    *,
+    flip: Probability = 0.5,
+    flip_vertical: Probability = 0.0,
+    turn: Probability = 0.0,
+    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0,
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.05,
+    affine: Probability = 1.0,
+    elastic: Probability = 0.0,
+    elastic_alpha: Annotated[float, Field(ge=0, le=1e5)] = 120.0,
+    elastic_sigma: Annotated[float, Field(ge=1, le=1e3)] = 6.0,
+) -> tuple[Tensor, Tensor]:
+    """Mirror, turn, rotate, scale, shift and elastic deformation in one interpolation.
+
+    images: (B, C, H, W), masks: (B, 1, H, W); pixels from outside the image are 0, the background.
+    Probabilities, drawn for each slice: `flip` swaps left and right, `flip_vertical` top and bottom, `turn`
+    rotates by 90, 180 or 270 degrees (cut and filled where the image is not square), `affine` rotates, scales
+    and shifts, `elastic` bends. Amounts: up to +- `rotate` degrees, size times 1 +- `scale`, +- `shift` of
+    width and height. Elastic deformation (Simard et al. 2003) as albumentations has it with uniform noise: even
+    in [-1, 1], blurred by a Gaussian of `elastic_sigma` pixels, times `elastic_alpha`. The displacement has a
+    standard deviation of 0.163 * alpha / sigma pixels in x and in y (120 and 6: 3.3 pixels).
+    """
+    amounts = affine and (rotate or scale or shift)
+    bends = elastic and elastic_alpha
+    if not (flip or flip_vertical or turn or amounts or bends):
+        return images, masks
+    # A fixed number of draws a slice, so that turning one setting leaves the others' numbers as they were.
+    chances, spins = draws.uniform(0, 1, 6), draws.uniform(-1, 1, 4)
+    moved = (chances[:, 3] < affine).float()
+    quarters = torch.where(chances[:, 2] < turn, 1 + (chances[:, 5] * 3).floor().clamp(max=2), 0.0)
+    matrix = backward(
+        degrees=90 * quarters + moved * rotate * spins[:, 0],
+        size=1 + moved * scale * spins[:, 1],
+        mirror_x=chances[:, 0] < flip,
+        mirror_y=chances[:, 1] < flip_vertical,
+    )
+    height, width = images.shape[-2:]
+    offset = moved[:, None] * shift * spins[:, 2:] * spins.new_tensor((width, height))
+    bend = None
+    if bends:
+        bend = displacement(draws, height, width, alpha=elastic_alpha, sigma=elastic_sigma)
+        bend = bend * (chances[:, 4] < elastic).float().view(-1, 1, 1, 1)
+    return resample(images, masks, matrix, offset, bend)
+
+
+def backward(*, degrees: Tensor, size: Tensor, mirror_x: Tensor, mirror_y: Tensor) -> Tensor:
+    """(B, 2, 2) matrices from a point of the result to the point of the input.
+
+    The input is mirrored first, then turned counter-clockwise as seen on a screen, then enlarged by `size`. Each
+    argument: (B,).
+    """
+    angle = degrees.deg2rad()
+    cos, sin = angle.cos() / size, angle.sin() / size
+    x, y = 1 - 2 * mirror_x.float(), 1 - 2 * mirror_y.float()
+    return torch.stack((x * cos, -x * sin, y * sin, y * cos), -1).view(-1, 2, 2)
+
+
+def displacement(draws: Draws, height: int, width: int, *, alpha: float, sigma: float) -> Tensor:
+    """(B, 2, H, W) displacement in pixels, x before y: uniform noise in [-1, 1], Gaussian blur, times alpha.
+
+    The noise sits on knots one sigma apart instead of on every pixel: the blur leaves nothing
+    finer, so that variance and correlation are those of the dense field and 1 / sigma² as many numbers are drawn.
+    Knots continue beyond the border, so that the field is as strong there as elsewhere.
+    """
+    rows, columns = (_blur(length, sigma).to(draws.device) for length in (height, width))
+    noise = draws.uniform(-1, 1, 2, rows.shape[1], columns.shape[1])
+    return (alpha * rows) @ noise @ columns.T
+
+
+def _blur(length: int, sigma: float) -> Tensor:
+    """(length, knots): the weight of each knot's noise at each pixel."""
+    knots = torch.arange(-4, (length - 1) / sigma + 5, dtype=torch.float64)
+    distance = torch.arange(length, dtype=torch.float64)[:, None] / sigma - knots
+    # A knot stands for sigma pixels of independent noise, whose sum deviates sqrt(sigma) times as much as one.
+    return (torch.exp(-(distance**2) / 2) / (2 * torch.pi * sigma) ** 0.5).float()
+
+
+def resample(
+    images: Tensor, masks: Tensor, matrix: Tensor, offset: Tensor, bend: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images and masks read at matrix @ (point - offset) + bend, bilinear, 0 outside; masks cut at one half.
+
+    matrix: (B, 2, 2), offset: (B, 2) pixels by which the result is shifted, bend: (B, 2, H, W) pixels.
+    """
+    height, width = images.shape[-2:]
+    x, y = (torch.arange(n, device=images.device) - (n - 1) / 2 for n in (width, height))
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
+    moved = (points - offset[:, None])[:, :, None]
+    # Multiplied and summed rather than @: a GPU that is allowed TF32 would be off by a tenth of a pixel.
+    sources = (moved * matrix[:, None]).sum(-1).view(-1, height, width, 2)
+    if bend is not None:
+        sources = sources + bend.permute(0, 2, 3, 1)
+    grid = sources * sources.new_tensor((2 / width, 2 / height))  # -1 and 1 are the image's outer edges
+    both = F.grid_sample(torch.cat((images, masks), 1), grid, mode="bilinear", align_corners=False)
+    return both[:, :-1], (both[:, -1:] >= 0.5).to(masks.dtype)

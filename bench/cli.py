@@ -1,0 +1,331 @@
+"""The command line: text in, text out. Heavy imports happen inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from bench import __version__
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.config import RunConfig
+    from bench.tracking import Store
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+app = typer.Typer(
+    help="Benchmark 2D medical image segmentation: honest folds, tracked in MLflow, ranked with intervals.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Check, describe, pack and get data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+
+
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db.")
+]
+Folder = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout: a folder a patient, x_1.tif, x_1_mask.tif.")]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with components of your own.")]
+
+
+def main() -> None:
+    """Run the app; what the user can mend is one line and exit code 2, an interrupt is 130."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        app()
+    except BenchError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; the folds that were finished are kept.")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet, or a safetensors file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set; `bench list datasets`.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Run this fold alone, numbered from 0.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training slices.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Train at this size; scores stay on the original grid.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Slices a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
+    plugin: Plugin = None,
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+) -> None:
+    """Run grouped k-fold cross-validation of one configuration, and rank it.
+
+    Example: `bench run --model unet --encoder resnet50 --data ~/lgg`
+    """
+    flags = {
+        "model": model,
+        "model.encoder": encoder,
+        "model.weights": weights,
+        "dataset.folder": data,
+        "dataset": dataset or ("lgg" if data else None),
+        "loss": loss,
+        "split.folds": folds,
+        "train.epochs": epochs,
+        "input.image_size": image_size,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "seed": seed,
+        "device": device,
+        "name": name,
+        "train.deterministic": deterministic or None,
+        "plugins": [str(p) for p in plugin] if plugin else None,
+    }
+    settings = _configuration(config, {k: v for k, v in flags.items() if v is not None}, set_ or [])
+    from bench.session import dry_run as plan
+    from bench.session import execute
+
+    if dry_run:
+        plan(settings, only=fold, quiet=quiet)
+    else:
+        execute(settings, only=fold, uri=tracking_uri, quiet=quiet, verbose=verbose)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="models, encoders, losses, augmentations, metrics, datasets, schedules, splits")],
+    plugin: Plugin = None,
+) -> None:
+    """List what there is of one kind, one line each."""
+    from bench.registry import REGISTRIES
+
+    _plugins(plugin)
+    if kind == "encoders":
+        from bench.models.encoders import catalogue
+
+        rows = catalogue()
+    elif kind in REGISTRIES:
+        rows = [(name, REGISTRIES[kind][name].summary) for name in REGISTRIES[kind]]
+    else:
+        _unknown("kind", kind, [*REGISTRIES, "encoders"])
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A component, such as unet or bce_dice.")], plugin: Plugin = None) -> None:
+    """Show a component: what it is, its paper, its settings and their defaults."""
+    from bench.registry import REGISTRIES
+
+    _plugins(plugin)
+    found = [registry[name] for registry in REGISTRIES.values() if name in registry]
+    if not found:
+        _unknown("component", name, [n for registry in REGISTRIES.values() for n in registry])
+    for entry in found:
+        typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
+        for setting, field in entry.schema.model_fields.items():
+            limits = "".join(f", {m}" for m in field.metadata)
+            default = "required" if field.is_required() else f"= {field.default!r}"
+            kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
+            typer.echo(f"  {setting:<18} {default}  ({kind or str(field.annotation).replace('typing.', '')}{limits})")
+
+
+@app.command()
+def leaderboard(
+    sort: Annotated[str, typer.Option(help="Column to rank by.")] = "dice",
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Print the ranked runs: one board for each data set and split."""
+    from bench import report
+    from bench.leaderboard import boards
+    from bench.tracking import connect, records
+
+    made = boards(records(connect(tracking_uri)), sort=sort)
+    match format:
+        case Format.csv:
+            typer.echo(report.board_csv(made), nl=False)
+        case Format.json:
+            typer.echo(report.board_json(made))
+        case Format.markdown:
+            typer.echo(report.board_markdown(made), nl=False)
+        case Format.table:
+            from bench.console import console
+
+            if not made:
+                _say("no finished run yet. `bench run --model unet` makes one.")
+            for board in made:
+                console().print(report.board_table(board))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
+    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score a logged model on another folder (an external test set), logged as a child of the run."""
+    from bench.session import evaluate_external
+
+    evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder with model.json.")],
+    input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write masks (TIFF, 0 and 255) and overlays (PNG) for images without a truth."""
+    from bench.session import predict_folder
+
+    predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+
+
+@app.command()
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 5000,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Open MLflow's UI on the store of this folder."""
+    import subprocess
+
+    from bench.tracking import connect, ui_command
+
+    store = connect(tracking_uri)
+    if store.uri.startswith("http"):
+        typer.echo(f"the store is a server already: open {store.uri}")
+        return
+    command, environment = ui_command(store, host, port)
+    typer.echo(f"MLflow UI on {store.uri}: http://{host}:{port} (Ctrl-C ends it; it takes some seconds to start)")
+    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+@data.command("check")
+def check(folder: Folder) -> None:
+    """Audit a folder: every trap by file and patient. Exit code 1 when there are errors."""
+    from bench.session import audit_folder
+
+    if not audit_folder(folder):
+        raise typer.Exit(1)
+
+
+@data.command("describe")
+def describe(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG) and tables (CSV).")] = None,
+) -> None:
+    """Counts, positives, institutions, tumour sizes and intensity, as tables and figures."""
+    from bench.session import describe_folder
+
+    describe_folder(folder, out)
+
+
+@data.command("pack")
+def pack(
+    folder: Folder, verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of the pack.")] = False
+) -> None:
+    """Pack a folder into memory-mapped arrays; `bench run` does it by itself and finds the pack again."""
+    from bench.session import pack_folder
+
+    pack_folder(folder, verify=verify)
+
+
+@data.command("phantom")
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the phantom, such as patients=40.")] = None,
+) -> None:
+    """Write the synthetic data set, in the same layout as the real one."""
+    from bench import registry
+    from bench.config import parse
+    from bench.datasets.phantom import write_phantom
+
+    settings = registry.dataset["phantom"].settings(dict(parse(s) for s in set_ or []))
+    write_phantom(folder, **settings)
+    typer.echo(f"synthetic volumes of {settings['patients']} patients are in {folder}")
+
+
+@data.command("download")
+def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")]) -> None:
+    """Get the LGG data from Kaggle (needs the extra `data`, a network, and perhaps a Kaggle account)."""
+    from bench.datasets.download import download_lgg
+
+    typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")
+
+
+def _configuration(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
+    """Defaults, then what the data set suggests, then the file, then flags, then --set."""
+    from bench import registry
+    from bench.config import RunConfig, load, override, parse
+
+    given = {**(load(path) if path else {}), **flags, **dict(parse(a) for a in assignments)}
+    _plugins([Path(p) for p in given.get("plugins", ())])
+    choice = override(RunConfig(), {k: v for k, v in given.items() if k in ("dataset", "dataset.name")})
+    suggested = registry.dataset[choice.dataset.name].facts.get("defaults", {})
+    return override(override(RunConfig(), suggested), given)
+
+
+def _plugins(paths: list[Path] | None) -> None:
+    from bench.registry import load_plugin
+
+    for path in paths or []:
+        load_plugin(path)
+
+
+def _unknown(what: str, name: str, names: list[str]) -> NoReturn:
+    from bench.errors import UnknownName, did_you_mean
+
+    raise UnknownName(f"no {what} '{name}'.{did_you_mean(name, names)} There are: {', '.join(sorted(set(names)))}.")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _as_interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

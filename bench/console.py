@@ -1,0 +1,88 @@
+"""The live display: bars on a terminal, plain lines elsewhere, nothing but results when quiet.
+
+Progress goes to standard error, results to standard output. `NO_COLOR` is honoured by rich.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from bench.runner import Watch
+
+
+def console() -> Console:
+    """Standard output; as wide as its tables need where it is no terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+class Display(Watch):
+    """Shows a run as it goes. Use it as a context manager."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._folds = 0
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line, unless quiet."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def bar(self, done: int, of: int, what: str, unit: str = "slices") -> None:
+        """Show a bar from its first to its last step."""
+        if self._task is None:
+            self._task = self.progress.add_task(what, total=of, unit=unit)
+        self.progress.update(self._task, completed=done)
+        if done >= of:
+            self._close()
+
+    def packing(self, done: int, of: int) -> None:
+        self.bar(done, of, "packing")
+
+    def fold(self, number: int, of: int, images: int) -> None:
+        self._close()
+        self._folds = of
+        self._task = self.progress.add_task(f"fold {number} of {of}", total=images, unit="images")
+
+    def images(self, count: int) -> None:
+        if self._task is not None:
+            self.progress.advance(self._task, count)
+
+    def epoch(self, number: int, of: int, loss: float, score: float) -> None:
+        if self._task is not None:
+            text = f"epoch {number}/{of}, loss {loss:.3f}, validation {score:.3f}"
+            self.progress.update(self._task, unit=f"images · {text}")
+            if self.verbose:
+                self.say(f"  {text}")
+
+    def scored(self, number: int, values: Mapping[str, float]) -> None:
+        self._close()
+        self.say(f"fold {number}: test Dice {values.get('dice', float('nan')):.3f} over {values['patients']:.0f} patients")
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self.progress.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,1 @@
+"""Data sets: each finds its slices on disk and says how to read one."""

@@ -1,0 +1,42 @@
+"""Random numbers that belong to a slice, not to a batch.
+
+Every slice of every epoch has a counter-based generator of its own, keyed by (seed, epoch, slice): what is
+drawn for it depends on neither batch order, batch size nor the number of workers (Salmon et al. 2011, Philox).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Random numbers for one batch: row i always comes from the generator of `slices[i]`."""
+
+    def __init__(self, seed: int, epoch: int, slices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.generators = [
+            np.random.Generator(np.random.Philox(key=[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)]))
+            for s in slices
+        ]
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+        """float32 (B, *shape) in [low, high)."""
+        return self._tensor([g.uniform(low, high, shape) for g in self.generators])
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32 (B, *shape)."""
+        return self._tensor([g.standard_normal(shape, dtype=np.float32) for g in self.generators])
+
+    def chance(self, probability: float) -> Tensor:
+        """bool (B,): true with this probability."""
+        return self.uniform() < probability
+
+    def _tensor(self, rows: list[np.ndarray | float]) -> Tensor:
+        return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device)

@@ -1,0 +1,58 @@
+"""What a result was made with: code, libraries, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from bench import __version__
+
+LIBRARIES = ("torch", "timm", "segmentation-models-pytorch", "albumentations", "mlflow", "numpy", "scikit-learn")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, hardware and commit as text, under names that sort well."""
+    facts = {
+        "bench": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_threads": str(torch.get_num_threads()),
+        "memory_gb": f"{psutil.virtual_memory().total / 2**30:.0f}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+    for library in LIBRARIES:
+        try:
+            facts[library] = version(library)
+        except PackageNotFoundError:
+            facts[library] = "not installed"
+    if (commit := git_commit()) is not None:
+        facts["git_commit"] = commit
+    return facts
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with '-dirty' when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

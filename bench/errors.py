@@ -1,0 +1,44 @@
+"""What can go wrong, said in one sentence with a way out.
+
+The command line prints a `BenchError` as one line and exits with code 2;
+anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BenchError(Exception):
+    """Something the user can mend; its text is a sentence that says how."""
+
+
+class UnknownName(BenchError):
+    """A component, run or patient that is not there."""
+
+
+class BadSetting(BenchError):
+    """A setting that does not exist, or a value outside its range."""
+
+
+class DataError(BenchError):
+    """A folder or file that cannot be used as it is."""
+
+
+class LeakageError(BenchError):
+    """A patient on two sides of a split."""
+
+
+class TrainingError(BenchError):
+    """Training cannot go on: a loss that is not a number, or memory that is too small."""
+
+
+class StoreError(BenchError):
+    """The tracking store cannot be reached, or does not hold what was asked for."""
+
+
+def did_you_mean(wanted: str, names: Iterable[str]) -> str:
+    """' Did you mean 'unet'?' when some name is close, else nothing."""
+    close = get_close_matches(wanted.lower(), list(names), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,1 @@
+"""Metrics: each scores one case's `Stack`; none averages over cases."""

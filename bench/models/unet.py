@@ -1,0 +1,62 @@
+"""U-Net, from scratch or over a ready-made encoder."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+import segmentation_models_pytorch as smp
+from pydantic import Field
+from torch import nn
+
+from bench.errors import BadSetting
+from bench.models._blocks import Hourglass, Upsampling, double_conv, upsample, widths
+from bench.models.encoders import over_encoder
+from bench.registry import model
+
+
+@model
+def unet(
+    channels: int,
+    *,
+    base: Annotated[int, Field(ge=1)] = 32,
+    depth: Annotated[int, Field(ge=1, le=5)] = 4,
+    up: Upsampling = "transposed",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    encoder: str | None = None,
+    weights: str | None = None,
+) -> nn.Module:
+    """U-Net: a contracting and an expanding path joined by skips (Ronneberger et al. 2015).
+
+    With 'same' padding and batch norm, which the paper's has not. `base` is the width of the first of
+    `depth` + 1 levels; `dropout` acts at the end of the contracting path, as in the paper's section 3.1.
+
+    With `encoder`, the contracting path is that encoder (`bench list encoders`) and `weights` its start:
+    'imagenet' or a safetensors file; `base`, `depth`, `up` and `dropout` then say nothing and are refused.
+    """
+    if encoder is not None:
+        plain = {"base": base, "depth": depth, "up": up, "dropout": dropout}
+        defaults = unet.__kwdefaults__
+        if idle := [name for name, value in plain.items() if value != defaults[name]]:
+            raise BadSetting(
+                f"model 'unet': {', '.join(idle)} would have no effect beside encoder = '{encoder}', "
+                f"which sets the network's shape. Leave out {'them' if len(idle) > 1 else 'it'} or the encoder."
+            )
+        return over_encoder("unet", smp.Unet, channels, encoder, weights)
+    if weights is not None:
+        raise BadSetting(
+            f"model 'unet': weights = '{weights}' would have no effect without an encoder. "
+            "Give it one, such as encoder = resnet34, or leave out the weights."
+        )
+    levels = widths(base, depth)
+    upwards = list(pairwise(reversed(levels)))
+    return Hourglass(
+        contract=[
+            double_conv(channels, base),
+            *(nn.Sequential(nn.MaxPool2d(2), double_conv(a, b)) for a, b in pairwise(levels)),
+        ],
+        expand=[upsample(deep, shallow, up) for deep, shallow in upwards],
+        merge=[double_conv(2 * shallow, shallow) for _, shallow in upwards],
+        head=nn.Conv2d(base, 1, 1),
+        dropout=dropout,
+    )

@@ -1,0 +1,102 @@
+"""What the suite remembers, as plain values: no torch, no MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training slices. `loss` is the mean over steps, `seconds` wall time."""
+
+    number: int
+    loss: float
+    lr: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One patient's stack, scored: metric name -> value (NaN where the metric is not defined).
+
+    `counts` are the integer pixels tp, fp, fn, tn of the whole stack; pooled metrics are made of them.
+    `slices` holds one row a slice: number, tp, fp, fn, tn, dice, hd95 ...
+    """
+
+    case: str
+    values: Mapping[str, float]
+    counts: Mapping[str, int]
+    slices: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What one fold left behind: its test patients, scored once, and what that cost."""
+
+    fold: int
+    scores: tuple[CaseScore, ...]
+    threshold: float
+    best_epoch: int
+    best_score: float
+    epochs: int
+    images: int
+    seconds: float
+    peak_memory: int  # bytes; on the GPU where there is one, else of the process
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run as the leaderboard reads it back: one row a patient in `cases`."""
+
+    run_id: str
+    name: str
+    cases: pd.DataFrame  # case, fold, one column a metric, tp, fp, fn, tn
+    settings: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+class Recorder(Protocol):
+    """Where a run writes. `bench.tracking` writes to MLflow, the tests to memory."""
+
+    def settings(self, values: Mapping[str, Any]) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None: ...
+    def table(self, name: str, rows: pd.DataFrame) -> None: ...
+    def image(self, name: str, pixels: NDArray[np.uint8]) -> None: ...
+    def files(self, folder: Path, into: str) -> None: ...
+    def model(self, folder: Path, example: NDArray[np.uint8]) -> None: ...
+    def child(self, name: str, tags: Mapping[str, str] = ...) -> AbstractContextManager[Self]: ...
+
+
+@dataclass
+class Stack:
+    """One case as a metric sees it.
+
+    truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold.
+    """
+
+    truth: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+    threshold: float = 0.5
+    prediction: NDArray[np.bool_] = field(init=False)
+    tp: NDArray[np.int64] = field(init=False)  # pixels a slice, (S,)
+    fp: NDArray[np.int64] = field(init=False)
+    fn: NDArray[np.int64] = field(init=False)
+    tn: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prediction = self.probability >= self.threshold
+        self.tp = (self.prediction & self.truth).sum((1, 2))
+        self.fp = self.prediction.sum((1, 2)) - self.tp
+        self.fn = self.truth.sum((1, 2)) - self.tp
+        self.tn = self.truth[0].size - self.tp - self.fp - self.fn

@@ -1,0 +1,180 @@
+"""Every choice that a run can make is a function, found here by its name.
+
+A component is a function whose keyword-only defaults are its settings: the signature is the schema.
+Pydantic reads it, so `Annotated[float, Field(gt=0)]` states a range and a wrong value gets a sentence.
+
+    from bench.registry import loss
+
+    @loss
+    def my_loss(logits, target, *, smooth: float = 1.0):
+        '''One line that `bench list losses` shows.'''
+
+The folder that belongs to a registry (`bench/losses` for losses) is imported when a name is first
+asked for; installed packages join by the entry point group `bench.<folder>`, a single file by `--plugin`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, get_type_hints, overload
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from bench.errors import BadSetting, UnknownName, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered component: its name, its function and the facts given to the decorator."""
+
+    kind: str
+    name: str
+    fn: Callable[..., Any]
+    facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def doc(self) -> str:
+        return inspect.getdoc(self.fn) or ""
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the docstring, as one line."""
+        return " ".join(self.doc.split("\n\n")[0].split())
+
+    @cached_property
+    def schema(self) -> type[BaseModel]:
+        """The keyword-only parameters as a pydantic model."""
+        hints = get_type_hints(self.fn, include_extras=True)
+        fields: dict[str, Any] = {
+            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
+            for p in inspect.signature(self.fn).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        }
+        strict = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+        return create_model(self.name, __config__=strict, **fields)
+
+    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings: `params` validated, the rest at their defaults. Raises `BadSetting`."""
+        try:
+            checked = self.schema.model_validate(dict(params))
+        except ValidationError as error:
+            raise BadSetting(self._sentence(error)) from None
+        return {name: getattr(checked, name) for name in self.schema.model_fields}
+
+    def bind(self, params: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function with its settings filled in."""
+        return partial(self.fn, **self.settings(params))
+
+    def _sentence(self, error: ValidationError) -> str:
+        known = ", ".join(self.schema.model_fields) or "no settings"
+        first = error.errors()[0]
+        setting = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            return (
+                f"{self.kind} '{self.name}' has no setting '{setting}'; it has {known}."
+                f"{did_you_mean(setting, self.schema.model_fields)}"
+            )
+        if first["type"] == "missing":
+            return f"{self.kind} '{self.name}' needs the setting '{setting}'."
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."
+
+
+class Registry:
+    """The components of one kind. Iterates over their names, sorted."""
+
+    def __init__(self, kind: str, home: str, *, plural: str | None = None) -> None:
+        self.kind = kind
+        self.plural = plural or f"{kind}s"
+        self._home = home
+        self._entries: dict[str, Entry] = {}
+        self._discovered = False
+
+    @overload
+    def __call__(self, fn: F, /) -> F: ...
+    @overload
+    def __call__(self, fn: None = None, /, *, name: str | None = None, **facts: Any) -> Callable[[F], F]: ...
+    def __call__(self, fn: F | None = None, /, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
+        """Register `fn` under its own name or `name`; `facts` are kept beside it."""
+
+        def add(fn: F) -> F:
+            entry = Entry(self.kind, name or fn.__name__, fn, MappingProxyType(facts))
+            if (known := self._entries.get(entry.name)) is not None:
+                raise BadSetting(
+                    f"two components want to be the {self.kind} '{entry.name}': "
+                    f"{known.fn.__module__} and {fn.__module__}. Rename one of them."
+                )
+            self._entries[entry.name] = entry
+            return fn
+
+        return add if fn is None else add(fn)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._entries:
+            self._discover()
+        if name not in self._entries:
+            raise UnknownName(
+                f"no {self.kind} named '{name}'.{did_you_mean(name, self._entries)} "
+                f"`bench list {self.plural}` shows all."
+            )
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return name in self._entries
+
+    def __len__(self) -> int:
+        self._discover()
+        return len(self._entries)
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        home = importlib.import_module(self._home)
+        for module in pkgutil.iter_modules(getattr(home, "__path__", []), f"{self._home}."):
+            if not module.name.rpartition(".")[2].startswith("_"):
+                importlib.import_module(module.name)
+        for point in entry_points(group=self._home):
+            point.load()
+
+
+model = Registry("model", "bench.models")
+loss = Registry("loss", "bench.losses", plural="losses")
+augmentation = Registry("augmentation", "bench.augment")
+metric = Registry("metric", "bench.metrics")
+dataset = Registry("dataset", "bench.datasets")
+schedule = Registry("schedule", "bench.schedules")
+split = Registry("split", "bench.splits")
+
+REGISTRIES = {r.plural: r for r in (model, loss, augmentation, metric, dataset, schedule, split)}
+
+
+def load_plugin(path: Path) -> None:
+    """Import one Python file, so that the components it decorates join their registries."""
+    if not path.is_file():
+        raise UnknownName(f"the plugin file {path} does not exist.")
+    name = f"bench_plugin_{path.resolve()}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UnknownName(f"the plugin file {path} is no Python file; its name must end in .py.")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)

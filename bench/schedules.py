@@ -1,0 +1,86 @@
+"""Learning-rate schedules: each gives the factor on the base rate.
+
+A schedule is a pure function of `progress`, the share of training steps done (0 to 1), and of `scores`, the
+validation score after each finished epoch (higher is better). Having no state, it resumes by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, pi, pow
+from typing import Annotated
+
+from pydantic import Field
+
+from bench.registry import schedule
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@schedule
+def constant(progress: float, scores: Sequence[float]) -> float:
+    """The base rate throughout."""
+    return 1.0
+
+
+@schedule
+def cosine(progress: float, scores: Sequence[float], *, floor: Share = 0.0) -> float:
+    """Half a cosine from the base rate down to `floor` times it (Loshchilov and Hutter 2017, without restarts)."""
+    return _ease(1.0, floor, progress)
+
+
+@schedule
+def poly(progress: float, scores: Sequence[float], *, power: Annotated[float, Field(gt=0)] = 0.9) -> float:
+    """(1 - progress) ** power, as in DeepLab (Chen et al. 2018) and nnU-Net."""
+    return pow(max(0.0, 1 - progress), power)
+
+
+@schedule
+def one_cycle(
+    progress: float,
+    scores: Sequence[float],
+    *,
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+    start_div: Annotated[float, Field(ge=1)] = 25.0,
+    final_div: Annotated[float, Field(ge=1)] = 1e4,
+) -> float:
+    """Up to the base rate and down to almost nothing in one cycle of two half cosines (Smith 2018).
+
+    The base rate is the peak, reached after the share `rise` of the steps. The cycle starts at 1 / start_div of it
+    and ends at 1 / (start_div * final_div). Momentum is left alone.
+    """
+    start = 1 / start_div
+    if progress < rise:
+        return _ease(start, 1.0, progress / rise)
+    return _ease(1.0, start / final_div, (progress - rise) / (1 - rise))
+
+
+@schedule
+def plateau(
+    progress: float,
+    scores: Sequence[float],
+    *,
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    patience: Annotated[int, Field(ge=0)] = 10,
+    floor: Share = 0.0,
+    threshold: Annotated[float, Field(ge=0)] = 1e-4,
+) -> float:
+    """Times `factor` whenever more than `patience` epochs in a row brought no better validation score.
+
+    Better is more than best * (1 + threshold), as in torch's ReduceLROnPlateau; a NaN is not better. Never
+    below `floor` times the base rate. The scores are gone through anew each time, so nothing has to be saved.
+    """
+    rate, best, waited = 1.0, float("-inf"), 0
+    for score in scores:
+        if score > best * (1 + threshold):
+            best, waited = score, 0
+        else:
+            waited += 1
+        if waited > patience:
+            rate, waited = max(rate * factor, floor), 0
+    return rate
+
+
+def _ease(start: float, end: float, progress: float) -> float:
+    """Half a cosine from `start` at progress 0 to `end` at 1."""
+    return end + (start - end) * (1 + cos(pi * min(max(progress, 0.0), 1.0))) / 2

@@ -1,0 +1,153 @@
+"""What a sample says beyond itself: intervals of means, paired comparisons, corrected p-values.
+
+Pure functions on arrays of one value a unit. A NaN is refused: which units are undefined, and what that means,
+is the caller's to decide, never a silent deletion here. The order of the units changes nothing, and the same
+seed gives the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval. NaN where fewer than two units leave nothing to tell the spread from.
+
+    A width of zero says that all units agree, not that the mean is certain.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two measurements of the same units: `difference` is the mean of a - b, `interval` its interval.
+
+    `p` is the two-sided Wilcoxon signed-rank p, `wins` the share of the n units where a > b (ties count for none).
+    """
+
+    difference: float
+    interval: Interval
+    p: float
+    wins: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One sample in a few numbers: its mean with an interval, its spread, its middle and its two tails."""
+
+    n: int
+    mean: float
+    interval: Interval
+    sd: float  # of the units, with n - 1; NaN below two units
+    median: float
+    p5: float
+    p95: float
+
+
+def interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Interval:
+    """BCa bootstrap interval of the mean of independent units (Efron 1987)."""
+    x = _finite(values)
+    return _bca(x, np.ones_like(x), level, resamples, seed)
+
+
+def clustered_interval(
+    values: ArrayLike, clusters: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> Interval:
+    """BCa bootstrap interval of the mean of all rows, when rows of one cluster are not independent.
+
+    Whole clusters are resampled (Field and Welsh 2007), so a large one weighs more. NaN below two clusters.
+    """
+    x = _finite(values)
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    if cluster.shape != x.shape:
+        raise ValueError(f"{x.size} values need one cluster each, got {cluster.size}")
+    sizes = np.bincount(cluster, minlength=len(names)).astype(np.float64)
+    sums = np.bincount(cluster, weights=x, minlength=len(names)).astype(np.float64)
+    return _bca(sums, sizes, level, resamples, seed)
+
+
+def paired(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Paired:
+    """Compare two measurements of the same units, in the same order (Wilcoxon 1945, equal pairs left out).
+
+    p is 1 when all pairs are equal.
+    """
+    x, y = _finite(a), _finite(b)
+    if x.shape != y.shape:
+        raise ValueError(f"paired samples need the same units, got {x.size} and {y.size}")
+    d = np.round(x - y, 12)  # smaller is rounding, which would break ties between ranks
+    return Paired(
+        difference=float(d.mean()) if d.size else np.nan,
+        interval=interval(d, level=level, resamples=resamples, seed=seed),
+        p=float(stats.wilcoxon(d).pvalue) if d.any() else 1.0,
+        wins=float((d > 0).mean()) if d.size else np.nan,
+        n=d.size,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for being several, in the order given (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests  # brings pandas along: paid for only here
+
+    p = _finite(p_values)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("a p-value lies between 0 and 1")
+    return [float(q) for q in multipletests(p, method="holm")[1]] if p.size else []
+
+
+def summary(values: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Summary:
+    """Describe a sample; the percentiles interpolate linearly. Of no units, all but n is NaN."""
+    x = _finite(values)
+    p5, median, p95 = np.percentile(x, [5, 50, 95]) if x.size else (np.nan,) * 3
+    return Summary(
+        n=x.size,
+        mean=float(np.sort(x).mean()) if x.size else np.nan,
+        interval=interval(x, level=level, resamples=resamples, seed=seed),
+        sd=float(x.std(ddof=1)) if x.size > 1 else np.nan,
+        median=float(median),
+        p5=float(p5),
+        p95=float(p95),
+    )
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1:
+        raise ValueError(f"expected one value a unit, got an array of shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f"{(~np.isfinite(x)).sum()} of {x.size} values are not finite: decide what they mean first"
+        )
+    return x
+
+
+def _bca(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], level: float, resamples: int, seed: int
+) -> Interval:
+    """Interval of sum(sums) / sum(sizes), where the pairs are resampled together."""
+    if len(sums) < 2:
+        return Interval(np.nan, np.nan)
+    means = sums / sizes
+    if np.ptp(means) <= 1e-12 * np.abs(means).max():  # the bootstrap has no spread to correct
+        return Interval(float(means.min()), float(means.max()))
+    order = np.lexsort((sizes, sums))  # the interval must not depend on the order of the units
+    found = stats.bootstrap(
+        (sums[order], sizes[order]),
+        lambda total, size, axis: total.sum(axis) / size.sum(axis),
+        paired=True,
+        vectorized=True,
+        confidence_level=level,
+        n_resamples=resamples,
+        batch=1000,
+        method="BCa",
+        rng=seed,
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))

@@ -1,0 +1,149 @@
+"""The training loop: a generator that yields an `Epoch` after each pass.
+
+It knows neither validation nor tracking. Whoever iterates scores the model, records, keeps the best weights
+and stops early with `break`; `scores` is the caller's list of validation scores, which schedules read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bench.config import Train
+from bench.draws import Draws
+from bench.errors import BadSetting, TrainingError
+from bench.feed import Feed, autocast, logits_of
+from bench.records import Epoch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
+Schedule = Callable[[float, Sequence[float]], float]
+
+
+def train(
+    model: nn.Module,
+    feed: Feed,
+    rows: NDArray[np.int64],
+    *,
+    loss: Loss,
+    augment: Sequence[Augment],
+    schedule: Schedule,
+    settings: Train,
+    seed: int,
+    scores: Sequence[float] = (),
+    tick: Callable[[int], None] = lambda images: None,
+) -> Iterator[Epoch]:
+    """Train `model` in place on these rows of the pack, yielding after every epoch.
+
+    With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
+    its own run of the schedule. `tick(images)` is called after each step. Raises `TrainingError` on a loss that
+    is not a number, naming the slices of the batch.
+    """
+    positive = feed.pack.index["positive"].to_numpy()[rows]
+    steps = steps_per_epoch(len(rows), settings.batch_size)
+    stages = [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
+    stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
+    for first, last, rate, frozen in stages:
+        optimizer = _optimizer(_trainable(model, frozen), rate, settings)
+        length = (last - first + 1) * steps
+        behind = len(scores)
+        for epoch in range(first, last + 1):
+            _train_mode(model, frozen)
+            started = time.perf_counter()
+            losses, batches = [], _batches(rows, positive, settings, seed, epoch)
+            for step, batch in enumerate(batches, start=(epoch - first) * steps):
+                lr = rate * _warmup(step / steps, settings) * schedule(step / length, scores[behind:])
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                images, masks = feed.unit(batch)
+                draws = Draws(seed, epoch, batch.tolist(), feed.device)
+                for change in augment:
+                    images, masks = change(images, masks, draws)
+                with autocast(feed.device, settings.precision):
+                    logits = logits_of(model, feed.standard(images, batch))
+                value = loss(logits, masks)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                if settings.clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                optimizer.step()
+                losses.append(value.detach())
+                tick(len(batch))
+            values = torch.stack(losses).cpu()  # the only wait for the device in an epoch
+            if not values.isfinite().all():
+                step = int((~values.isfinite()).nonzero()[0])
+                raise TrainingError(_not_a_number(feed, batches[step], epoch, step))
+            seconds = time.perf_counter() - started
+            yield Epoch(epoch, float(values.mean()), lr, sum(map(len, batches)), seconds)
+
+
+def steps_per_epoch(slices: int, batch_size: int) -> int:
+    """Full batches only: the slices left over come first in no epoch and last in none, since each is shuffled."""
+    return max(1, slices // batch_size)
+
+
+def _batches(
+    rows: NDArray[np.int64], positive: NDArray[np.bool_], settings: Train, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """The epoch's rows in batches, shuffled; with `positive_fraction`, slices with tumour have that share."""
+    rng = np.random.default_rng((seed, epoch))
+    if settings.positive_fraction is None or not 0 < positive.sum() < len(rows):
+        order = rng.permutation(rows)
+    else:
+        # As many slices as before, so that the budget is the same; some are seen twice, some not at all.
+        wanted = round(settings.positive_fraction * len(rows))
+        parts = (_draw(rng, rows[positive], wanted), _draw(rng, rows[~positive], len(rows) - wanted))
+        order = rng.permutation(np.concatenate(parts))
+    size = min(settings.batch_size, len(order))
+    return [order[i * size : (i + 1) * size] for i in range(steps_per_epoch(len(order), size))]
+
+
+def _draw(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` rows, none used twice before all were used."""
+    rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
+    return np.concatenate(rounds)[:count] if rounds else rows[:0]
+
+
+def _warmup(epochs_done: float, settings: Train) -> float:
+    return min(1.0, (epochs_done + 1e-2) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
+
+
+def _trainable(model: nn.Module, frozen: bool) -> list[nn.Parameter]:
+    encoder = getattr(model, "encoder", None)
+    if frozen and not isinstance(encoder, nn.Module):
+        raise BadSetting("train.freeze_epochs needs a model with an encoder. Give --encoder, or leave it at 0.")
+    if isinstance(encoder, nn.Module):
+        encoder.requires_grad_(not frozen)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _train_mode(model: nn.Module, frozen: bool) -> None:
+    model.train()
+    if frozen:
+        assert isinstance(model.encoder, nn.Module)
+        model.encoder.eval()  # a frozen encoder keeps its batch statistics as well
+
+
+def _optimizer(parameters: list[nn.Parameter], lr: float, settings: Train) -> torch.optim.Optimizer:
+    decay = settings.weight_decay
+    match settings.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
+        case "adam":
+            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, nesterov=settings.momentum > 0, fused=True)
+
+
+def _not_a_number(feed: Feed, batch: NDArray[np.int64], epoch: int, step: int) -> str:
+    seen = feed.pack.index.iloc[batch]
+    names = ", ".join(f"{case} slice {number}" for case, number in zip(seen["case"], seen["slice"], strict=True))
+    return (
+        f"the loss is not a number in epoch {epoch}, step {step + 1}, on {names}. "
+        "Try a smaller train.lr, train.clip=1, or train.precision=float32."
+    )

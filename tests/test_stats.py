@@ -1,0 +1,249 @@
+"""Statistics: against SciPy, a slow truth, hand computation, and by how often the intervals are right."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import isnan, nan, sqrt
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from bench import stats
+from bench.stats import Interval
+from tests import reference
+
+SKEWED = np.random.default_rng(20).beta(6, 1, 60)
+
+
+def ends(found: Interval) -> tuple[float, float]:
+    return found.low, found.high
+
+
+def covers(found: Interval, truth: float) -> bool:
+    return found.low <= truth <= found.high
+
+
+# Intervals
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_interval_is_the_bca_interval_of_the_mean(level: float) -> None:
+    """Against the definition in plain loops, and SciPy's own call, each with draws of its own.
+
+    An end moves between sets of 4,000 resamples by about 0.0007 (1 sd) here, and is 0.03 from the mean.
+    """
+    found = ends(stats.interval(SKEWED, level=level))
+    assert found == pytest.approx(reference.bca(SKEWED.tolist(), level, 4000, seed=1), abs=0.003)
+    direct = scipy_stats.bootstrap((SKEWED,), np.mean, confidence_level=level, method="BCa", rng=2)
+    assert found == pytest.approx(tuple(direct.confidence_interval), abs=0.003)
+
+
+def test_interval_leans_towards_the_long_tail_unlike_a_symmetric_one() -> None:
+    tail = [1.0] * 40 + [0.0, 0.1, 0.3]
+    low, high = ends(stats.interval(tail))
+    assert np.mean(tail) - low > 1.3 * (high - np.mean(tail))
+
+
+def test_interval_of_the_mean_is_right_about_as_often_as_it_says() -> None:
+    """400 normal samples of n = 30. A bootstrap knows neither n - 1 nor t, so a 95% interval is expected to hold
+    the mean with probability P(|t29| < 1.96 sqrt(29/30)) = 0.936; 400 trials have a binomial sd of 0.012."""
+    expected = 2 * scipy_stats.t(29).cdf(scipy_stats.norm.ppf(0.975) * sqrt(29 / 30)) - 1
+    samples = np.random.default_rng(3).normal(0.8, 0.1, (400, 30))
+    hits = np.mean([covers(stats.interval(x, resamples=499), 0.8) for x in samples])
+    assert abs(hits - expected) < 3 * sqrt(expected * (1 - expected) / 400)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (nan, nan)),
+        ([0.7], (nan, nan)),
+        ([0.7, 0.7, 0.7], (0.7, 0.7)),
+        ([0, 0], (0, 0)),
+        ([0.3, 0.3, 0.1 + 0.2], (0.3, 0.3)),  # apart by rounding only
+        ([0.0, 1.0], (0, 1)),
+    ],
+)
+def test_interval_without_a_spread(values: list[float], expected: tuple[float, float]) -> None:
+    assert ends(stats.interval(values)) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("bad", [nan, np.inf])
+def test_what_is_not_finite_is_refused(bad: float) -> None:
+    values = [0.1, bad, 0.3]
+    for call in (
+        lambda: stats.interval(values),
+        lambda: stats.summary(values),
+        lambda: stats.clustered_interval(values, [0, 1, 2]),
+        lambda: stats.paired(values, [0.1, 0.2, 0.3]),
+        lambda: stats.paired([0.1, 0.2, 0.3], values),
+        lambda: stats.holm(values),
+    ):
+        with pytest.raises(ValueError, match="1 of 3 values are not finite"):
+            call()
+
+
+def test_more_than_one_value_a_unit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one value a unit.*\(2, 3\)"):
+        stats.interval(np.zeros((2, 3)))
+
+
+def test_the_order_of_the_units_changes_nothing_and_the_seed_decides() -> None:
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(size=(2, 25))
+    clusters, order = np.arange(25) // 3, rng.permutation(25)
+    for call in (
+        lambda o, seed: stats.interval(a[o], seed=seed),
+        lambda o, seed: stats.clustered_interval(a[o], clusters[o], seed=seed),
+        lambda o, seed: stats.paired(a[o], b[o], seed=seed).interval,
+        lambda o, seed: stats.summary(a[o], seed=seed).interval,
+    ):
+        assert ends(call(order, 4)) == pytest.approx(ends(call(np.arange(25), 4)), rel=1e-12)
+        assert call(order, 4) == call(order, 4)
+        assert call(order, 4) != call(order, 5)
+
+
+# Clusters
+
+
+def test_rows_of_one_cluster_are_one_observation() -> None:
+    """Five copies of each unit add no knowledge: the interval is that of the units, not a narrower one."""
+    units = np.random.default_rng(9).normal(size=20)
+    rows, names = np.repeat(units, 5), np.repeat([f"unit {i}" for i in range(20)], 5)
+    assert ends(stats.clustered_interval(rows, names)) == pytest.approx(ends(stats.interval(units)))
+    naive = stats.interval(rows)
+    assert naive.high - naive.low < 0.6 * (stats.interval(units).high - stats.interval(units).low)
+
+
+def test_clustered_interval_of_unequal_clusters_is_that_of_resampled_rows() -> None:
+    """Resampled the long way: draw clusters, pool their rows, average; plain percentiles, as the skew is small."""
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    values = rng.normal(size=40)[clusters] + 0.3 * rng.normal(size=clusters.size)
+    rows = [values[clusters == c] for c in range(40)]
+    means = [np.concatenate([rows[i] for i in rng.integers(0, 40, 40)]).mean() for _ in range(4000)]
+    width = np.ptp(np.percentile(means, [2.5, 97.5]))
+    expected = tuple(np.percentile(means, [2.5, 97.5]))
+    assert ends(stats.clustered_interval(values, clusters)) == pytest.approx(expected, abs=0.08 * width)
+
+
+def test_clustered_interval_covers_where_the_naive_one_does_not() -> None:
+    """150 samples of 20 clusters with 5 nearly equal rows each. By the same reckoning as above clusters are right
+    with P(|t19| < 1.96 sqrt(19/20)) = 0.929, rows with P(|t19| < 1.96 / sqrt(5)) = 0.61; sd 0.02 and 0.04."""
+    rng, clusters = np.random.default_rng(5), np.repeat(np.arange(20), 5)
+    samples = [rng.normal(size=20)[clusters] + 0.05 * rng.normal(size=100) for _ in range(150)]
+    honest = np.mean([covers(stats.clustered_interval(x, clusters, resamples=399), 0) for x in samples])
+    naive = np.mean([covers(stats.interval(x, resamples=399), 0) for x in samples])
+    assert abs(honest - 0.929) < 0.065
+    assert naive < 0.75
+
+
+def test_clusters_without_a_spread_and_of_another_length() -> None:
+    assert isnan(stats.clustered_interval([1.0, 2.0, 3.0], ["a", "a", "a"]).low)
+    assert isnan(stats.clustered_interval([], []).high)
+    assert ends(stats.clustered_interval([1, 3, 2, 1, 3], [0, 0, 1, 2, 2])) == (2, 2)
+    with pytest.raises(ValueError, match="3 values need one cluster each, got 2"):
+        stats.clustered_interval([1, 2, 3], [0, 1])
+
+
+# Pairs
+
+
+def test_paired_by_hand() -> None:
+    """Five differences, all above zero: of the 32 ways to sign the ranks one is as extreme, and its mirror."""
+    found = stats.paired([2, 4, 6, 8, 10], [1, 2, 3, 4, 5])
+    assert found.difference == 3
+    assert found.p == pytest.approx(2 / 32)
+    assert found.wins == 1
+    assert found.n == 5
+    assert found.interval == stats.interval([1, 2, 3, 4, 5])
+
+
+def test_equal_pairs_count_as_no_win_and_carry_no_rank() -> None:
+    found = stats.paired([0.5, 0.5, 0.9, 0.8, 0.7], [0.5, 0.5, 0.1, 0.2, 0.3])
+    assert found.wins == pytest.approx(3 / 5)
+    assert found.p == pytest.approx(2 / 8)
+    assert found.n == 5
+
+
+def test_wilcoxon_p_counts_the_sign_patterns_at_least_as_extreme() -> None:
+    d = [0.31, -0.12, 0.58, 0.07, -0.03, 0.44, 0.26, 0.19]
+    ranks = scipy_stats.rankdata(np.abs(d))
+    sums = [sum(r for r, up in zip(ranks, signs, strict=True) if up) for signs in product((0, 1), repeat=len(d))]
+    observed, centre = sum(r for r, x in zip(ranks, d, strict=True) if x > 0), ranks.sum() / 2
+    expected = np.mean([abs(s - centre) >= abs(observed - centre) for s in sums])
+    assert stats.paired(d, np.zeros(8)).p == pytest.approx(expected)
+
+
+def test_identical_samples_tie() -> None:
+    found = stats.paired(SKEWED, SKEWED.copy())
+    assert (found.difference, found.p, found.wins, found.n) == (0, 1, 0, 60)
+    assert ends(found.interval) == (0, 0)
+    reordered = SKEWED + 0.1 - 0.1  # the same but for rounding
+    assert (reordered != SKEWED).any()
+    assert stats.paired(SKEWED, reordered) == found
+
+
+def test_swapping_the_pair_mirrors_everything() -> None:
+    a, b = np.random.default_rng(10).beta(6, 1, (2, 40))
+    ab, ba = stats.paired(a, b), stats.paired(b, a)
+    assert ba.difference == pytest.approx(-ab.difference)
+    assert ba.p == pytest.approx(ab.p)
+    assert ba.wins == pytest.approx(1 - ab.wins)
+    assert (-ba.interval.high, -ba.interval.low) == pytest.approx(ends(ab.interval), abs=0.01)
+
+
+def test_two_equal_procedures_differ_in_few_comparisons() -> None:
+    """300 comparisons of equals: about 5% have p < 0.05; three binomial sd (0.0126) above that is the limit."""
+    rng = np.random.default_rng(11)
+    pairs = [rng.beta(6, 1, (2, 30)) for _ in range(300)]
+    found = np.mean([stats.paired(a, b, resamples=9).p < 0.05 for a, b in pairs])
+    assert 0 < found < 0.05 + 3 * 0.0126
+
+
+def test_pairs_of_unequal_length_are_refused_and_no_pairs_decide_nothing() -> None:
+    with pytest.raises(ValueError, match="same units, got 2 and 3"):
+        stats.paired([1, 2], [1, 2, 3])
+    nobody = stats.paired([], [])
+    assert (nobody.p, nobody.n) == (1, 0)
+    assert isnan(nobody.difference)
+    assert isnan(nobody.wins)
+
+
+# Several tests
+
+
+def test_holm_by_hand() -> None:
+    """0.01 * 3, then 0.03 * 2, then 0.04 * 1, which may not fall below the one before."""
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.7, 0.6]) == pytest.approx([1, 1])
+    assert stats.holm([0.2]) == pytest.approx([0.2])
+    assert stats.holm([]) == []
+
+
+def test_holm_refuses_what_is_no_p_value() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stats.holm([0.5, 1.2])
+
+
+# Summaries
+
+
+def test_summary_by_hand() -> None:
+    values = np.arange(21) / 20  # its percentiles are its members
+    found = stats.summary(values[::-1])
+    assert (found.n, found.mean, found.median) == (21, pytest.approx(0.5), pytest.approx(0.5))
+    assert (found.p5, found.p95) == (pytest.approx(0.05), pytest.approx(0.95))
+    assert found.sd == pytest.approx(sqrt(sum((v - 0.5) ** 2 for v in values) / 20))
+    assert found.interval == stats.interval(values)
+
+
+def test_summary_of_one_unit_and_of_none() -> None:
+    one = stats.summary([0.4])
+    assert (one.n, one.mean, one.median, one.p5, one.p95) == (1, 0.4, 0.4, 0.4, 0.4)
+    assert isnan(one.sd)
+    assert isnan(one.interval.low)
+    none = stats.summary([])
+    assert none.n == 0
+    assert all(isnan(v) for v in (none.mean, none.median, none.p5, none.p95, none.sd, none.interval.high))
