@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
 from bench import registry
@@ -28,7 +30,7 @@ class Best:
 
     def consider(self, model: nn.Module, score: float, epoch: int) -> bool:
         """Keep the model's weights if `score` beats all before; the first epoch is always kept."""
-        if self._weights and not score > self.score:
+        if self._weights and (math.isnan(score) or score <= self.score):  # a number beats an earlier NaN
             return False
         self.score, self.epoch = score, epoch
         self._weights = copy.deepcopy(model.state_dict())
@@ -42,15 +44,8 @@ def save_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> N
     """Write weights and description into `folder`; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for name, write in (
-        (WEIGHTS, lambda path: save_file(weights, path)),
-        (DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1))),
-    ):
-        partial = folder / f".{name}.writing"
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(folder / name)
+    _write(folder / WEIGHTS, save(weights))
+    _write(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -58,7 +53,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise StoreError(f"{folder} holds no model that can be read: {error}.") from None
     for plugin in description["config"]["plugins"]:
         registry.load_plugin(Path(plugin))
@@ -69,3 +64,12 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     model: nn.Module = entry.bind(chosen)(description["channels"])
     model.load_state_dict(weights)
     return model.eval(), description
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.writing")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,7 +16,6 @@ from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
-    from bench.tracking import Store
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -42,9 +39,12 @@ class Format(StrEnum):
 
 
 TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db.")
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."),
 ]
-Folder = Annotated[Path, typer.Argument(help="Folder in the Kaggle layout: a folder a patient, x_1.tif, x_1_mask.tif.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder in the Kaggle layout: a folder a patient, x_1.tif, x_1_mask.tif.")
+]
 Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with components of your own.")]
 
 
@@ -73,24 +73,34 @@ def run(
     model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
     weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet, or a safetensors file.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; `bench list datasets`.")] = None,
     loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`.")] = None,
     folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
     fold: Annotated[int | None, typer.Option(help="Run this fold alone, numbered from 0.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training slices.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Train at this size; scores stay on the original grid.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Train at this size; scores stay on the original grid.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
 ) -> None:
@@ -128,7 +138,9 @@ def run(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="models, encoders, losses, augmentations, metrics, datasets, schedules, splits")],
+    kind: Annotated[
+        str, typer.Argument(help="models, encoders, losses, augmentations, metrics, datasets, schedules, splits")
+    ],
     plugin: Plugin = None,
 ) -> None:
     """List what there is of one kind, one line each."""
@@ -149,7 +161,9 @@ def list_(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A component, such as unet or bce_dice.")], plugin: Plugin = None) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A component, such as unet or bce_dice.")], plugin: Plugin = None
+) -> None:
     """Show a component: what it is, its paper, its settings and their defaults."""
     from bench.registry import REGISTRIES
 
@@ -163,7 +177,9 @@ def show(name: Annotated[str, typer.Argument(help="A component, such as unet or 
             limits = "".join(f", {m}" for m in field.metadata)
             default = "required" if field.is_required() else f"= {field.default!r}"
             kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
-            typer.echo(f"  {setting:<18} {default}  ({kind or str(field.annotation).replace('typing.', '')}{limits})")
+            typer.echo(
+                f"  {setting:<18} {default}  ({kind or str(field.annotation).replace('typing.', '')}{limits})"
+            )
 
 
 @app.command()
@@ -227,7 +243,9 @@ def predict(
 
 @app.command()
 def ui(
-    host: Annotated[str, typer.Option(help="Address to listen on; the default answers this machine alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default answers this machine alone.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.")] = 5000,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -241,16 +259,18 @@ def ui(
         typer.echo(f"the store is a server already: open {store.uri}")
         return
     command, environment = ui_command(store, host, port)
-    typer.echo(f"MLflow UI on {store.uri}: http://{host}:{port} (Ctrl-C ends it; it takes some seconds to start)")
+    typer.echo(f"MLflow UI on {store.uri} (Ctrl-C ends it; it takes some seconds to start)")
+    for experiment, path in store.views().items():
+        typer.echo(f"  leaderboard of {experiment}: http://{host}:{port}{path}")
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 @data.command("check")
 def check(folder: Folder) -> None:
     """Audit a folder: every trap by file and patient. Exit code 1 when there are errors."""
-    from bench.session import audit_folder
+    from bench import inspection
 
-    if not audit_folder(folder):
+    if not inspection.check(folder):
         raise typer.Exit(1)
 
 
@@ -260,25 +280,28 @@ def describe(
     out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG) and tables (CSV).")] = None,
 ) -> None:
     """Counts, positives, institutions, tumour sizes and intensity, as tables and figures."""
-    from bench.session import describe_folder
+    from bench.inspection import show_description
 
-    describe_folder(folder, out)
+    show_description(folder, out)
 
 
 @data.command("pack")
 def pack(
-    folder: Folder, verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of the pack.")] = False
+    folder: Folder,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of the pack.")] = False,
 ) -> None:
     """Pack a folder into memory-mapped arrays; `bench run` does it by itself and finds the pack again."""
-    from bench.session import pack_folder
+    from bench.inspection import show_pack
 
-    pack_folder(folder, verify=verify)
+    show_pack(folder, verify=verify)
 
 
 @data.command("phantom")
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the phantom, such as patients=40.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the phantom, such as patients=40.")
+    ] = None,
 ) -> None:
     """Write the synthetic data set, in the same layout as the real one."""
     from bench import registry
@@ -320,7 +343,9 @@ def _plugins(paths: list[Path] | None) -> None:
 def _unknown(what: str, name: str, names: list[str]) -> NoReturn:
     from bench.errors import UnknownName, did_you_mean
 
-    raise UnknownName(f"no {what} '{name}'.{did_you_mean(name, names)} There are: {', '.join(sorted(set(names)))}.")
+    raise UnknownName(
+        f"no {what} '{name}'.{did_you_mean(name, names)} There are: {', '.join(sorted(set(names)))}."
+    )
 
 
 def _say(text: str) -> None:

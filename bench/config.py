@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -20,7 +21,10 @@ from bench.errors import BadSetting, DataError, did_you_mean
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # A run may be named 12; a rate may not be infinite.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 class Component(Settings):
@@ -150,12 +154,32 @@ class RunConfig(Settings):
 
 
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
+_CHOICES = (*_COMPONENTS, "augment")
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number and 007, 2024_1, 2024-01-31, 12:30 and off are the text they look like.
+
+    YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _pattern in (
+    ("null", "~|[Nn]ull|NULL|[Nn]one|"),
+    ("bool", "[Tt]rue|TRUE|[Ff]alse|FALSE"),
+    ("int", r"[-+]?(0|[1-9]\d*)"),
+    ("float", r"[-+]?(0|[1-9]\d*)?(\.\d*)?(?<=[\d.])([eE][-+]?\d+)?(?<!^\.)"),
+    ("merge", "<<"),
+):
+    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), None)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings, nested or dotted, as `{dotted.key: value}`."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Reader)
     except OSError:
         raise DataError(f"the settings file {path} cannot be read. Give the path of a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,38 +194,42 @@ def parse(assignment: str) -> tuple[str, Any]:
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():
         raise BadSetting(f"'{assignment}' is not of the form key=value, such as train.lr=1e-4.")
-    return key.strip(), _number(yaml.safe_load(text) if text else None)
+    try:
+        return key.strip(), yaml.load(text, _Reader)
+    except yaml.YAMLError:
+        raise BadSetting(f"the value of '{assignment}' is not YAML. Put it in quotes.") from None
 
 
-def override(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A new configuration with `{dotted.key: value}` applied and everything validated again.
+def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
+    """A new configuration with each layer of `{dotted.key: value}` applied in turn, validated again at the end.
 
-    Choosing another component drops the settings of the one before. Raises `BadSetting`.
+    Choosing another component drops the settings of the one before, those of earlier layers included.
+    Raises `BadSetting`.
     """
     tree = config.model_dump()
-    # Choices come before the settings of what was chosen, whatever the order in which they were given.
-    for key, value in sorted(changes.items(), key=lambda kv: (_is_choice(kv[0]), kv[0]), reverse=True):
-        _place(tree, key, value)
+    for layer in layers:
+        changes = {_canonical(key): value for key, value in _flatten(layer)}
+        # Choices come before the settings of what was chosen, whatever the order in which they were given.
+        for key in sorted(changes, key=lambda key: (key not in _CHOICES, key)):
+            _place(tree, key, changes[key])
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise BadSetting(_sentence(error)) from None
 
 
-def _is_choice(key: str) -> bool:
-    return key.removesuffix(".name") in (*_COMPONENTS, "augment")
+def _canonical(key: str) -> str:
+    """`model` and `model.name` are the same choice."""
+    return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    if _is_choice(key) and key != "augment":
-        chosen = value if isinstance(value, Mapping) else {"name": value}
-        parents, last = key.removesuffix(".name").split(".")[:-1], key.removesuffix(".name").split(".")[-1]
-        node = _descend(tree, parents, key)
-        same = node[last]["name"] == chosen["name"]
-        node[last] = {**(node[last] if same else {}), **chosen}
-        return
     node = _descend(tree, parents, key)
+    if key in _COMPONENTS:
+        if node[last]["name"] != value:
+            node[last] = {"name": value}
+        return
     if parents[:1] == ["augment"] and not isinstance(node, dict):
         raise BadSetting(f"'{key}': write augment.<component>.<setting>=value.")
     if parents == ["augment"] and value in (None, "none", False):
@@ -221,7 +249,8 @@ def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, An
         node = node[part]
         if not isinstance(node, dict):
             raise BadSetting(f"'{'.'.join(parents[: depth + 1])}' is a single value and has no '{key}'.")
-    return node
+    found: dict[str, Any] = node
+    return found
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -231,22 +260,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         elif isinstance(value, Mapping):
             yield f"{prefix}{key}", True if prefix == "augment." else {}
         else:
-            yield f"{prefix}{key}", _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; it is a number."""
-    if isinstance(value, str):
-        try:
-            return float(value) if any(c.isdigit() for c in value) and "_" not in value else value
-        except ValueError:
-            return value
-    return value
+            yield f"{prefix}{key}", value
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "literal", "float")))
+    key = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("function", "literal", "float"))
+    )
     if first["type"] == "extra_forbidden":
         *parents, last = key.split(".")
         model: Any = RunConfig

@@ -44,7 +44,9 @@ class Display(Watch):
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
 
     def say(self, text: str) -> None:
@@ -80,7 +82,8 @@ class Display(Watch):
 
     def scored(self, number: int, values: Mapping[str, float]) -> None:
         self._close()
-        self.say(f"fold {number}: test Dice {values.get('dice', float('nan')):.3f} over {values['patients']:.0f} patients")
+        dice, patients = values.get("dice", float("nan")), values["patients"]
+        self.say(f"fold {number}: test Dice {dice:.3f} over {patients:.0f} patients")
 
     def _close(self) -> None:
         if self._task is not None:

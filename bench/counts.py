@@ -1,31 +1,47 @@
-"""Overlap as ratios of integer pixel counts; NaN where the ratio has nothing to speak of.
+"""Overlap as ratios of integer pixel counts; NaN where the ratio has nothing to divide by, without a warning.
 
-Every function takes numbers or arrays and broadcasts: a slice's counts give slice scores, the sums over a
-stack give case scores, the sums over all cases give the globally pooled scores of published tables.
+Counts may have any shape: a slice's give slice scores, the sums over a stack case scores, and the sums over
+all cases the globally pooled scores of published tables.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+Counts: TypeAlias = NDArray[np.int64] | np.int64 | int
+Scores: TypeAlias = NDArray[np.float64]
 
 
-def dice(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
-    """2 TP / (2 TP + FP + FN) (Dice 1945)."""
-    tp, fp, fn = np.asarray(tp), np.asarray(fp), np.asarray(fn)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+def share(part: Counts, whole: Counts) -> Scores:
+    """part / whole, elementwise; NaN where `whole` is zero."""
+    part, whole = np.broadcast_arrays(part, whole)
+    scores = np.full(whole.shape, np.nan)
+    np.divide(part, whole, out=scores, where=whole != 0)
+    return scores
 
 
-def iou(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> NDArray[np.float64]:
-    """TP / (TP + FP + FN) (Jaccard 1901)."""
-    return _ratio(tp, np.asarray(tp) + np.asarray(fp) + np.asarray(fn))
+def dice_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
+    return share(2 * tp, 2 * tp + fp + fn)
 
 
-def share(part: ArrayLike, rest: ArrayLike) -> NDArray[np.float64]:
-    """part / (part + rest): precision of (TP, FP), recall of (TP, FN), specificity of (TN, FP)."""
-    return _ratio(part, np.asarray(part) + np.asarray(rest))
+def iou_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
+    return share(tp, tp + fp + fn)
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
-    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=whole > 0)
+def precision_of(tp: Counts, fp: Counts) -> Scores:
+    return share(tp, tp + fp)
+
+
+def recall_of(tp: Counts, fn: Counts) -> Scores:
+    return share(tp, tp + fn)
+
+
+def specificity_of(tn: Counts, fp: Counts) -> Scores:
+    return share(tn, tn + fp)
+
+
+def accuracy_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Scores:
+    return share(tp + tn, tp + fp + fn + tn)

@@ -19,7 +19,9 @@ class Draws:
     def __init__(self, seed: int, epoch: int, slices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = device
         self.generators = [
-            np.random.Generator(np.random.Philox(key=[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)]))
+            np.random.Generator(
+                np.random.Philox(key=[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)])
+            )
             for s in slices
         ]
 

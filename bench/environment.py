@@ -40,8 +40,12 @@ def git_commit() -> str | None:
     """The commit of the code that runs, with '-dirty' when files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        changed = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True, check=False)
+        head = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        changed = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True, check=False
+        )
     except OSError:  # no git on this machine
         return None
     if head.returncode != 0:

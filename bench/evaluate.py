@@ -75,7 +75,7 @@ def score_case(case: str, numbers: Sequence[int], stack: Stack, metrics: Mapping
                 "fp": stack.fp,
                 "fn": stack.fn,
                 "tn": stack.tn,
-                "dice": counts.dice(stack.tp, stack.fp, stack.fn),
+                "dice": counts.dice_of(stack.tp, stack.fp, stack.fn),
             }
         ),
     )
@@ -87,10 +87,10 @@ def choose_threshold(pairs: Iterable[Stack]) -> float:
     Of equally good thresholds, the one nearest to 0.5.
     """
     curves = [_dice_curve(stack) for stack in pairs]
-    defined = [c for c in curves if not np.isnan(c).all()]
-    if not defined:
+    # A patient with tumour has a Dice at every threshold; without any such patient there is nothing to choose by.
+    if all(np.isnan(curve).any() for curve in curves):
         return 0.5
-    mean = np.nanmean(defined, axis=0)
+    mean = np.nanmean(curves, axis=0)
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
     return float(THRESHOLDS[best[np.abs(THRESHOLDS[best] - 0.5).argmin()]])
 
@@ -103,4 +103,4 @@ def _dice_curve(stack: Stack) -> NDArray[np.float64]:
     outside = np.bincount(bins[~stack.truth], minlength=100)
     tp = inside[::-1].cumsum()[::-1][1:]
     fp = outside[::-1].cumsum()[::-1][1:]
-    return counts.dice(tp, fp, stack.truth.sum() - tp)
+    return counts.dice_of(tp, fp, stack.truth.sum() - tp)

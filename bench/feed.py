@@ -45,7 +45,7 @@ def levels(histograms: NDArray[np.uint32], cases: Sequence[str], normalise: str)
     if normalise == "imagenet":
         if shape[1] != 3:
             raise BadSetting(f"input.normalise = imagenet needs 3 channels, not {shape[1]}. Use patient or image.")
-        mean, deviation = (np.tile(np.float32(v), (shape[0], 1)) for v in IMAGENET)
+        mean, deviation = (np.tile(np.array(v, np.float32), (shape[0], 1)) for v in IMAGENET)
         return Levels(np.zeros(shape, np.float32), np.full(shape, 255, np.float32), mean, deviation)
     _, group = np.unique(cases, return_inverse=True) if normalise == "patient" else (None, np.arange(shape[0]))
     pooled = np.zeros((group.max() + 1, shape[1], 256))
@@ -70,7 +70,8 @@ def channel_numbers(available: Sequence[str], wanted: str | Sequence[str]) -> li
     for name in names:
         if name not in available:
             raise BadSetting(
-                f"no channel '{name}' here; there are {', '.join(available)}, or all.{did_you_mean(name, available)}"
+                f"no channel '{name}' here; there are {', '.join(available)}, or all."
+                + did_you_mean(name, available)
             )
     return [list(available).index(name) for name in names]
 

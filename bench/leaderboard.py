@@ -101,12 +101,12 @@ def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, f
             values |= {"dice_low": ends.low, "dice_high": ends.high}
     tp, fp, fn, tn = (int(cases[c].sum()) for c in COUNTS)
     pooled = {
-        "dice": counts.dice(tp, fp, fn),
-        "iou": counts.iou(tp, fp, fn),
-        "precision": counts.share(tp, fp),
-        "recall": counts.share(tp, fn),
-        "specificity": counts.share(tn, fp),
-        "accuracy": counts.share(tp + tn, fp + fn),
+        "dice": counts.dice_of(tp, fp, fn),
+        "iou": counts.iou_of(tp, fp, fn),
+        "precision": counts.precision_of(tp, fp),
+        "recall": counts.recall_of(tp, fn),
+        "specificity": counts.specificity_of(tn, fp),
+        "accuracy": counts.accuracy_of(tp, fp, fn, tn),
     }
     return values | {f"{name}_global": float(value) for name, value in pooled.items()}
 
@@ -118,7 +118,9 @@ def boards(records: Sequence[RunRecord], *, sort: str = "dice") -> list[Board]:
     """
     sortable = [name for name, kind in Row.__annotations__.items() if kind in ("float", "int") and name != "rank"]
     if sort not in sortable:
-        raise UnknownName(f"cannot sort by '{sort}'; there are {', '.join(sortable)}.{did_you_mean(sort, sortable)}")
+        raise UnknownName(
+            f"cannot sort by '{sort}'; there are {', '.join(sortable)}.{did_you_mean(sort, sortable)}"
+        )
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(_comparable(record), []).append(record)
@@ -126,7 +128,9 @@ def boards(records: Sequence[RunRecord], *, sort: str = "dice") -> list[Board]:
     for group in groups.values():
         ordered = sorted((_row(r) for r in group), key=lambda row: (_badness(row, sort), row.name, row.run_id))
         badness = [_badness(row, sort) for row in ordered]
-        ranked = [Row(**{**row.__dict__, "rank": badness.index(b) + 1}) for row, b in zip(ordered, badness, strict=True)]
+        ranked = [
+            Row(**{**row.__dict__, "rank": badness.index(b) + 1}) for row, b in zip(ordered, badness, strict=True)
+        ]
         tags = group[0].tags
         made.append(
             Board(
@@ -150,7 +154,15 @@ def _badness(row: Row, sort: str) -> float:
     value = float(getattr(row, sort))
     if math.isnan(value):
         return math.inf
-    lower_is_better = sort in ("hd95", "missed_slices", "under_half", "parameters", "wall_seconds", "epochs", "images")
+    lower_is_better = sort in (
+        "hd95",
+        "missed_slices",
+        "under_half",
+        "parameters",
+        "wall_seconds",
+        "epochs",
+        "images",
+    )
     return value if lower_is_better else -value
 
 
@@ -192,4 +204,4 @@ def _said(value: str | None) -> str:
 
 
 def _is_count(name: str) -> bool:
-    return name in registry.metric and bool(registry.metric[name].facts.get("count"))
+    return name in registry.metric and registry.metric[name].facts.get("unit") == "slices"

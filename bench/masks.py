@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +35,6 @@ def load_masks(path: Path) -> tuple[pd.DataFrame, Mask]:
             count, height, width = file["shape"]
             bits = np.unpackbits(file["bits"], axis=1, count=height * width)
             index = pd.DataFrame({"case": file["case"], "slice": file["slice"]})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StoreError(f"{path} holds no masks that can be read: {error}.") from None
     return index, bits.reshape(count, height, width).astype(bool)

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from bench.errors import DataError
 
@@ -103,17 +104,15 @@ def cache_folder() -> Path:
 
 def open_pack(folder: Path, *, verify: bool = False) -> Pack:
     """Open a pack; with `verify`, compare the SHA-256 of every file. Raises `DataError`."""
+    said = _read_manifest(folder)
+    if said.get("format") != FORMAT:
+        raise DataError(f"the pack {folder} was written by another version. Remove it and it is made again.")
     try:
-        content = json.loads((folder / "manifest.json").read_text())
-        if content.get("format") != FORMAT:
-            raise DataError(f"the pack {folder} was written by another version. Remove it and it is made again.")
-        manifest = Manifest(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        )
+        manifest = TypeAdapter(Manifest).validate_python(said)
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "histograms")]
         index = pd.read_csv(folder / "index.csv", dtype={"case": str, "institution": str}, keep_default_na=False)
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise DataError(f"the pack {folder} is damaged ({error}). Remove it and it is made again.") from None
+        raise _damaged(folder, error) from None
     if verify and (wrong := [n for n, digest in manifest.sha256.items() if _sha256(folder / n) != digest]):
         raise DataError(f"the pack {folder} has changed since it was written: {', '.join(wrong)}. Remove it.")
     images, masks, histograms = arrays
@@ -137,11 +136,11 @@ def packed(
     cache.mkdir(parents=True, exist_ok=True)
     stamp = _stamp(source)
     with FileLock(cache / ".lock"):
-        for manifest in sorted(cache.glob("*/manifest.json")):
-            if json.loads(manifest.read_text()).get("stamp") == stamp:
-                return open_pack(manifest.parent)
         for leftover in cache.glob(".writing-*"):
             shutil.rmtree(leftover)
+        for folder in sorted(f.parent for f in cache.glob("*/manifest.json")):
+            if _read_manifest(folder).get("stamp") == stamp:
+                return open_pack(folder)
         writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=cache))
         try:
             manifest_of = _write(source, writing, stamp, tick)
@@ -152,6 +151,19 @@ def packed(
         finally:
             shutil.rmtree(writing, ignore_errors=True)
     return open_pack(folder)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    return said
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    why = " ".join(str(error).split())
+    return DataError(f"the pack {folder} is damaged ({why}). Remove it and it is made again.")
 
 
 def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], None]) -> Manifest:
@@ -176,7 +188,8 @@ def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], 
         digest.update(image.tobytes() + mask.tobytes())
         tick(row + 1, count)
     pixels = masks.sum((1, 2), dtype=np.int64)
-    images.flush(), masks.flush()
+    images.flush()
+    masks.flush()
     np.save(folder / "histograms.npy", histograms)
     pd.DataFrame(
         {
@@ -224,12 +237,19 @@ def transient(images: Pixels, channels: tuple[str, ...], masks: Pixels | None = 
     """A pack of one case that lives in memory: slices (S, H, W, C) to predict on."""
     count = len(images)
     histograms = np.array(
-        [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(images.shape[-1])] for i in images], np.uint32
+        [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(images.shape[-1])] for i in images],
+        np.uint32,
     )
     masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
     pixels = masks.sum((1, 2), dtype=np.int64)
     index = pd.DataFrame(
-        {"case": case, "slice": range(1, count + 1), "institution": "unknown", "positive": pixels > 0, "pixels": pixels}
+        {
+            "case": case,
+            "slice": range(1, count + 1),
+            "institution": "unknown",
+            "positive": pixels > 0,
+            "pixels": pixels,
+        }
     )
     manifest = Manifest("transient", "memory", False, channels, "", (), "", {})
     return Pack(Path(), manifest, images, masks, histograms, index)

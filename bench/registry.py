@@ -89,7 +89,8 @@ class Entry:
         if first["type"] == "missing":
             return f"{self.kind} '{self.name}' needs the setting '{setting}'."
         reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."
+        reason = reason[:1].lower() + reason[1:]
+        return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason}."
 
 
 class Registry:
@@ -177,4 +178,8 @@ def load_plugin(path: Path) -> None:
     if spec is None or spec.loader is None:
         raise UnknownName(f"the plugin file {path} is no Python file; its name must end in .py.")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # or the next attempt would find half a plugin and say nothing
+        raise

@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from bench.leaderboard import Board, Row
 from bench.masks import Mask
@@ -44,18 +46,18 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str], bool], ...] = (
     ("id", lambda r: r.run_id[:8], False),
 )
 LEGEND = (
-    "Dice: mean over patients, out of fold; <0.5: patients under it; missed: slices with tumour and no prediction; "
+    "Dice: mean over patients, out of fold; <0.5: patients under it; missed: tumour slices without a prediction; "
     "HD95: 2D, a missed slice counts the image diagonal; pos. slices: Dice on slices with tumour."
 )
 
 
 def board_table(board: Board) -> Table:
     """A board for the terminal."""
-    table = Table(title=board.title, title_justify="left", caption=LEGEND, caption_justify="left")
+    table = Table(title=Text(_plain(board.title), "table.title"), title_justify="left", caption=LEGEND, caption_justify="left")
     for heading, _, number in COLUMNS:
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in board.rows:
-        table.add_row(*(_plain(cell(row)).replace("[", "\\[") for _, cell, _ in COLUMNS))
+        table.add_row(*(Text(_plain(cell(row))) for _, cell, _ in COLUMNS))
     return table
 
 
@@ -66,7 +68,7 @@ def board_markdown(boards: Sequence[Board]) -> str:
         rule = "|".join("---:" if number else "---" for _, _, number in COLUMNS)
         rows = ["| " + " | ".join(_escaped(cell(row)) for _, cell, _ in COLUMNS) + " |" for row in board.rows]
         head = "| " + " | ".join(heading for heading, _, _ in COLUMNS) + " |"
-        parts.append("\n".join((f"**{board.title}**", "", head, f"|{rule}|", *rows)))
+        parts.append("\n".join((f"**{_escaped(board.title)}**", "", head, f"|{rule}|", *rows)))
     return "\n\n".join((*parts, LEGEND)) + "\n" if parts else ""
 
 
@@ -81,7 +83,9 @@ def board_csv(boards: Sequence[Board]) -> str:
 
 def board_json(boards: Sequence[Board]) -> str:
     """Boards with their rows at full precision; what is not defined is null."""
-    plain = [asdict(b) | {"rows": [{k: _defined(v) for k, v in asdict(r).items()} for r in b.rows]} for b in boards]
+    plain = [
+        asdict(b) | {"rows": [{k: _defined(v) for k, v in asdict(r).items()} for r in b.rows]} for b in boards
+    ]
     return json.dumps(plain, indent=1, allow_nan=False)
 
 
@@ -90,7 +94,9 @@ def curves(history: pd.DataFrame, primary: str) -> NDArray[np.uint8]:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _line(left, history["epoch"], history["train/loss"], "training loss", "#4059ad")
-    _line(right, history["epoch"], history[f"val/{primary}"], f"validation {primary} (mean over patients)", "#d1495b")
+    _line(
+        right, history["epoch"], history[f"val/{primary}"], f"validation {primary} (mean over patients)", "#d1495b"
+    )
     return _pixels(figure)
 
 
@@ -137,9 +143,14 @@ def overlay(pack: Pack, case: str, prediction: Mask, title: str, *, count: int =
 def outline(axis: Axes, image: NDArray[np.uint8], bright: float, truth: Mask | None, prediction: Mask) -> None:
     """Draw one slice with the outlines of its masks."""
     axis.imshow(image, cmap="gray", vmin=0, vmax=max(bright, 1), interpolation="nearest")
+    limits = axis.axis()
+    height, width = image.shape
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask is not None and mask.any():
-            axis.contour(np.pad(mask, 1)[1:-1, 1:-1], [0.5], colors=colour, linewidths=1.4)
+            # Padded, so that the outline of a mask at the border is closed along it.
+            grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
+            axis.contour(*grid, np.pad(mask, 1), [0.5], colors=colour, linewidths=1.4)
+    axis.axis(limits)
     axis.set_axis_off()
 
 
@@ -178,15 +189,15 @@ def _line(axis: Axes, x: pd.Series[int], y: pd.Series[float], title: str, colour
     axis.plot(x, y, color=colour, marker="o" if len(x) < 12 else None, markersize=3)
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def _pixels(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
 
 
 def _decimal(value: float, digits: int = 3) -> str:
@@ -210,6 +221,6 @@ def _escaped(text: str) -> str:
 
 def _cell(value: object) -> object:
     """Text that a spreadsheet would run as a formula is quoted."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"
     return value

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Recipe:
 
     def model(self, seed: int) -> nn.Module:
         """A fresh model on the device, initialised from `seed`."""
-        return _build(self.config, self.channels, seed).to(self.device, memory_format=torch.channels_last)
+        return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
 
     def images_per_fold(self, fold: Fold) -> int:
         """Training images of one fold at full length."""
@@ -95,7 +95,9 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     metrics = {name: registry.metric[name].bind({}) for name in names}
     higher = registry.metric[config.evaluate.primary].facts.get("higher")
     if higher is None:
-        raise BadSetting(f"'{config.evaluate.primary}' is neither better high nor low. Choose evaluate.primary=dice.")
+        raise BadSetting(
+            f"'{config.evaluate.primary}' is neither better high nor low. Choose evaluate.primary=dice."
+        )
     device = find_device(config.device)
     source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
     pack = packed(source, tick=watch.packing)
@@ -119,7 +121,9 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     _check_training(recipe)
     built = _build(config, recipe.channels, config.seed)
     if config.train.freeze_epochs and not hasattr(built, "encoder"):
-        raise BadSetting(f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder.")
+        raise BadSetting(
+            f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
+        )
     return Recipe(**{**recipe.__dict__, "parameters": sum(p.numel() for p in built.parameters())})
 
 
@@ -169,7 +173,8 @@ def run_fold(
     _prepare(settings.deterministic, seed)
     feed = Feed(recipe.pack, config.input, recipe.device)
     model = recipe.model(seed)
-    best, history = Best(), []
+    best = Best()
+    history: list[dict[str, Any]] = []
     scores: list[float] = []
     memory = 0
     watch.fold(fold.number, len(recipe.folds), recipe.images_per_fold(fold))
@@ -241,7 +246,14 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     rows = recipe.pack.rows(recipe.folds[0].train)[: settings.batch_size]
     once = settings.model_copy(update={"epochs": 2, "batch_size": len(rows), "freeze_epochs": 0})
     loop = train(
-        model, feed, rows, loss=recipe.loss, augment=recipe.augment, schedule=recipe.schedule, settings=once, seed=0
+        model,
+        feed,
+        rows,
+        loss=recipe.loss,
+        augment=recipe.augment,
+        schedule=recipe.schedule,
+        settings=once,
+        seed=0,
     )
     per_image = [epoch.seconds / epoch.images for epoch in loop][-1]  # the first one warms up
     started = time.perf_counter()
@@ -277,7 +289,12 @@ def seed_of(*parts: object) -> int:
 
 
 def _score(
-    recipe: Recipe, feed: Feed, model: nn.Module, cases: frozenset[str], metrics: Mapping[str, Metric], threshold: float
+    recipe: Recipe,
+    feed: Feed,
+    model: nn.Module,
+    cases: frozenset[str],
+    metrics: Mapping[str, Metric],
+    threshold: float,
 ) -> Iterator[tuple[CaseScore, Mask]]:
     numbers = recipe.pack.index["slice"].to_numpy()
     evaluate = recipe.config.evaluate
@@ -335,8 +352,9 @@ def _record_fold(
         save_masks(Path(folder) / "masks.npz", predictions, numbers)
         recorder.files(Path(folder), "masks")
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), model, describe_model(recipe, result))
-        recorder.model(Path(folder), recipe.pack.images[:2])
+        saved = Path(folder) / "segmenter"
+        save_model(saved, model, describe_model(recipe, result))
+        recorder.model(saved, recipe.pack.images.shape[-1])
 
 
 def describe_model(recipe: Recipe, result: FoldResult) -> dict[str, Any]:
@@ -367,13 +385,17 @@ def _check_training(recipe: Recipe) -> None:
         raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
     smallest = registry.model[config.model.name].facts.get("smallest_batch", 1)
     if config.train.batch_size < smallest:
-        raise BadSetting(f"the model '{config.model.name}' needs a batch of at least {smallest}. Give --batch-size.")
+        raise BadSetting(
+            f"the model '{config.model.name}' needs a batch of at least {smallest}. Give --batch-size."
+        )
 
 
 def _prepare(deterministic: bool, seed: int) -> None:
     torch.manual_seed(seed)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS refuses to be deterministic
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # without it, cuBLAS refuses to be deterministic
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 

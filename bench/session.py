@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ import pandas as pd
 import tifffile
 
 from bench import registry
-from bench.config import Component, RunConfig
+from bench.config import RunConfig
 from bench.console import Display, console
 from bench.datasets.images import find_images, read_slice
 from bench.environment import environment
-from bench.errors import BadSetting, BenchError, DataError
+from bench.errors import DataError
 from bench.evaluate import score_case
 from bench.leaderboard import CONVENTION, boards, summarise
 from bench.pack import Pack, Source, packed
@@ -26,14 +24,18 @@ from bench.records import Stack
 from bench.report import board_table, duration, model_card, side_by_side
 from bench.runner import Recipe, cross_validate, estimate_seconds, find_device, resolve
 from bench.serving import Segmenter
-from bench.splits import lonely_institutions
 from bench.tracking import EVALUATION, connect, find_run, model_folders, open_run, parent_of, patients_of, records
 
 SYNTHETIC = "SYNTHETIC DATA: these are drawn phantoms, not patients. No score here says anything about real scans."
 
 
 def execute(
-    config: RunConfig, *, only: int | None = None, uri: str | None = None, quiet: bool = False, verbose: bool = False
+    config: RunConfig,
+    *,
+    only: int | None = None,
+    uri: str | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> str:
     """Run one configuration, log it, print the board it stands on. Gives the run's id."""
     store = connect(uri)
@@ -49,7 +51,9 @@ def execute(
                 recorder.tags({"mlflow.source.git.commit": facts["git_commit"].removesuffix("-dirty")})
             recorder.data(manifest.dataset, manifest.key, _profile(recipe.pack))
             results = cross_validate(recipe, recorder, only=only, watch=display)
-            values = summarise(pd.DataFrame([{"case": s.case, **s.values, **s.counts} for r in results for s in r.scores]))
+            values = summarise(
+                pd.DataFrame([{"case": s.case, **s.values, **s.counts} for r in results for s in r.scores])
+            )
             recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), values)})
     finished = records(store)
     board = next(b for b in boards(finished) if any(row.run_id == recorder.run_id for row in b.rows))
@@ -122,7 +126,13 @@ def evaluate_external(
         title = f"{found.info.run_name} on {folder.resolve().name}"
         experiment = store.client.get_experiment(found.info.experiment_id).name
         with open_run(store, title, experiment, tags) as recorder:
-            recorder.settings({"evaluate.run": found.info.run_id, "evaluate.threshold": chosen, "evaluate.models": len(segmenter.models)})
+            recorder.settings(
+                {
+                    "evaluate.run": found.info.run_id,
+                    "evaluate.threshold": chosen,
+                    "evaluate.models": len(segmenter.models),
+                }
+            )
             recorder.data(pack.manifest.dataset, pack.manifest.key, _profile(pack))
             recorder.metrics(values)
             recorder.table("cases", cases)
@@ -131,8 +141,8 @@ def evaluate_external(
     console().print(
         f"{title}: {models}, threshold {chosen:.2f}, {len(cases)} patients\n"
         f"Dice {values['dice']:.3f} (95% interval {values['dice_low']:.3f} to {values['dice_high']:.3f}), "
-        f"median {values['dice_median']:.3f}, HD95 {values['hd95']:.1f} px, missed slices {values['missed_slices']:.0f}, "
-        f"pooled over all pixels {values['dice_global']:.3f}",
+        f"median {values['dice_median']:.3f}, HD95 {values['hd95']:.1f} px, "
+        f"missed slices {values['missed_slices']:.0f}, pooled over all pixels {values['dice_global']:.3f}",
         markup=False,
     )
     return recorder.run_id
@@ -166,11 +176,16 @@ def predict_folder(
             for file, image, probability in zip(files, images, segmenter.predict(images), strict=True):
                 mask = probability >= chosen
                 positive += bool(mask.any())
-                tifffile.imwrite(target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack")
+                tifffile.imwrite(
+                    target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack"
+                )
                 pixels = side_by_side(image[..., flair], mask)
                 cv2.imwrite(str(target / f"{file.stem}_overlay.png"), pixels[..., ::-1])
                 display.bar(done := done + 1, of, "predicting", "images")
-    console().print(f"{of} masks and overlays are in {out}; {positive} images show tumour at threshold {chosen:.2f}", markup=False)
+    console().print(
+        f"{of} masks and overlays are in {out}; {positive} images show tumour at threshold {chosen:.2f}",
+        markup=False,
+    )
 
 
 def _fit(segmenter: Segmenter, pack: Pack) -> None:
@@ -187,12 +202,10 @@ def _announce(recipe: Recipe, display: Display) -> None:
         display.say(SYNTHETIC)
     for note in manifest.notes:
         display.say(f"note: {note}")
-    for name in lonely_institutions(index):
-        display.say(f"note: institution {name} has one patient; no split can balance it.")
     display.say(
         f"{recipe.config.title}: {len(recipe.pack.cases)} patients, {len(index)} slices "
-        f"({index['positive'].mean():.0%} with tumour), {len(recipe.folds)} folds, {recipe.parameters / 1e6:.1f} M "
-        f"parameters, on {recipe.device}"
+        f"({index['positive'].mean():.0%} with tumour), {len(recipe.folds)} folds, "
+        f"{recipe.parameters / 1e6:.1f} M parameters, on {recipe.device}"
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -20,7 +19,7 @@ from pydantic import Field
 from bench.errors import DataError, LeakageError
 from bench.registry import split
 
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=0.5)]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ def patients(
 ) -> list[Fold]:
     """Grouped k-fold over patients, balanced by the share of slices with tumour (StratifiedGroupKFold).
 
-    `validation` is the share of the patients outside the test set that choose; every patient is tested once.
+    `validation` is the share of the patients outside the test set that choose, rounded to one part in k; every patient
+    is tested once.
     """
     cases = index["case"].unique()
     if len(cases) < max(folds, 3):
@@ -71,7 +71,9 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0)
     for number, name in enumerate(names):
         inside = index["institution"] == name
         if index.loc[~inside, "case"].nunique() < 2:
-            raise DataError(f"without institution {name}, fewer than two patients are left. Use --set split=patients.")
+            raise DataError(
+                f"without institution {name}, fewer than two patients are left. Use --set split=patients."
+            )
         train, val = _choosers(index[~inside], validation, seed)
         made.append(Fold(number, train, val, frozenset(index.loc[inside, "case"])))
     return made
@@ -97,12 +99,6 @@ def split_table(index: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def lonely_institutions(index: pd.DataFrame) -> list[str]:
-    """Institutions with a single patient: no split can put them on two sides."""
-    count = Counter(index.groupby("case")["institution"].first())
-    return sorted(name for name, patients_there in count.items() if patients_there == 1)
-
-
 def _stratified(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -114,7 +110,9 @@ def _stratified(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[np.nda
 
 def _choosers(rest: pd.DataFrame, share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     """Training and validation patients out of the rest, balanced like the folds."""
-    parts = min(max(2, round(1 / share)), rest["case"].nunique())
+    if rest["case"].nunique() < 2:
+        raise DataError("a fold leaves a single patient, but one must train and another choose. Add patients.")
+    parts = min(round(1 / share), rest["case"].nunique())
     train, val = _stratified(rest, parts, seed)[0]
     return frozenset(rest["case"].iloc[train]), frozenset(rest["case"].iloc[val])
 

@@ -71,7 +71,8 @@ def clustered_interval(
     if cluster.shape != x.shape:
         raise ValueError(f"{x.size} values need one cluster each, got {cluster.size}")
     sizes = np.bincount(cluster, minlength=len(names)).astype(np.float64)
-    sums = np.bincount(cluster, weights=x, minlength=len(names)).astype(np.float64)
+    rising = np.argsort(x)  # added up in one order, so that not even rounding depends on the order of the rows
+    sums = np.bincount(cluster[rising], weights=x[rising], minlength=len(names)).astype(np.float64)
     return _bca(sums, sizes, level, resamples, seed)
 
 

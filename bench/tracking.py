@@ -8,6 +8,7 @@ adopted as the parent.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import socket
@@ -15,6 +16,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from bench.errors import StoreError, UnknownName, did_you_mean
 from bench.records import RunRecord
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow import MlflowClient
@@ -49,8 +52,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
+
 PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"  # values of the tag bench.kind
 PARAM_LIMIT = 6000
+VIEW = "leaderboard"
+VIEW_COLUMNS = (
+    *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
+    *(f"metrics.`{m}`" for m in ("dice", "dice_low", "dice_high", "dice_median", "dice_positive_slices")),
+    *(f"metrics.`{m}`" for m in ("hd95", "missed_slices", "cost/parameters", "cost/wall_seconds")),
+)
 
 
 def store_uri(given: str | None = None) -> str:
@@ -73,12 +84,22 @@ class Store:
                 self.client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         try:
-            return str(self.client.create_experiment(name, artifact_location=self._artifacts(name)))
+            made = str(self.client.create_experiment(name, artifact_location=self._artifacts(name)))
         except MlflowException:  # another process was faster
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise
             return str(found.experiment_id)
+        self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
+        return made
+
+    def views(self) -> dict[str, str]:
+        """`{experiment: path of its leaderboard in MLflow's UI}`."""
+        return {
+            e.name: f"/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+            for e in self.client.search_experiments()
+            if f"mlflow.sharedViewState.{VIEW}" in e.tags
+        }
 
     def _artifacts(self, name: str) -> str | None:
         path = _sqlite_path(self.uri)
@@ -104,7 +125,9 @@ def connect(uri: str | None = None) -> Store:
             client = _client(uri)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise StoreError(f"the tracking store {uri} cannot be used: {reason} Give another --tracking-uri.") from error
+        raise StoreError(
+            f"the tracking store {uri} cannot be used: {reason} Give another --tracking-uri."
+        ) from error
     return Store(uri, client)
 
 
@@ -138,21 +161,25 @@ class MlflowRecorder:
     def files(self, folder: Path, into: str) -> None:
         self.client.log_artifacts(self.run_id, str(folder), into)
 
-    def model(self, folder: Path, example: NDArray[np.uint8]) -> None:
+    def model(self, folder: Path, channels: int) -> None:
         """Log weights and description as one MLflow model, which loads through the registry without unpickling."""
-        pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, example.shape[-1]))
+        pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
         probabilities = TensorSpec(np.dtype(np.float32), (-1, -1, -1))
         logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
         with tempfile.TemporaryDirectory() as workspace:
             target = Path(workspace) / "model"
-            mlflow.pyfunc.save_model(
-                path=str(target),
-                loader_module="bench.serving",
-                data_path=str(folder),
-                mlflow_model=mlflow.models.Model(model_id=logged.model_id),
-                signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-                pip_requirements=["medseg-bench"],
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", ".*input example was not provided", UserWarning
+                )  # the signature says it
+                mlflow.pyfunc.save_model(
+                    path=str(target),
+                    loader_module="bench.serving",
+                    data_path=str(folder),
+                    mlflow_model=mlflow.models.Model(model_id=logged.model_id),
+                    signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+                    pip_requirements=["medseg-bench"],
+                )
             self.client.log_model_artifacts(logged.model_id, str(target))
         self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -238,7 +265,9 @@ def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None
         outputs = owner.outputs.model_outputs if owner.outputs else []
         if outputs:
             uri = f"models:/{outputs[0].model_id}"
-            local = mlflow.artifacts.download_artifacts(uri, dst_path=str(into / str(number)), tracking_uri=store.uri)
+            local = mlflow.artifacts.download_artifacts(
+                uri, dst_path=str(into / str(number)), tracking_uri=store.uri
+            )
             folders.append(next(Path(local).rglob("model.json")).parent)
     if not folders:
         which = "" if fold is None else f" of fold {fold}"
@@ -275,6 +304,28 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
             f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "
             "Delete the run in the UI, or put its artifacts back."
         ) from error
+
+
+def _leaderboard_view() -> str:
+    """MLflow's UI shows no metric columns by itself: a saved view with ours, ranked, folds left out.
+
+    The format is not documented; this is what the UI of 3.17 writes when a view is saved by hand.
+    """
+    state = {
+        "searchFilter": f"tags.`bench.kind` = '{PARENT}'",
+        "orderByKey": "metrics.`dice`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(VIEW_COLUMNS),
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+    }
+    now = int(time.time() * 1000)
+    return json.dumps({"name": "Leaderboard", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
 def _record(store: Store, run: Run) -> RunRecord:
@@ -327,9 +378,9 @@ def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
     """CPU, memory and GPU load of the whole run, every ten seconds."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(recorder.run_id, tracking_uri=recorder.store.uri)
-    monitor.start()
+    monitor = SystemMetricsMonitor(recorder.run_id, tracking_uri=recorder.store.uri)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        monitor.finish()
+        monitor.finish()  # type: ignore[no-untyped-call]

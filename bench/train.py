@@ -46,7 +46,9 @@ def train(
     """
     positive = feed.pack.index["positive"].to_numpy()[rows]
     steps = steps_per_epoch(len(rows), settings.batch_size)
-    stages = [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
+    stages = (
+        [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
+    )
     stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
     for first, last, rate, frozen in stages:
         optimizer = _optimizer(_trainable(model, frozen), rate, settings)
@@ -130,14 +132,14 @@ def _train_mode(model: nn.Module, frozen: bool) -> None:
 
 
 def _optimizer(parameters: list[nn.Parameter], lr: float, settings: Train) -> torch.optim.Optimizer:
-    decay = settings.weight_decay
+    decay, momentum = settings.weight_decay, settings.momentum
     match settings.optimizer:
         case "adamw":
             return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
         case "adam":
             return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, nesterov=settings.momentum > 0, fused=True)
+            return torch.optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True)
 
 
 def _not_a_number(feed: Feed, batch: NDArray[np.int64], epoch: int, step: int) -> str:

@@ -24,7 +24,10 @@ def find_images(path: Path) -> dict[Path, list[Path]]:
     found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.stem.endswith("_mask")]
     if not found:
         raise DataError(f"{path} holds no images. They end in {', '.join(SUFFIXES)}.")
-    return {folder: sorted((p for p in found if p.parent == folder), key=_number) for folder in sorted({p.parent for p in found})}
+    return {
+        folder: sorted((p for p in found if p.parent == folder), key=_number)
+        for folder in sorted({p.parent for p in found})
+    }
 
 
 def read_slice(path: Path, channels: int) -> Pixels:

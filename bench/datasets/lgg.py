@@ -78,7 +78,7 @@ def _refuse(tree: Tree) -> None:
 def _notes(tree: Tree) -> Iterable[str]:
     if tree.copies:
         above = sorted({str(copy.folder.parent) for copies in tree.copies.values() for copy in copies})
-        yield f"{len(tree.copies)} patient(s) are there more than once; the copies in {listing(above)} were left out."
+        yield f"{len(tree.copies)} patient(s) are there twice; the copies in {listing(above)} were left out."
     for case, scan in tree.scans.items():
         if scan.gaps:
             yield f"{case} lacks slice(s) {listing(scan.gaps)}."

@@ -1,4 +1,4 @@
-"""The Lovász hinge: the one loss here whose value at any hard prediction is the Jaccard loss itself."""
+"""The Lovász hinge: the Jaccard loss of hard masks, extended to logits."""
 
 from __future__ import annotations
 

@@ -1,55 +1,16 @@
-"""Overlap of two masks: every score here is a ratio of the pixel counts tp, fp, fn and tn.
+"""Overlap of two masks: every score here is a ratio of the pixel counts tp, fp, fn and tn (`bench.counts`).
 
-The `*_of` functions take counts of any shape, so that a slice, a case and a pool over all cases share one
-definition. Where a ratio has nothing to divide by it is not defined: NaN, without a warning.
 A metric with the fact `ranked=False` is there to compare with published tables: a prediction that finds
 nothing scores high on it, so it stays off the leaderboard.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.counts import Scores, accuracy_of, dice_of, iou_of, precision_of, recall_of, share, specificity_of
 from bench.records import Stack
 from bench.registry import metric
-
-Counts: TypeAlias = NDArray[np.int64] | np.int64 | int
-Scores: TypeAlias = NDArray[np.float64]
-
-
-def share(part: Counts, whole: Counts) -> Scores:
-    """part / whole, elementwise; NaN where `whole` is zero."""
-    part, whole = np.broadcast_arrays(part, whole)
-    scores = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=scores, where=whole != 0)
-    return scores
-
-
-def dice_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
-    return share(2 * tp, 2 * tp + fp + fn)
-
-
-def iou_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
-    return share(tp, tp + fp + fn)
-
-
-def precision_of(tp: Counts, fp: Counts) -> Scores:
-    return share(tp, tp + fp)
-
-
-def recall_of(tp: Counts, fn: Counts) -> Scores:
-    return share(tp, tp + fn)
-
-
-def specificity_of(tn: Counts, fp: Counts) -> Scores:
-    return share(tn, tn + fp)
-
-
-def accuracy_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Scores:
-    return share(tp + tn, tp + fp + fn + tn)
 
 
 def slice_dice(stack: Stack) -> Scores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.metrics.overlap import recall_of, specificity_of
+from bench.counts import recall_of, specificity_of
 from bench.records import Stack
 from bench.registry import metric
 

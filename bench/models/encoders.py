@@ -55,10 +55,8 @@ def over_encoder(
     """
     known = _resolved(encoder)
     if known is None:
-        every = [listed for listed, _ in catalogue()]
-        raise UnknownName(
-            f"no encoder named '{encoder}'.{did_you_mean(encoder, every)} `bench list encoders` shows all."
-        )
+        close = did_you_mean(encoder.partition(".")[0], [listed for listed, _ in catalogue()])
+        raise UnknownName(f"no encoder named '{encoder}'.{close} `bench list encoders` shows all.")
     _refuse_misfits(name, known)
     file = _weights_file(weights)
     ready_made = None if file else _ready_made(known, weights)
@@ -105,7 +103,7 @@ def _refuse_misfits(name: str, encoder: str) -> None:
     elif name in _DILATING and (bare.startswith(_UNDILATED) or encoder == "xception"):
         why = "it cannot be dilated. Take a resnet, efficientnet, mobilenet or convnext, or the model fpn or unet"
     elif name in ("unetplusplus", "linknet") and bare.startswith("mit_b"):
-        why = "it has no features at half resolution. Take the model segformer or unet, or another encoder"
+        why = "smp does not support the pair. Take the model segformer or unet, or another encoder"
     elif bare.startswith(_FIXED_SIZE):
         why = "it takes images of one size only. Take a swin, pvt_v2 or convnext, which take any"
     if why:
@@ -114,9 +112,9 @@ def _refuse_misfits(name: str, encoder: str) -> None:
 
 def _unsuited(name: str, encoder: str, error: Exception) -> BadSetting:
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    others = "tu-vit_small_patch16_224" if name == "dpt" else "resnet34, efficientnet-b0 or tu-convnext_tiny"
     return BadSetting(
-        f"model '{name}' cannot use the encoder '{encoder}' ({reason}). "
-        "Take another, such as resnet34, efficientnet-b0 or tu-convnext_tiny."
+        f"model '{name}' cannot use the encoder '{encoder}' ({reason}). Take another, such as {others}."
     )
 
 
@@ -126,23 +124,40 @@ def _trial(name: str, encoder: str, net: nn.Module, channels: int) -> None:
     Its sides differ, and the longer is no power of two. Evaluation mode draws no random number and leaves the
     running statistics of batch norms alone.
     """
-    height, width = (96, 64) if name != "pan" else (160, _PAN_SMALLEST)
     parameters = list(net.parameters())
-    training = net.training
+    height, width = (96, 64) if name != "pan" else (160, _PAN_SMALLEST)
+    image = torch.zeros(1, channels, height, width, device=parameters[0].device)
     net.eval()
     try:
-        logits = net(torch.zeros(1, channels, height, width, device=parameters[0].device))
+        logits = net(image)
         if logits.shape != (1, 1, height, width):
             raise ValueError(f"an image of {height}x{width} came out {logits.shape[2]}x{logits.shape[3]}")
         gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     except _UNSUITED as error:
         raise _unsuited(name, encoder, error) from error
-    net.train(training)
     reached = {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-    for parent in list(net.modules()):
-        for child_name, child in list(parent.named_children()):
-            if (own := list(child.parameters())) and not any(id(p) in reached for p in own):
-                setattr(parent, child_name, nn.Identity())
+    idle = [
+        (parent, child_name, child)
+        for parent in net.modules()
+        for child_name, child in parent.named_children()
+        if (own := list(child.parameters())) and not any(id(p) in reached for p in own)
+    ]
+    for parent, child_name, _ in idle:
+        setattr(parent, child_name, Unused())
+    try:
+        with torch.no_grad():
+            net(image)
+    except _UNSUITED:  # half of a block was idle, and the other half minds: leave all in place, untrained
+        for parent, child_name, child in idle:
+            setattr(parent, child_name, child.requires_grad_(False))
+    net.train()
+
+
+class Unused(nn.Module):
+    """Stands where a layer was that no logit depends on. Some encoders run such layers nevertheless."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return x
 
 
 def _weights_file(weights: str | None) -> Path | None:
@@ -193,7 +208,7 @@ def _load(encoder: nn.Module, file: Path, name: str) -> None:
         misshapen = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
         first = min(missing or unexpected or misshapen, default="")
         raise DataError(
-            f"the weights file {file} does not fit the encoder '{name}': {len(missing)} of its tensors are missing, "
+            f"the weights file {file} does not fit the encoder '{name}': {len(missing)} tensors are missing, "
             f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
             "It must hold the state dict of this encoder."
         ) from None

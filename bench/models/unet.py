@@ -36,7 +36,7 @@ def unet(
     """
     if encoder is not None:
         plain = {"base": base, "depth": depth, "up": up, "dropout": dropout}
-        defaults = unet.__kwdefaults__
+        defaults = model["unet"].settings({})
         if idle := [name for name, value in plain.items() if value != defaults[name]]:
             raise BadSetting(
                 f"model 'unet': {', '.join(idle)} would have no effect beside encoder = '{encoder}', "

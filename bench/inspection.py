@@ -1,0 +1,97 @@
+"""What the `bench data` commands print: an audit, a description, a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from bench import registry
+from bench.console import Display, console
+from bench.datasets.audit import Finding, audit
+from bench.datasets.describe import describe, figures
+from bench.pack import Pack, open_pack, packed
+
+SHOWN = 5  # names a finding prints; the rest is counted
+
+
+def check(folder: Path) -> bool:
+    """Audit a folder and print what was found, errors first. Gives whether it can be used."""
+    with Display() as display:
+        found = audit(folder, tick=lambda done, of: display.bar(done, of, "checking"))
+    out = console()
+    for name, value in found.facts.items():
+        out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
+    for kind, findings in (("warning", found.warnings), ("error", found.errors)):
+        for finding in findings:
+            out.print(f"{kind} [{finding.code}] {finding.message}{_where(finding)}", markup=False, soft_wrap=True)
+    errors, warnings = len(found.errors), len(found.warnings)
+    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    return not found.errors
+
+
+def show_description(folder: Path, out: Path | None) -> None:
+    """Print the tables of a data set; with `out`, write tables (CSV) and figures (PNG) there."""
+    pack = _packed(folder)
+    tables = describe(pack)
+    screen = console()
+    for name, frame in (
+        ("counts", tables.counts),
+        ("institutions", tables.institutions),
+        ("tumour size in pixels", tables.tumours),
+        (
+            "grey levels, median over patients",
+            tables.intensity.groupby("channel", sort=False).median(numeric_only=True),
+        ),
+    ):
+        screen.print(_table(name, frame))
+    if out is None:
+        screen.print("every patient and the figures: add --out FOLDER")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name, frame in vars(tables).items():
+        frame.to_csv(out / f"{name}.csv")
+    for name, figure in figures(pack).items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+    screen.print(f"tables and figures are in {out}", markup=False)
+
+
+def show_pack(folder: Path, *, verify: bool) -> None:
+    """Pack a folder, or find its pack again, and print what it is."""
+    pack = _packed(folder)
+    if verify:
+        open_pack(pack.folder, verify=True)
+    size = (pack.images.nbytes + pack.masks.nbytes) / 2**20
+    shape = "x".join(map(str, pack.images.shape[1:]))
+    console().print(
+        f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB, "
+        f"key {pack.manifest.key}{', verified' if verify else ''}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _packed(folder: Path) -> Pack:
+    with Display() as display:
+        pack = packed(registry.dataset["lgg"].bind({"folder": folder})(), tick=display.packing)
+        for note in pack.manifest.notes:
+            display.say(f"note: {note}")
+    return pack
+
+
+def _where(finding: Finding) -> str:
+    """The files and patients that the message itself does not name."""
+    others = [name for name in finding.where if name not in finding.message]
+    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return f" ({', '.join(others[:SHOWN])}{more})" if others else ""
+
+
+def _table(title: str, frame: pd.DataFrame) -> Table:
+    table = Table(title=title, title_justify="left")
+    flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
+    for column in flat.columns:
+        table.add_column(str(column), justify="left" if flat[column].dtype == object else "right")
+    for row in flat.itertuples(index=False):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    return table

@@ -1,0 +1,270 @@
+"""Contracts that every loss keeps, and what each one means, in hand-computed numbers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from bench import registry
+from bench.errors import BadSetting
+
+NAMES = list(registry.loss)
+MASKS = ["empty", "full", "lesion"]
+
+
+def compute(name, logits, target, **settings):
+    return registry.loss[name].bind(settings)(logits, target)
+
+
+def gradient(name, logits, target):
+    logits = logits.clone().requires_grad_()
+    compute(name, logits, target).backward()
+    return logits.grad
+
+
+@pytest.fixture
+def lesion():
+    """Three images of 12 x 10 with a small, a large and an oblong tumour."""
+    masks = torch.zeros(3, 1, 12, 10)
+    masks[0, :, 2:4, 3:5] = 1
+    masks[1, :, 1:10, 1:9] = 1
+    masks[2, :, 6, :] = 1
+    return masks
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(3, 1, 12, 10, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def mask_of(kind, lesion):
+    return {"empty": torch.zeros_like(lesion), "full": torch.ones_like(lesion), "lesion": lesion}[kind]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", MASKS)
+def test_every_loss_prefers_the_truth(name, kind, lesion):
+    truth = 2 * mask_of(kind, lesion) - 1
+    losses = [compute(name, strength * truth, (truth + 1) / 2) for strength in (5.0, 1.0, 0.0, -1.0, -5.0)]
+    # The hinge has nothing left to gain beyond a margin of 1.
+    assert all(better < worse or (name == "lovasz" and better == worse == 0) for better, worse in pairwise(losses))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_loss_is_one_float32_number(name, lesion, logits):
+    value = compute(name, logits, lesion)
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("size", [50.0, -50.0, 1e4, -1e4, "right", "wrong"])
+def test_every_loss_and_its_gradient_are_finite_at_the_extremes(name, kind, size, lesion):
+    target = mask_of(kind, lesion)
+    sign = {"right": 1, "wrong": -1}
+    logits = 1e4 * sign[size] * (2 * target - 1) if size in sign else torch.full_like(target, size)
+    assert compute(name, logits, target).isfinite()
+    assert gradient(name, logits, target).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "logit"), [("empty", 2.0), ("empty", -2.0), ("full", -2.0), ("full", 2.0)])
+def test_empty_and_full_masks_still_teach(name, kind, logit, lesion):
+    """Every image pulls its logits towards the truth, also where it holds no tumour or nothing else."""
+    target = mask_of(kind, lesion)
+    uneven = logit + torch.linspace(-0.1, 0.1, target.numel()).view_as(target)  # the hinge sees the worst pixel
+    step = gradient(name, uneven, target).flatten(1).sum(1)
+    if name == "lovasz" and (kind == "full") == (logit > 0):
+        assert (step == 0).all()  # right by more than the margin
+    else:
+        assert (step > 0).all() if kind == "empty" else (step < 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_the_slope(name, lesion, logits):
+    slope = gradient(name, logits, lesion)
+    direction = slope / slope.norm()
+    h = 1e-2
+    ahead, behind = (compute(name, logits + sign * h * direction, lesion) for sign in (1, -1))
+    assert ((ahead - behind) / (2 * h)).item() == pytest.approx(slope.norm().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_over_images_whatever_their_order(name, lesion, logits):
+    together = compute(name, logits, lesion)
+    alone = [compute(name, logits[i : i + 1], lesion[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+    order = [2, 0, 1]
+    torch.testing.assert_close(together, compute(name, logits[order], lesion[order]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_summed_in_float32(name, half):
+    """300 x 300 ones sum to more than float16 can hold."""
+    logits, target = torch.full((1, 1, 300, 300), 3.0, dtype=half), torch.ones(1, 1, 300, 300)
+    target[..., :100] = 0
+    value = compute(name, logits, target.to(half))
+    assert value.dtype == torch.float32
+    assert torch.equal(value, compute(name, logits.float(), target))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_changes_nothing(name, lesion, logits):
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = compute(name, logits, lesion)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, compute(name, logits, lesion))
+
+
+# One image of two pixels: p = 0.8 where the truth is 1 and p = 0.4 where it is 0.
+# Hits 0.8, misses 0.2, false alarms 0.4. -ln 0.8 = 0.2231436, -ln 0.6 = 0.5108256.
+BY_HAND = [
+    ("bce", {}, 0.3669846),  # (0.2231436 + 0.5108256) / 2
+    ("bce", {"positive_weight": 3.0}, 0.5901282),  # (3 * 0.2231436 + 0.5108256) / 2
+    ("focal", {}, 0.0317653),  # (0.25 * 0.2² * 0.2231436 + 0.75 * 0.4² * 0.5108256) / 2
+    ("focal", {"alpha": 0.5, "gamma": 0.0}, 0.1834923),  # half of bce
+    ("focal", {"alpha": 0.9, "gamma": 1.0}, 0.0302994),  # (0.9 * 0.2 * 0.2231436 + 0.1 * 0.4 * 0.5108256) / 2
+    ("dice", {}, 0.1875),  # 1 - 2.6 / 3.2
+    ("dice", {"smooth": 3.0}, 3 / 26),  # 1 - 4.6 / 5.2
+    ("jaccard", {}, 0.25),  # 1 - 1.8 / 2.4
+    ("tversky", {}, 0.1262136),  # 1 - 1.8 / (0.8 + 0.7 * 0.2 + 0.3 * 0.4 + 1)
+    ("tversky", {"fn_weight": 0.2, "smooth": 0.5}, 0.2168675),  # 1 - 1.3 / (0.8 + 0.04 + 0.32 + 0.5)
+    ("tversky", {"fn_weight": 0.5, "smooth": 0.5}, 0.1875),  # dice with twice the smooth
+    ("focal_tversky", {}, 0.2117531),  # 0.1262136 ** 0.75
+    ("focal_tversky", {"focus": 2.0}, 0.0159299),  # 0.1262136 ** 2
+    ("bce_dice", {}, 0.2772423),  # (0.3669846 + 0.1875) / 2
+    ("bce_dice", {"bce_weight": 0.2}, 0.2233969),  # 0.2 * 0.3669846 + 0.8 * 0.1875
+    ("bce_plus_dice", {}, 0.5544846),  # 0.3669846 + 0.1875
+    # -0.3 ln 0.8 = 0.0669431 and -0.7 ln 0.6 = 0.3575779, their mean 0.2122605; soft Dice 0.8125:
+    ("combo", {"alpha": 0.6, "beta": 0.3}, -0.1976437),  # 0.6 * 0.2122605 - 0.4 * 0.8125
+    ("combo", {"alpha": 1.0, "beta": 0.5}, 0.1834923),  # half of bce
+    ("combo", {"alpha": 0.0}, -0.8125),
+    # Logits ln 4 = 1.386 and ln(2/3) = -0.405: hinge errors 0 and 0.5945349. Wrong second pixel alone: J = 1/2.
+    ("lovasz", {}, 0.2972674),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), BY_HAND)
+def test_two_pixels_by_hand(name, settings, expected):
+    logits = torch.logit(torch.tensor([0.8, 0.4], dtype=torch.float64)).float().view(1, 1, 1, 2)
+    value = compute(name, logits, torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), **settings)
+    assert value.item() == pytest.approx(expected, abs=2e-7)
+
+
+def test_every_loss_has_a_number_by_hand():
+    assert {name for name, _, _ in BY_HAND} >= set(NAMES)
+
+
+def overlap_reference(logits, target, *, fn_weight, smooth):
+    """The Tversky loss, pixel by pixel in Python's floats."""
+    losses = []
+    for z_image, t_image in zip(logits.flatten(1).tolist(), target.flatten(1).tolist(), strict=True):
+        hits = misses = alarms = 0.0
+        for z, t in zip(z_image, t_image, strict=True):
+            p = 1 / (1 + np.exp(-z))
+            hits, misses, alarms = hits + p * t, misses + (1 - p) * t, alarms + p * (1 - t)
+        losses.append(1 - (hits + smooth) / (hits + fn_weight * misses + (1 - fn_weight) * alarms + smooth))
+    return np.mean(losses)
+
+
+def test_tversky_and_dice_pixel_by_pixel(lesion, logits):
+    tversky = compute("tversky", logits, lesion, fn_weight=0.6, smooth=2.0)
+    assert tversky.item() == pytest.approx(overlap_reference(logits, lesion, fn_weight=0.6, smooth=2.0), abs=1e-6)
+    dice = compute("dice", logits, lesion, smooth=4.0)
+    assert dice.item() == pytest.approx(overlap_reference(logits, lesion, fn_weight=0.5, smooth=2.0), abs=1e-6)
+
+
+def jaccard_loss(wrong, truth):
+    """The Jaccard loss of a prediction wrong at exactly these pixels (Berman et al. 2018, equation 6)."""
+    return len(wrong) / len(truth | wrong) if truth | wrong else 0.0
+
+
+def lovasz_reference(logits, target):
+    """The Lovász extension by its definition: errors in falling order, each times the growth of the loss."""
+    losses = []
+    for z, t in zip(logits.flatten(1).double().numpy(), target.flatten(1).numpy(), strict=True):
+        truth = set(np.flatnonzero(t))
+        errors = np.maximum(0, 1 - z * (2 * t - 1))
+        order = np.argsort(-errors, kind="stable")
+        losses.append(
+            sum(
+                errors[pixel] * (jaccard_loss(set(order[: i + 1]), truth) - jaccard_loss(set(order[:i]), truth))
+                for i, pixel in enumerate(order)
+            )
+        )
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_lovasz_is_the_extension_of_the_jaccard_loss(kind, lesion, logits):
+    target = mask_of(kind, lesion)
+    assert compute("lovasz", logits, target).item() == pytest.approx(lovasz_reference(logits, target), rel=1e-5)
+
+
+def test_lovasz_of_hard_predictions_is_twice_the_jaccard_loss(lesion):
+    """At logits of +-1 the hinge error is 0 where right and 2 where wrong."""
+    prediction = lesion.roll((1, 1), (2, 3))
+    expected = np.mean(
+        [
+            1 - (p * t).sum().item() / (p + t).clamp(max=1).sum().item()
+            for p, t in zip(prediction, lesion, strict=True)
+        ]
+    )
+    assert compute("lovasz", 2 * prediction - 1, lesion).item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_lovasz_runs_where_only_deterministic_operations_may(lesion, logits):
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert gradient("lovasz", logits, lesion).isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_bce_plus_dice_is_twice_bce_dice(lesion, logits):
+    torch.testing.assert_close(
+        compute("bce_plus_dice", logits, lesion), 2 * compute("bce_dice", logits, lesion, bce_weight=0.5)
+    )
+
+
+def test_a_perfect_prediction_gives_combo_its_lowest_value(lesion):
+    """-(1 - alpha), since the paper subtracts Dice."""
+    value = compute("combo", 100 * (2 * lesion - 1), lesion, alpha=0.4)
+    assert value.item() == pytest.approx(-0.6, abs=1e-6)
+
+
+def test_fn_weight_decides_which_error_costs_more():
+    """A square of 16 pixels missed by half, or predicted twice as large."""
+    target = torch.zeros(1, 1, 16, 16)
+    target[..., 4:8, 4:8] = 1
+    half, double = target.clone(), target.clone()
+    half[..., 4:8, 6:8] = 0
+    double[..., 4:8, 8:12] = 1
+    for fn_weight, misses_cost_more in ((0.9, True), (0.1, False)):
+        missed, extra = (compute("tversky", 20 * (2 * p - 1), target, fn_weight=fn_weight) for p in (half, double))
+        assert bool(missed > extra) == misses_cost_more
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("bce", {"positive_weight": 0}),
+        ("bce", {"positive_weight": float("inf")}),
+        ("bce_dice", {"bce_weight": 1.5}),
+        ("combo", {"beta": -0.1}),
+        ("dice", {"smooth": 0}),
+        ("focal", {"gamma": -1}),
+        ("focal_tversky", {"focus": 0}),
+        ("jaccard", {"smooth": "much"}),
+        ("lovasz", {"smooth": 1}),
+        ("tversky", {"fn_weight": 1.0}),
+    ],
+)
+def test_values_outside_their_range_are_refused(name, settings):
+    with pytest.raises(BadSetting, match=next(iter(settings))):
+        registry.loss[name].settings(settings)
