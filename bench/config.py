@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
@@ -102,7 +102,7 @@ class RunConfig(Settings):
     augment: dict[str, dict[str, Any]] = {"warp": {}, "intensity": {}}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     plugins: tuple[str, ...] = ()
 
@@ -110,10 +110,8 @@ class RunConfig(Settings):
     @classmethod
     def _no_augmentation(cls, value: Any) -> Any:
         """`augment: none` and `augment: warp` are the mappings that they stand for."""
-        if isinstance(value, Mapping) and not isinstance(value.get("augment", {}), Mapping):
-            given = value["augment"]
-            names = [given] if isinstance(given, str) else list(given or [])
-            return {**value, "augment": {name: {} for name in names if name != "none"}}
+        if isinstance(value, Mapping) and "augment" in value:
+            return {**value, "augment": _augmentations(value["augment"])}
         return value
 
     @property
@@ -163,14 +161,13 @@ class _Reader(yaml.SafeLoader):
     YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-
+_Reader.yaml_implicit_resolvers = {}
 for _tag, _pattern in (
     ("null", "~|[Nn]ull|NULL|[Nn]one|"),
     ("bool", "[Tt]rue|TRUE|[Ff]alse|FALSE"),
     ("int", r"[-+]?(0|[1-9]\d*)"),
-    ("float", r"[-+]?(0|[1-9]\d*)?(\.\d*)?(?<=[\d.])([eE][-+]?\d+)?(?<!^\.)"),
+    ("float", r"[-+]?(\.\d+|(0|[1-9]\d*)(\.\d*)?)([eE][-+]?\d+)?"),
     ("merge", "<<"),
 ):
     _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), None)
@@ -218,6 +215,12 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
         raise BadSetting(_sentence(error)) from None
 
 
+def _augmentations(given: Any) -> Any:
+    """None, a name or a list of names as the mapping that it stands for."""
+    names = [] if given in (None, "none") else [given] if isinstance(given, str) else given
+    return {str(name): {} for name in names} if isinstance(names, list) else given
+
+
 def _canonical(key: str) -> str:
     """`model` and `model.name` are the same choice."""
     return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
@@ -230,9 +233,9 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
         if node[last]["name"] != value:
             node[last] = {"name": value}
         return
-    if parents[:1] == ["augment"] and not isinstance(node, dict):
-        raise BadSetting(f"'{key}': write augment.<component>.<setting>=value.")
-    if parents == ["augment"] and value in (None, "none", False):
+    if key == "augment":
+        node[last] = _augmentations(value)
+    elif parents == ["augment"] and value in (None, "none", False):
         node.pop(last, None)
     else:
         node[last] = {} if parents == ["augment"] and value is True else value

@@ -29,8 +29,9 @@ class Draws:
         return len(self.generators)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
-        """float32 (B, *shape) in [low, high)."""
-        return self._tensor([g.uniform(low, high, shape) for g in self.generators])
+        """float32 (B, *shape) in [low, high); rounding may reach `high` of another range than [0, 1)."""
+        unit = self._tensor([g.random(shape, dtype=np.float32) for g in self.generators])
+        return low + (high - low) * unit
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 (B, *shape)."""

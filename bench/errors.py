@@ -40,5 +40,6 @@ class StoreError(BenchError):
 
 def did_you_mean(wanted: str, names: Iterable[str]) -> str:
     """' Did you mean 'unet'?' when some name is close, else nothing."""
-    close = get_close_matches(wanted.lower(), list(names), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    by_lower = {name.lower(): name for name in names}
+    close = get_close_matches(wanted.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f" Did you mean '{by_lower[close[0]]}'?" if close else ""

@@ -53,7 +53,8 @@ LEGEND = (
 
 def board_table(board: Board) -> Table:
     """A board for the terminal."""
-    table = Table(title=Text(_plain(board.title), "table.title"), title_justify="left", caption=LEGEND, caption_justify="left")
+    title = Text(_plain(board.title), "table.title")
+    table = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left")
     for heading, _, number in COLUMNS:
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in board.rows:

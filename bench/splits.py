@@ -45,8 +45,8 @@ def patients(
 ) -> list[Fold]:
     """Grouped k-fold over patients, balanced by the share of slices with tumour (StratifiedGroupKFold).
 
-    `validation` is the share of the patients outside the test set that choose, rounded to one part in k; every patient
-    is tested once.
+    `validation` is the share of the patients outside the test set that choose, rounded to one part in k. Every
+    patient is tested once.
     """
     cases = index["case"].unique()
     if len(cases) < max(folds, 3):

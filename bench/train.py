@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def train(
     is not a number, naming the slices of the batch.
     """
     positive = feed.pack.index["positive"].to_numpy()[rows]
-    steps = steps_per_epoch(len(rows), settings.batch_size)
+    size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
     stages = (
         [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
     )
@@ -57,13 +58,16 @@ def train(
         for epoch in range(first, last + 1):
             _train_mode(model, frozen)
             started = time.perf_counter()
-            losses, batches = [], _batches(rows, positive, settings, seed, epoch)
+            losses, order = [], _order(rows, positive, settings, seed, epoch)
+            batches = [order[at : at + size] for at in range(0, steps * size, size)]
+            keys = order + len(feed.pack.index) * _times_before(order)  # a slice seen again is drawn for anew
             for step, batch in enumerate(batches, start=(epoch - first) * steps):
                 lr = rate * _warmup(step / steps, settings) * schedule(step / length, scores[behind:])
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 images, masks = feed.unit(batch)
-                draws = Draws(seed, epoch, batch.tolist(), feed.device)
+                at = step % steps * size
+                draws = Draws(seed, epoch, keys[at : at + size].tolist(), feed.device)
                 for change in augment:
                     images, masks = change(images, masks, draws)
                 with autocast(feed.device, settings.precision):
@@ -85,24 +89,26 @@ def train(
 
 
 def steps_per_epoch(slices: int, batch_size: int) -> int:
-    """Full batches only: the slices left over come first in no epoch and last in none, since each is shuffled."""
+    """Full batches only; every epoch is shuffled, so the slices left over are others each time."""
     return max(1, slices // batch_size)
 
 
-def _batches(
+def _order(
     rows: NDArray[np.int64], positive: NDArray[np.bool_], settings: Train, seed: int, epoch: int
-) -> list[NDArray[np.int64]]:
-    """The epoch's rows in batches, shuffled; with `positive_fraction`, slices with tumour have that share."""
+) -> NDArray[np.int64]:
+    """The epoch's rows, shuffled; with `positive_fraction`, slices with tumour have that share."""
     rng = np.random.default_rng((seed, epoch))
     if settings.positive_fraction is None or not 0 < positive.sum() < len(rows):
-        order = rng.permutation(rows)
-    else:
-        # As many slices as before, so that the budget is the same; some are seen twice, some not at all.
-        wanted = round(settings.positive_fraction * len(rows))
-        parts = (_draw(rng, rows[positive], wanted), _draw(rng, rows[~positive], len(rows) - wanted))
-        order = rng.permutation(np.concatenate(parts))
-    size = min(settings.batch_size, len(order))
-    return [order[i * size : (i + 1) * size] for i in range(steps_per_epoch(len(order), size))]
+        return rng.permutation(rows)
+    # As many slices as before, so that the budget is the same; some are seen twice, some not at all.
+    wanted = round(settings.positive_fraction * len(rows))
+    parts = (_draw(rng, rows[positive], wanted), _draw(rng, rows[~positive], len(rows) - wanted))
+    return rng.permutation(np.concatenate(parts))
+
+
+def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each place, how often its row stood at an earlier one."""
+    return pd.Series(order).groupby(order).cumcount().to_numpy().astype(np.int64)
 
 
 def _draw(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
