@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from bench import registry
 from bench.errors import BadSetting, DataError, did_you_mean
@@ -83,11 +83,12 @@ class Evaluate(Settings):
     threshold: float | Literal["validation"] = 0.5
     batch_size: int = Field(32, ge=1)
 
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        if self.threshold != "validation" and not 0 < self.threshold < 1:
+    @field_validator("threshold")
+    @classmethod
+    def _in_range(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 < value < 1:
             raise ValueError("a threshold lies between 0 and 1, or is 'validation'")
-        return self
+        return value
 
 
 class RunConfig(Settings):

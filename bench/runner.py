@@ -383,10 +383,13 @@ def _check_training(recipe: Recipe) -> None:
     Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
     if config.train.freeze_epochs >= config.train.epochs:
         raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
-    smallest = registry.model[config.model.name].facts.get("smallest_batch", 1)
-    if config.train.batch_size < smallest:
+    facts, size = registry.model[config.model.name].facts, config.input.image_size
+    slices = min(len(recipe.pack.rows(fold.train)) for fold in recipe.folds)
+    if min(config.train.batch_size, slices) < facts.get("smallest_batch", 1):
+        raise BadSetting(f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size.")
+    if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
         raise BadSetting(
-            f"the model '{config.model.name}' needs a batch of at least {smallest}. Give --batch-size."
+            f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side or more. Give --image-size."
         )
 
 

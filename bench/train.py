@@ -51,8 +51,11 @@ def train(
         [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
     )
     stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
+    encoder = _encoder_parameters(model) if settings.freeze_epochs else []
     for first, last, rate, frozen in stages:
-        optimizer = _optimizer(_trainable(model, frozen), rate, settings)
+        for parameter in encoder:
+            parameter.requires_grad_(not frozen)
+        optimizer = _optimizer([p for p in model.parameters() if p.requires_grad], rate, settings)
         length = (last - first + 1) * steps
         behind = len(scores)
         for epoch in range(first, last + 1):
@@ -121,13 +124,12 @@ def _warmup(epochs_done: float, settings: Train) -> float:
     return min(1.0, (epochs_done + 1e-2) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
 
 
-def _trainable(model: nn.Module, frozen: bool) -> list[nn.Parameter]:
+def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What freezing holds still; a layer that its model keeps still anyway is not among it."""
     encoder = getattr(model, "encoder", None)
-    if frozen and not isinstance(encoder, nn.Module):
+    if not isinstance(encoder, nn.Module):
         raise BadSetting("train.freeze_epochs needs a model with an encoder. Give --encoder, or leave it at 0.")
-    if isinstance(encoder, nn.Module):
-        encoder.requires_grad_(not frozen)
-    return [p for p in model.parameters() if p.requires_grad]
+    return [p for p in encoder.parameters() if p.requires_grad]
 
 
 def _train_mode(model: nn.Module, frozen: bool) -> None:

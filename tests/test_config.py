@@ -1,0 +1,259 @@
+"""Settings: one door in, every fault a sentence, and a fingerprint of what decides a result."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from pydantic import ValidationError
+
+from bench import registry
+from bench.config import RunConfig, load, override, parse
+from bench.errors import BadSetting, DataError, UnknownName
+
+DEFAULT = RunConfig()
+
+
+def given(*assignments: str) -> RunConfig:
+    """The defaults with some `--set key=value`."""
+    return override(DEFAULT, dict(parse(a) for a in assignments))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a YAML file and load it."""
+
+    def write(text: str | bytes):
+        path = tmp_path / "settings.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return load(path)
+
+    return write
+
+
+# One door
+
+
+def test_nested_yaml_dotted_yaml_flags_and_assignments_mean_the_same(written):
+    nested = "model: {name: unet, base: 64}\ntrain:\n  lr: 1e-4\n  schedule: {name: poly, power: 0.5}\n"
+    dotted = "model: unet\nmodel.base: 64\ntrain.lr: 1e-4\ntrain.schedule: poly\ntrain.schedule.power: 0.5\n"
+    flags = {"train.schedule.power": 0.5, "train.schedule.name": "poly", "train.lr": 1e-4, "model.base": 64}
+    config = override(DEFAULT, flags)
+    assert config.train.lr == 1e-4
+    assert (config.model.name, config.model.params) == ("unet", {"base": 64})
+    assert (config.train.schedule.name, config.train.schedule.params) == ("poly", {"power": 0.5})
+    assert override(DEFAULT, written(nested)) == override(DEFAULT, written(dotted)) == config
+    assert given("model={name: unet, base: 64}", "train={lr: 1e-4, schedule: {name: poly, power: .5}}") == config
+
+
+def test_the_order_of_keys_does_not_matter():
+    changes = {"model": "resunet", "model.base": 8, "augment": "warp", "augment.warp.flip": 0.25}
+    made = {override(DEFAULT, dict(order)).model_dump_json() for order in permutations(changes.items())}
+    assert len(made) == 1
+    assert '"name":"resunet","base":8' in made.pop()
+
+
+def test_a_later_layer_wins_and_drops_the_settings_of_what_it_replaces():
+    file = {"model.name": "unet", "model.base": 64, "train.lr": 0.1, "augment.warp.flip": 0.25}
+    assert override(DEFAULT, file, {"model": "resunet"}).model.model_dump() == {"name": "resunet"}
+    assert override(DEFAULT, file, {"model.name": "resunet", "model.base": 8}).model.params == {"base": 8}
+    assert override(DEFAULT, file, {"train.lr": 0.2}).train.lr == 0.2
+    assert override(DEFAULT, file, {"augment": "none"}).augment == {}
+    assert override(DEFAULT, {"augment": "none"}, {"augment.warp.flip": 0.25}).augment == {"warp": {"flip": 0.25}}
+
+
+def test_choosing_the_same_component_keeps_its_settings_and_another_drops_them():
+    deep = given("model.depth=3")
+    assert override(deep, {"model": "unet", "model.base": 8}).model.params == {"depth": 3, "base": 8}
+    assert override(deep, {"model": {"base": 8}}).model.params == {"depth": 3, "base": 8}
+    assert override(deep, {"model": "resunet"}).model.params == {}
+    assert override(given("train.schedule.floor=.1"), {"train.schedule": "poly"}).train.schedule.params == {}
+
+
+def test_what_is_not_changed_stays():
+    changed = override(given("seed=3", "train.lr=0.5"), {"train.epochs": 7})
+    assert (changed.seed, changed.train.lr, changed.train.epochs) == (3, 0.5, 7)
+
+
+def test_a_configuration_cannot_be_changed_in_place():
+    with pytest.raises(ValidationError):
+        DEFAULT.seed = 1
+    with pytest.raises(ValidationError):
+        DEFAULT.train.lr = 1
+    override(DEFAULT, {"model.base": 1, "augment.warp.flip": 1})
+    assert DEFAULT == RunConfig()
+
+
+# What text means
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e-4", 1e-4), ("1E5", 1e5), (".5", 0.5), ("1.", 1.0), ("-2", -2), ("0", 0), ("+3", 3)),
+        *(("true", True), ("False", False), ("null", None), ("none", None), ("~", None), ("", None)),
+        *(("007", "007"), ("2024_1", "2024_1"), ("2024-01-31", "2024-01-31"), ("12:30", "12:30"), ("off", "off")),
+        *(("cuda:1", "cuda:1"), ("/data/2024", "/data/2024"), ("'12'", "12"), ("e5", "e5"), (".", "."), ("", None)),
+        *(("[a, 1e-3]", ["a", 1e-3]), ("a=b", "a=b")),
+    ],
+)
+def test_text_is_read_as_what_it_looks_like(text, value, written):
+    key, read = parse(f"some.key={text}")
+    assert (key, read, type(read)) == ("some.key", value, type(value))
+    assert written(f"some.key: {text}") == {"some.key": value}
+
+
+@pytest.mark.parametrize("name", ["007", "12", "2024_1", "2024-01-31", "off", "1.0", "cuda:1"])
+def test_a_run_may_have_any_name(name, written):
+    assert given(f"name={name}").name == name
+    assert override(DEFAULT, written(f"name: {name}")).name == name
+    assert override(DEFAULT, written(f"name: '{name}'")).name == name
+    assert given(f"name={name}").flat()["run.name"] == name
+
+
+def test_none_switches_an_optional_setting_off():
+    assert given("train.clip=none").train.clip is None
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ([], {"warp": {}, "intensity": {}}),
+        (["augment=none"], {}),
+        (["augment=warp"], {"warp": {}}),
+        (["augment=[warp]"], {"warp": {}}),
+        (["augment.warp=none"], {"intensity": {}}),
+        (["augment.warp=false"], {"intensity": {}}),
+        (["augment=none", "augment.warp=true"], {"warp": {}}),
+        (["augment=none", "augment.warp=true", "augment.warp.flip=0.1"], {"warp": {"flip": 0.1}}),
+        (["augment={warp: {flip: 0.1}}"], {"warp": {"flip": 0.1}, "intensity": {}}),
+    ],
+)
+def test_augmentations_are_chosen_added_to_and_removed(assignments, expected):
+    assert given(*assignments).augment == expected
+
+
+def test_a_configuration_may_be_made_with_the_name_of_an_augmentation():
+    assert RunConfig(augment="none").augment == RunConfig(augment=None).augment == {}
+    assert RunConfig(augment="warp").augment == RunConfig(augment=["warp"]).augment == {"warp": {}}
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("sede=1", "no setting 'sede'; there are .* Did you mean 'seed'?"),
+        ("train.epoch=1", "no setting 'train.epoch'; there are epochs, .* Did you mean 'epochs'?"),
+        ("trian.epochs=1", "no setting 'trian.epochs'. Did you mean 'train'?"),
+        ("name.x=1", "'name' is a single value and has no 'name.x'"),
+        ("input.channels={a: b}", "'input.channels' is a single value"),
+        ("model=", "model.name = None is refused"),
+        ("train=5", "train = 5 is refused"),
+        ("augment=5", "augment = 5 is refused"),
+        ("augment.warp=5", "augment.warp = 5 is refused"),
+        ("augment.name=warp", "augment.name = 'warp' is refused"),
+        ("train.lr=0", "train.lr = 0 is refused: input should be greater than 0"),
+        ("train.lr=fast", "train.lr = 'fast' is refused"),
+        ("train.lr=inf", "train.lr = 'inf' is refused"),
+        ("train.lr=nan", "train.lr = 'nan' is refused"),
+        ("train.epochs=1.5", "train.epochs = 1.5 is refused"),
+        ("train.momentum=1", "train.momentum = 1 is refused: input should be less than 1"),
+        ("input.image_size=8", "input.image_size = 8 is refused"),
+        ("input.normalise=robust", "input.normalise = 'robust' is refused: .*'patient', 'image' or 'imagenet'"),
+        ("evaluate.threshold=1", "evaluate.threshold = 1.* is refused: a threshold lies between 0 and 1, or is 'val"),
+        ("evaluate.threshold=test", "evaluate.threshold = 'test' is refused"),
+        ("seed=-1", "seed = -1 is refused"),
+        ("name=[", r"the value of 'name=\[' is not YAML. Put it in quotes"),
+        ("train.lr", "'train.lr' is not of the form key=value"),
+        ("=3", "'=3' is not of the form key=value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_a_sentence(assignment, sentence):
+    with pytest.raises(BadSetting, match=sentence):
+        given(assignment)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "just words", "model: [", "a: b: c", b"\xff\xfe\x00"])
+def test_a_file_that_holds_no_settings_is_refused_with_a_sentence(text, written):
+    with pytest.raises(DataError, match=r"^the settings file .*settings\.yaml "):
+        written(text)
+
+
+def test_a_missing_file_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.yaml cannot be read"):
+        load(tmp_path / "absent.yaml")
+
+
+# Completed, flat, fingerprint
+
+
+def test_completing_writes_every_default_out_and_is_idempotent():
+    full = DEFAULT.completed()
+    for kind, component in (("model", full.model), ("loss", full.loss), ("split", full.split)):
+        assert component.params == registry.REGISTRIES[registry.__dict__[kind].plural][component.name].settings({})
+    assert full.augment["warp"] == registry.augmentation["warp"].settings({})
+    assert full.train.schedule.params == {"floor": 0.0}
+    assert full.completed() == full
+
+
+def test_completing_names_what_is_not_there():
+    with pytest.raises(UnknownName, match="no model named 'unnet'"):
+        given("model=unnet").completed()
+    with pytest.raises(BadSetting, match=r"model 'unet' has no setting 'bas'; .*Did you mean 'base'?"):
+        given("model.bas=3").completed()
+
+
+def test_flat_is_dotted_plain_and_leads_back():
+    config = given("name=x", "model.base=8", "train.schedule=poly", "plugins=[a.py]", "augment.warp.flip=0.1")
+    flat = config.flat()
+    assert flat["model.name"] == "unet"
+    assert flat["model.base"] == 8
+    assert flat["train.schedule.name"] == "poly"
+    assert flat["augment.warp.flip"] == 0.1
+    assert flat["augment.intensity"] is True
+    own = {k.removeprefix("run."): v for k, v in flat.items() if k.startswith("run.")}
+    assert own == {"name": "x", "seed": 0, "device": "auto", "plugins": ["a.py"]}
+    assert override(DEFAULT, {k: v for k, v in flat.items() if not k.startswith("run.")} | own) == config
+
+
+def test_the_title_is_the_name_or_tells_the_choices():
+    assert DEFAULT.title == "unet-bce_dice"
+    assert given("model.encoder=resnet18").title == "unet-resnet18-bce_dice"
+    assert given("name=mine").title == "mine"
+
+
+def test_defaults_written_out_have_the_fingerprint_of_defaults_left_out():
+    assert DEFAULT.completed().fingerprint() == DEFAULT.fingerprint()
+    assert given("model.base=32", "train.schedule.floor=0").fingerprint() == DEFAULT.fingerprint()
+
+
+@pytest.mark.parametrize("same", ["name=other", "device=cpu", "plugins=[a.py]"])
+def test_the_fingerprint_leaves_out_what_decides_nothing(same):
+    assert given(same).fingerprint() == DEFAULT.fingerprint()
+
+
+def test_the_fingerprint_leaves_out_where_the_data_lies():
+    here, there = (given("dataset=lgg", f"dataset.folder=/{place}") for place in ("here", "there"))
+    assert here.fingerprint() == there.fingerprint()
+    assert here.fingerprint() != override(here, {"dataset.resize": 128}).fingerprint()
+
+
+def test_everything_else_changes_the_fingerprint():
+    others = [
+        *("dataset.patients=7", "input.image_size=64", "input.channels=flair", "input.normalise=image"),
+        *("split.folds=3", "split.seed=1", "split=institutions", "model=resunet", "model.base=8", "loss=dice"),
+        *("loss.bce_weight=0.1", "augment=none", "augment.warp.flip=0.1", "train.schedule=constant", "seed=1"),
+        *("train.epochs=1", "train.batch_size=1", "train.optimizer=sgd", "train.lr=0.1", "train.weight_decay=0"),
+        *("train.momentum=0.1", "train.schedule.floor=0.1", "train.warmup_epochs=1", "train.clip=none"),
+        *("train.freeze_epochs=1", "train.freeze_lr=0.1", "train.positive_fraction=0.5", "train.patience=3"),
+        *("train.precision=float32", "train.deterministic=true", "evaluate.primary=iou"),
+        *("evaluate.metrics=[dice]", "evaluate.threshold=0.4", "evaluate.batch_size=1"),
+    ]
+    prints = {given(a).fingerprint() for a in others}
+    assert len(prints) == len(others)
+    assert DEFAULT.fingerprint() not in prints

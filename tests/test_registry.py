@@ -1,0 +1,147 @@
+"""Components are found by name, their signatures are their schemas, and a plugin is one file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from bench import registry
+from bench.errors import BadSetting, UnknownName
+from bench.registry import Registry, load_plugin
+
+PLUGIN = '''
+from torch import nn
+
+from bench.registry import model
+
+
+@model
+def one_by_one(channels: int, *, bias: bool = True) -> nn.Module:
+    """A single 1x1 convolution."""
+    return nn.Conv2d(channels, 1, 1, bias=bias)
+'''
+
+
+@pytest.fixture
+def tool():
+    """A registry of its own; `bench.splits` is a home that adds nothing to it."""
+    made = Registry("tool", "bench.splits")
+
+    @made(unit="mm")
+    def saw(wood, *, teeth: Annotated[int, Field(ge=1)] = 24, handle: str | None = None, length: float):
+        """Cuts across
+        the grain.
+
+        From a paper.
+        """
+        return wood, teeth, handle, length
+
+    @made(name="nail-gun")
+    def _gun():
+        return "bang"
+
+    return made
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """A plugin file; what it registers is taken out again."""
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    yield path
+    registry.model._entries.pop("one_by_one", None)
+
+
+def test_a_decorated_function_is_found_by_its_name_or_the_one_given(tool):
+    assert list(tool) == ["nail-gun", "saw"]
+    assert len(tool) == 2
+    assert "saw" in tool
+    assert "axe" not in tool
+    assert tool["nail-gun"].fn() == "bang"
+
+
+def test_the_decorator_leaves_the_function_as_it_is(tool):
+    def plane():
+        return 1
+
+    assert tool(plane) is plane
+
+
+def test_an_entry_knows_its_summary_and_its_facts(tool):
+    assert tool["saw"].summary == "Cuts across the grain."
+    assert tool["saw"].facts["unit"] == "mm"
+    assert tool["nail-gun"].summary == ""
+
+
+def test_a_name_taken_twice_is_refused_naming_both_modules(tool):
+    def saw(): ...
+
+    saw.__module__ = "somewhere.else"
+    with pytest.raises(BadSetting, match=f"the tool 'saw': {__name__} and somewhere.else. Rename one"):
+        tool(saw)
+
+
+def test_an_unknown_name_gets_a_suggestion_and_a_way_to_see_all(tool):
+    with pytest.raises(UnknownName, match=r"^no tool named 'sew'. Did you mean 'saw'\? `bench list tools` shows all"):
+        tool["sew"]
+
+
+def test_settings_are_validated_and_completed(tool):
+    assert tool["saw"].settings({"length": "2.5"}) == {"teeth": 24, "handle": None, "length": 2.5}
+    assert tool["saw"].bind({"length": 1, "teeth": 3})("oak") == ("oak", 3, None, 1)
+    assert tool["nail-gun"].settings({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("saw", {"length": 1, "tooth": 3}, "tool 'saw' has no setting 'tooth'; it has teeth, handle, length.*'teeth'"),
+        ("saw", {"length": 1, "teeth": 0}, "tool 'saw': teeth = 0 is refused: input should be greater than or equal"),
+        ("saw", {"length": "long"}, "tool 'saw': length = 'long' is refused: input should be a valid number"),
+        ("saw", {}, "tool 'saw' needs the setting 'length'"),
+        ("nail-gun", {"x": 1}, "tool 'nail-gun' has no setting 'x'; it has no settings"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_a_sentence(tool, name, settings, sentence):
+    with pytest.raises(BadSetting, match=sentence):
+        tool[name].settings(settings)
+
+
+@pytest.mark.parametrize("kind", registry.REGISTRIES.values(), ids=registry.REGISTRIES)
+def test_every_component_that_ships_has_a_summary_and_documented_defaults(kind):
+    assert len(kind) > 0
+    for name in kind:
+        entry = kind[name]
+        assert entry.summary.endswith((".", ")")), name
+        required = {n for n, f in entry.schema.model_fields.items() if f.is_required()}
+        assert required <= {"folder"}, f"{kind.kind} {name} cannot be used without {required}"
+
+
+def test_a_plugin_of_ten_lines_joins_the_models(plugin):
+    load_plugin(plugin)
+    assert "one_by_one" in registry.model
+    net = registry.model["one_by_one"].bind({"bias": False})(3)
+    assert [tuple(p.shape) for p in net.parameters()] == [(1, 3, 1, 1)]
+
+
+def test_a_plugin_may_be_named_twice(plugin, monkeypatch):
+    load_plugin(plugin)
+    monkeypatch.chdir(plugin.parent)
+    load_plugin(plugin.relative_to(plugin.parent))
+
+
+def test_a_plugin_that_failed_fails_again(plugin):
+    plugin.write_text("raise ZeroDivisionError")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            load_plugin(plugin)
+
+
+def test_a_plugin_that_is_missing_or_not_python_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(UnknownName, match=r"absent\.py does not exist"):
+        load_plugin(tmp_path / "absent.py")
+    (tmp_path / "notes.txt").write_text("words")
+    with pytest.raises(UnknownName, match=r"notes\.txt is no Python file; its name must end in \.py"):
+        load_plugin(tmp_path / "notes.txt")

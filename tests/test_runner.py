@@ -1,0 +1,253 @@
+"""The main job without MLflow: what a run resolves, trains, chooses, scores and leaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from bench import registry
+from bench.checkpoint import load_model
+from bench.config import RunConfig, override
+from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
+from bench.leaderboard import summarise
+from bench.masks import load_masks
+from bench.runner import case_table, cross_validate, estimate_seconds, resolve, seed_of
+from tests.recorder import MemoryRecorder
+
+TINY = {
+    "dataset.patients": 6,
+    "dataset.size": 32,
+    "dataset.slices": 6,
+    "dataset.institutions": 2,
+    "split.folds": 3,
+    "model.base": 4,
+    "model.depth": 2,
+    "train.epochs": 2,
+    "train.batch_size": 4,
+    "train.lr": 0.01,
+}
+
+
+def config(**changes: Any) -> RunConfig:
+    return override(override(RunConfig(), TINY), {k.replace("__", "."): v for k, v in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(cache))
+
+
+@pytest.fixture(scope="module")
+def ran(cache: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(cache))
+        recipe = resolve(config())
+        recorder = MemoryRecorder()
+        return recipe, recorder, cross_validate(recipe, recorder)
+
+
+def test_every_patient_is_tested_exactly_once(ran):
+    recipe, recorder, _ = ran
+    assert sorted(recorder.tables["cases"]["case"]) == sorted(recipe.pack.cases)
+
+
+def test_a_fold_scores_its_own_test_patients(ran):
+    recipe, recorder, results = ran
+    for fold, result in zip(recipe.folds, results, strict=True):
+        assert {s.case for s in result.scores} == fold.test
+        assert set(recorder.children[f"fold {fold.number}"].tables["cases"]["case"]) == fold.test
+
+
+def test_the_parent_carries_the_mean_over_patients_with_its_interval(ran):
+    _, recorder, _ = ran
+    dice = recorder.tables["cases"]["dice"]
+    assert recorder.last("dice") == pytest.approx(dice.mean())
+    assert recorder.last("dice_low") <= recorder.last("dice") <= recorder.last("dice_high")
+
+
+def test_the_logged_masks_give_the_logged_scores(ran, tmp_path):
+    recipe, recorder, _ = ran
+    for fold in recipe.folds:
+        child = recorder.children[f"fold {fold.number}"]
+        path = tmp_path / "masks.npz"
+        path.write_bytes(child.paths["masks"]["masks.npz"])
+        index, masks = load_masks(path)
+        for row in child.tables["cases"].itertuples():
+            mine = masks[(index["case"] == row.case).to_numpy()]
+            truth = recipe.pack.masks[recipe.pack.rows([row.case])].astype(bool)
+            assert 2 * (mine & truth).sum() / (mine.sum() + truth.sum()) == pytest.approx(row.dice)
+
+
+def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
+    recipe, recorder, _ = ran
+    fold = recipe.folds[0]
+    child = recorder.children["fold 0"]
+    for name, content in child.paths["model"].items():
+        (tmp_path / name).write_bytes(content)
+    model, description = load_model(tmp_path)
+    assert description["split_hash"] == recipe.split_hash
+    from bench.evaluate import stacks
+    from bench.feed import Feed
+
+    feed = Feed(recipe.pack, recipe.config.input, torch.device("cpu"))
+    for case, _, stack in stacks([model], feed, fold.test, threshold=0.5, batch_size=4):
+        logged = child.tables["cases"].set_index("case").loc[case]
+        assert (stack.tp.sum(), stack.fp.sum()) == (logged["tp"], logged["fp"])
+
+
+def test_the_best_epoch_by_validation_is_reported_not_the_last(ran):
+    _, recorder, results = ran
+    for result in results:
+        curve = dict(recorder.children[f"fold {result.fold}"].values["val/dice"])
+        assert result.best_score == max(curve.values()) == curve[result.best_epoch]
+
+
+def test_every_epoch_is_one_row_of_history_and_one_step_of_metrics(ran):
+    recipe, recorder, results = ran
+    for result in results:
+        child = recorder.children[f"fold {result.fold}"]
+        assert child.tables["history"]["epoch"].tolist() == [1, 2]
+        assert [step for step, _ in child.values["train/loss"]] == [1, 2]
+        assert result.images == 2 * 4 * (len(recipe.pack.rows(recipe.folds[result.fold].train)) // 4)
+
+
+def test_pictures_of_the_best_the_median_and_the_worst_patient_are_left(ran):
+    _, recorder, _ = ran
+    assert {"overlays/best", "overlays/median", "overlays/worst"} <= recorder.images.keys()
+    assert all(image.dtype == np.uint8 and image.ndim == 3 for image in recorder.images.values())
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
+    def dices(seed: int) -> list[float]:
+        recipe = resolve(config(seed=seed), only=0)
+        return [s.values["dice"] for s in cross_validate(recipe, MemoryRecorder(), only=0)[0].scores]
+
+    first = dices(0)
+    assert first == dices(0)
+    assert first != dices(1)
+
+
+def test_another_seed_keeps_the_split():
+    assert resolve(config(seed=0)).split_hash == resolve(config(seed=1)).split_hash
+
+
+def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
+    """A spy on scoring: until the weights are chosen, nobody but validation patients is predicted."""
+    from bench import runner
+
+    asked: list[frozenset[str]] = []
+    real = runner.stacks
+    monkeypatch.setattr(runner, "stacks", lambda m, f, cases, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw))
+    recipe = resolve(config(evaluate__threshold="validation"))
+    cross_validate(recipe, MemoryRecorder(), only=1)
+    fold = recipe.folds[1]
+    assert asked == [fold.val, fold.val, fold.val, fold.test]  # two epochs, the threshold, the end
+
+
+def test_early_stopping_ends_a_fold(monkeypatch):
+    recipe = resolve(config(train__epochs=9, train__patience=2, train__lr=1e-12))
+    result = cross_validate(recipe, MemoryRecorder(), only=0)[0]
+    assert result.epochs < 9
+    assert result.epochs == result.best_epoch + 2
+
+
+def test_a_lower_score_can_be_the_better_one():
+    recipe = resolve(config(evaluate__primary="hd95"), only=0)
+    recorder = MemoryRecorder()
+    result = cross_validate(recipe, recorder, only=0)[0]
+    assert result.best_score == min(v for _, v in recorder.children["fold 0"].values["val/hd95"])
+
+
+def test_one_fold_alone_is_that_fold():
+    recipe = resolve(config(), only=2)
+    recorder = MemoryRecorder()
+    cross_validate(recipe, recorder, only=2)
+    assert list(recorder.children) == ["fold 2"]
+    assert set(recorder.tables["cases"]["case"]) == recipe.folds[2].test
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_names(monkeypatch):
+    @registry.loss(name="test_nan")
+    def nan(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Not a number."""
+        return logits.sum() * math.nan
+
+    try:
+        with pytest.raises(TrainingError, match=r"epoch 1, step 1, on PHANTOM_\w+ slice \d"):
+            cross_validate(resolve(config(loss="test_nan")), MemoryRecorder(), only=0)
+    finally:
+        del registry.loss._entries["test_nan"]
+
+
+def test_the_estimate_is_positive_and_trains_no_model_of_ours():
+    assert estimate_seconds(resolve(config())) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"model": "unnet"}, UnknownName, "Did you mean 'unet'"),
+        ({"loss__gama": 1}, BadSetting, "has no setting 'gama'"),
+        ({"evaluate__primary": "dise"}, UnknownName, "Did you mean 'dice'"),
+        ({"split__folds": 7}, DataError, "Give --folds 6 or fewer"),
+        ({"device": "tpu"}, BadSetting, "device"),
+        ({"device": "cuda:99"}, BadSetting, "--device cpu"),
+        ({"train__freeze_epochs": 1}, BadSetting, "--encoder"),
+        ({"train__freeze_epochs": 2, "model__encoder": "resnet18", "model__base": 32, "model__depth": 4}, BadSetting, "smaller"),
+        ({"input__channels": "t2"}, BadSetting, "pre, flair, post"),
+        ({"model": "pan"}, BadSetting, "128"),
+        ({"augment": "wrap"}, UnknownName, "Did you mean 'warp'"),
+        ({"dataset": "lgg", "dataset__folder": "/nowhere"}, DataError, "/nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(changes, error, says):
+    with pytest.raises(error, match=says) as caught:
+        resolve(config(**changes))
+    assert isinstance(caught.value, BenchError)
+
+
+def test_no_fold_of_that_number():
+    with pytest.raises(UnknownName, match="0 to 2"):
+        resolve(config(), only=3)
+
+
+def test_seeds_depend_on_what_they_are_for():
+    assert seed_of(0, 1) == seed_of(0, 1)
+    assert len({seed_of(0, 1), seed_of(1, 0), seed_of(0, 2), seed_of(1, 1)}) == 4
+
+
+def test_a_run_on_the_real_data_scores_every_patient_of_a_fold(lgg_folder):
+    recipe = resolve(
+        override(
+            RunConfig(),
+            {
+                "dataset": "lgg",
+                "dataset.folder": str(lgg_folder),
+                "input.image_size": 32,
+                "model.base": 4,
+                "model.depth": 2,
+                "train.epochs": 1,
+                "augment": "none",
+                "evaluate.metrics": ["dice", "dice_slices_empty1"],
+            },
+        ),
+        only=0,
+    )
+    assert len(recipe.pack.cases) == 88
+    table = case_table(cross_validate(recipe, MemoryRecorder(), only=0))
+    assert set(table["case"]) == recipe.folds[0].test
+    assert isinstance(summarise(table)["dice"], float)
+    assert isinstance(recipe.model(0), nn.Module)
+    assert pd.notna(table["dice"]).all()  # every patient of this data has a tumour
