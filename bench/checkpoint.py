@@ -53,16 +53,19 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        plugins, chosen = description["config"]["plugins"], dict(description["config"]["model"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise StoreError(f"{folder} holds no model that can be read: {error}.") from None
-    for plugin in description["config"]["plugins"]:
+    for plugin in plugins:
         registry.load_plugin(Path(plugin))
-    chosen = dict(description["config"]["model"])
     entry = registry.model[chosen.pop("name")]
     if "weights" in chosen:
         chosen["weights"] = None  # the trained weights follow; nothing is fetched
     model: nn.Module = entry.bind(chosen)(description["channels"])
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise StoreError(f"{folder} holds weights of another model than its {DESCRIPTION} describes.") from None
     return model.eval(), description
 
 

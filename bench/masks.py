@@ -31,7 +31,7 @@ def save_masks(path: Path, predictions: Mapping[str, Mask], numbers: Mapping[str
 def load_masks(path: Path) -> tuple[pd.DataFrame, Mask]:
     """The index (case, slice) and the masks, bool (N, H, W), row by row. Raises `StoreError`."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             count, height, width = file["shape"]
             bits = np.unpackbits(file["bits"], axis=1, count=height * width)
             index = pd.DataFrame({"case": file["case"], "slice": file["slice"]})

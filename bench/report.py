@@ -221,7 +221,7 @@ def _escaped(text: str) -> str:
 
 
 def _cell(value: object) -> object:
-    """Text that a spreadsheet would run as a formula is quoted."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+    """Text that a spreadsheet would run as a formula is quoted, and stays on one line."""
+    if not isinstance(value, str):
+        return value
+    return f"'{_plain(value)}" if value[:1] in ("=", "+", "-", "@") else _plain(value)

@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -119,7 +119,7 @@ def connect(uri: str | None = None) -> Store:
                 fresh = not path.exists()
                 client = _client(uri)
                 if fresh:
-                    with sqlite3.connect(path) as database:
+                    with closing(sqlite3.connect(path)) as database:
                         database.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
         else:
             client = _client(uri)
@@ -264,15 +264,19 @@ def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None
     for number, owner in sorted(owners.items()):
         outputs = owner.outputs.model_outputs if owner.outputs else []
         if outputs:
-            uri = f"models:/{outputs[0].model_id}"
-            local = mlflow.artifacts.download_artifacts(
-                uri, dst_path=str(into / str(number)), tracking_uri=store.uri
-            )
-            folders.append(next(Path(local).rglob("model.json")).parent)
+            local = download_model(store, outputs[0].model_id, into / str(number))
+            folders.append(next(local.rglob("model.json")).parent)
     if not folders:
         which = "" if fold is None else f" of fold {fold}"
         raise StoreError(f"run {run.info.run_name} ({run_id[:8]}) holds no model{which}. Choose a finished run.")
     return folders
+
+
+def download_model(store: Store, model_id: str, into: Path) -> Path:
+    """Copy a logged MLflow model into a new folder, where `mlflow.pyfunc.load_model` finds it too."""
+    into.mkdir(parents=True)
+    where = store.client.get_logged_model(model_id).artifact_location  # models:/ would ignore the store's address
+    return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=store.uri))
 
 
 def parent_of(store: Store, run: Run) -> Run:
@@ -336,8 +340,7 @@ def _record(store: Store, run: Run) -> RunRecord:
 
 
 def _client(uri: str) -> MlflowClient:
-    mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
+    client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
     client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
     return client
 

@@ -81,7 +81,7 @@ def test_a_configuration_cannot_be_changed_in_place():
     with pytest.raises(ValidationError):
         DEFAULT.train.lr = 1
     override(DEFAULT, {"model.base": 1, "augment.warp.flip": 1})
-    assert DEFAULT == RunConfig()
+    assert RunConfig() == DEFAULT
 
 
 # What text means
@@ -93,7 +93,14 @@ def test_a_configuration_cannot_be_changed_in_place():
         *(("1e-4", 1e-4), ("1E5", 1e5), (".5", 0.5), ("1.", 1.0), ("-2", -2), ("0", 0), ("+3", 3)),
         *(("true", True), ("False", False), ("null", None), ("none", None), ("~", None), ("", None)),
         *(("007", "007"), ("2024_1", "2024_1"), ("2024-01-31", "2024-01-31"), ("12:30", "12:30"), ("off", "off")),
-        *(("cuda:1", "cuda:1"), ("/data/2024", "/data/2024"), ("'12'", "12"), ("e5", "e5"), (".", "."), ("", None)),
+        *(
+            ("cuda:1", "cuda:1"),
+            ("/data/2024", "/data/2024"),
+            ("'12'", "12"),
+            ("e5", "e5"),
+            (".", "."),
+            ("", None),
+        ),
         *(("[a, 1e-3]", ["a", 1e-3]), ("a=b", "a=b")),
     ],
 )
@@ -165,7 +172,10 @@ def test_a_configuration_may_be_made_with_the_name_of_an_augmentation():
         ("train.momentum=1", "train.momentum = 1 is refused: input should be less than 1"),
         ("input.image_size=8", "input.image_size = 8 is refused"),
         ("input.normalise=robust", "input.normalise = 'robust' is refused: .*'patient', 'image' or 'imagenet'"),
-        ("evaluate.threshold=1", "evaluate.threshold = 1.* is refused: a threshold lies between 0 and 1, or is 'val"),
+        (
+            "evaluate.threshold=1",
+            "evaluate.threshold = 1.* is refused: a threshold lies between 0 and 1, or is 'val",
+        ),
         ("evaluate.threshold=test", "evaluate.threshold = 'test' is refused"),
         ("seed=-1", "seed = -1 is refused"),
         ("name=[", r"the value of 'name=\[' is not YAML. Put it in quotes"),

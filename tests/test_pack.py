@@ -249,7 +249,7 @@ def test_a_damaged_pack_is_refused_with_a_way_out(disk, cache, damage):
 def test_a_pack_of_another_format_is_refused_with_a_way_out(disk, cache):
     folder = packed(disk.source(), cache).folder
     edit(folder / "manifest.json", format=0)
-    with pytest.raises(DataError, match="was written by another version. Remove it"):
+    with pytest.raises(DataError, match=r"was written by another version. Remove it"):
         open_pack(folder)
 
 

@@ -84,7 +84,9 @@ def test_a_name_taken_twice_is_refused_naming_both_modules(tool):
 
 
 def test_an_unknown_name_gets_a_suggestion_and_a_way_to_see_all(tool):
-    with pytest.raises(UnknownName, match=r"^no tool named 'sew'. Did you mean 'saw'\? `bench list tools` shows all"):
+    with pytest.raises(
+        UnknownName, match=r"^no tool named 'sew'. Did you mean 'saw'\? `bench list tools` shows all"
+    ):
         tool["sew"]
 
 
@@ -97,8 +99,16 @@ def test_settings_are_validated_and_completed(tool):
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("saw", {"length": 1, "tooth": 3}, "tool 'saw' has no setting 'tooth'; it has teeth, handle, length.*'teeth'"),
-        ("saw", {"length": 1, "teeth": 0}, "tool 'saw': teeth = 0 is refused: input should be greater than or equal"),
+        (
+            "saw",
+            {"length": 1, "tooth": 3},
+            "tool 'saw' has no setting 'tooth'; it has teeth, handle, length.*'teeth'",
+        ),
+        (
+            "saw",
+            {"length": 1, "teeth": 0},
+            "tool 'saw': teeth = 0 is refused: input should be greater than or equal",
+        ),
         ("saw", {"length": "long"}, "tool 'saw': length = 'long' is refused: input should be a valid number"),
         ("saw", {}, "tool 'saw' needs the setting 'length'"),
         ("nail-gun", {"x": 1}, "tool 'nail-gun' has no setting 'x'; it has no settings"),

@@ -10,7 +10,6 @@ from scipy.ndimage import gaussian_filter
 
 from bench import registry
 from bench.errors import BadSetting
-from bench import counts
 from bench.metrics import overlap, surface
 from bench.records import Stack
 from tests import reference
@@ -161,27 +160,6 @@ def test_finding_nothing_scores_zero_a_patient_and_flatters_only_where_the_name_
         assert score(name, nothing) == 0
     flattering = {name for name in registry.metric if registry.metric[name].facts.get("ranked", True) is False}
     assert flattering >= {"dice_slices_empty1", "accuracy", "specificity"}
-
-
-# Pixel counts
-
-
-def test_ratios_of_counts_keep_the_shape_and_are_nan_where_undefined() -> None:
-    tp, fp, fn, tn = np.array([[3, 0, 0], [0, 2, 0], [1, 0, 0], [4, 6, 8]])
-    assert counts.dice_of(tp, fp, fn) == pytest.approx([6 / 7, 0, nan], nan_ok=True)
-    assert counts.iou_of(tp, fp, fn) == pytest.approx([3 / 4, 0, nan], nan_ok=True)
-    assert counts.precision_of(tp, fp) == pytest.approx([1, 0, nan], nan_ok=True)
-    assert counts.recall_of(tp, fn) == pytest.approx([3 / 4, nan, nan], nan_ok=True)
-    assert counts.specificity_of(tn, fp) == pytest.approx([1, 6 / 8, 1])
-    assert counts.accuracy_of(tp, fp, fn, tn) == pytest.approx([7 / 8, 6 / 8, 1])
-    assert counts.dice_of(3, 0, 1) == pytest.approx(6 / 7)
-    assert isnan(counts.dice_of(0, 0, 0))
-
-
-def test_a_pool_of_huge_counts_does_not_overflow() -> None:
-    """110 patients of 256 x 256 x 36 are 2.6e8 pixels; a billion times that still fits."""
-    many = np.array(2**61)
-    assert counts.dice_of(many, np.array(0), many) == pytest.approx(2 / 3)
 
 
 # Distances

@@ -1,0 +1,157 @@
+"""The best weights are kept, and what is written comes back to the bit or not at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+from contextlib import contextmanager
+from math import nan
+
+import pytest
+import torch
+from torch import nn
+
+from bench import registry
+from bench.checkpoint import DESCRIPTION, WEIGHTS, Best, load_model, save_model
+from bench.config import RunConfig
+from bench.errors import StoreError
+
+
+def weight(value: float) -> nn.Module:
+    """A model of one weight."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def kept(scores: list[float]) -> tuple[int, float]:
+    """Which epoch is kept of epochs with these scores, and the weight that comes back, which is its number."""
+    best, model = Best(), weight(0)
+    for epoch, score in enumerate(scores, start=1):
+        nn.init.constant_(model.weight, epoch)
+        best.consider(model, score, epoch)
+    best.restore(model)
+    return best.epoch, model.weight.item()
+
+
+@pytest.mark.parametrize(
+    ("scores", "epoch"),
+    [
+        ([0.1, 0.7, 0.3], 2),
+        ([0.7, 0.7, 0.7], 1),
+        ([-9.0, -2.0, -5.0], 2),
+        ([0.5], 1),
+        ([nan, nan], 1),
+        ([nan, 0.2, nan, 0.1], 2),
+        ([float("-inf"), 0.0], 2),
+    ],
+)
+def test_the_first_of_the_best_scores_is_kept_and_restored(scores, epoch):
+    assert kept(scores) == (epoch, epoch)
+
+
+def test_best_says_whether_it_took_the_weights():
+    best = Best()
+    assert [best.consider(weight(0), s, e) for e, s in enumerate([0.1, 0.1, 0.2])] == [True, False, True]
+    assert best.score == 0.2
+
+
+@pytest.fixture
+def described():
+    """A small model with worn-in batch statistics, and its description."""
+    config = RunConfig(model={"name": "unet", "base": 2, "depth": 1}).completed()
+    torch.manual_seed(0)
+    model = registry.model["unet"].bind(config.model.params)(3).to(memory_format=torch.channels_last)
+    model(torch.randn(2, 3, 16, 16))
+    return model, {"config": config.model_dump(mode="json"), "channels": 3, "threshold": 0.4}
+
+
+def test_a_model_comes_back_with_the_same_answers_to_the_bit(tmp_path, described):
+    model, description = described
+    save_model(tmp_path / "made" / "here", model, description)
+    loaded, said = load_model(tmp_path / "made" / "here")
+    assert said == description
+    assert not loaded.training
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(loaded.to(memory_format=torch.channels_last)(images), model.eval()(images))
+    assert {n: v.shape for n, v in loaded.state_dict().items()} == {
+        n: v.shape for n, v in model.state_dict().items()
+    }
+
+
+def test_the_description_brings_its_plugin(tmp_path):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from torch import nn\nfrom bench.registry import model\n\n@model\ndef brought(channels):\n"
+        "    'A 1x1 convolution.'\n    return nn.Conv2d(channels, 1, 1)\n"
+    )
+    config = RunConfig(model="brought", plugins=(str(plugin),)).model_dump(mode="json")
+    save_model(tmp_path, nn.Conv2d(2, 1, 1), {"config": config, "channels": 2})
+    try:
+        loaded, _ = load_model(tmp_path)
+        assert isinstance(loaded, nn.Conv2d)
+    finally:
+        registry.model._entries.pop("brought", None)
+
+
+def test_encoder_weights_are_not_fetched_again(tmp_path):
+    """The description says 'imagenet', and this machine is offline: loading must not ask for them."""
+    made = registry.model["unet"].bind({"encoder": "resnet18"})(3)
+    config = RunConfig(model={"name": "unet", "encoder": "resnet18", "weights": "imagenet"}).model_dump(
+        mode="json"
+    )
+    save_model(tmp_path, made, {"config": config, "channels": 3})
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(loaded.encoder.conv1.weight, made.encoder.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / WEIGHTS).unlink(),
+        lambda folder: (folder / DESCRIPTION).unlink(),
+        lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8]),
+        lambda folder: (folder / WEIGHTS).write_bytes(b""),
+        lambda folder: (folder / DESCRIPTION).write_text("{"),
+        lambda folder: (folder / DESCRIPTION).write_text("[]"),
+        lambda folder: (folder / DESCRIPTION).write_text('{"channels": 3}'),
+    ],
+)
+def test_a_broken_folder_is_refused_with_a_sentence(tmp_path, described, damage):
+    save_model(tmp_path, *described)
+    damage(tmp_path)
+    with pytest.raises(StoreError, match="holds no model that can be read"):
+        load_model(tmp_path)
+
+
+def test_weights_of_another_model_are_refused_with_a_sentence(tmp_path, described):
+    model, description = described
+    description["config"]["model"]["base"] = 4
+    save_model(tmp_path, model, description)
+    with pytest.raises(StoreError, match="holds weights of another model"):
+        load_model(tmp_path)
+
+
+@contextmanager
+def disk_full_after(size: int):
+    """Files may not grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_could_not_be_written_whole_never_appears(tmp_path, described):
+    model, description = described
+    with disk_full_after(1000), pytest.raises(OSError, match="File too large"):
+        save_model(tmp_path / "first", model, description)
+    assert not (tmp_path / "first" / WEIGHTS).exists()
+    save_model(tmp_path / "second", model, description)
+    before = (tmp_path / "second" / WEIGHTS).read_bytes()
+    with disk_full_after(1000), pytest.raises(OSError, match="File too large"):
+        save_model(tmp_path / "second", model, description)
+    assert (tmp_path / "second" / WEIGHTS).read_bytes() == before
+    assert json.loads((tmp_path / "second" / DESCRIPTION).read_text()) == description

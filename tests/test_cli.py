@@ -1,0 +1,316 @@
+"""The commands as a person types them, on a phantom small enough to train in seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from bench.cli import app, main
+from bench.errors import BenchError
+from bench.tracking import connect, download_model, find_run
+
+
+
+def sets(**values: object) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+SMALL = sets(dataset__patients=6, dataset__size=32, dataset__slices=6, dataset__institutions=2)
+SHORT = ["--folds", "3", "--epochs", "2", "--batch-size", "4", "--lr", "0.01"]
+TINY = [*SMALL, *sets(model__base=4, model__depth=2), *SHORT]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory):
+    """A working folder and a cache of their own for all commands of this module."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder / "cache"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
+def bench(*words: object) -> str:
+    """Run a command in this process; gives standard output. Raises what it raises."""
+    result = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*words: object) -> str:
+    with pytest.raises(BenchError) as caught:
+        bench(*words)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def ran(home: Path) -> str:
+    """The name of a finished run."""
+    bench("run", "--model", "unet", *TINY, "--name", "first", "--quiet")
+    return "first"
+
+
+@pytest.fixture(scope="module")
+def other(home: Path) -> Path:
+    """A folder of other patients in the same layout."""
+    bench("data", "phantom", home / "other", *sets(patients=3, size=32, slices=6, institutions=1, seed=9))
+    for scan in (home / "other").rglob("PHANTOM_*"):
+        if scan.is_dir():  # other patients have other names
+            for file in scan.iterdir():
+                file.rename(file.with_name(file.name.replace("_00", "_77", 1)))
+            scan.rename(scan.with_name(scan.name.replace("_00", "_77", 1)))
+    return home / "other"
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, bench.cli; print({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_run_prints_the_board_it_stands_on(home):
+    out = bench("run", "--model", "unet", *TINY, "--name", "loud", "--verbose")
+    assert "SYNTHETIC" in out
+    assert "loud [synthetic]" in out
+
+
+def test_a_run_leaves_parent_folds_tables_masks_figures_and_models(ran):
+    store = connect()
+    parent = find_run(store, ran)
+    assert parent.info.status == "FINISHED"
+    folds = store.client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(f.info.run_name for f in folds) == ["fold 0", "fold 1", "fold 2"]
+    names = {a.path for a in store.client.list_artifacts(parent.info.run_id)}
+    assert {"cases.csv", "split.csv", "overlays"} <= names
+    for fold in folds:
+        assert {"cases.csv", "slices.csv", "history.csv", "masks", "curves.png"} <= {
+            a.path for a in store.client.list_artifacts(fold.info.run_id)
+        }
+        assert fold.outputs.model_outputs
+    assert {"model.name", "train.lr", "run.seed", "augment.warp.rotate"} <= parent.data.params.keys()
+    assert {"dice", "dice_low", "dice_high", "hd95", "dice_global", "cost/parameters"} <= parent.data.metrics.keys()
+    assert {"env.torch", "env.cpu", "bench.split", "bench.fingerprint"} <= parent.data.tags.keys()
+    assert parent.data.tags["bench.synthetic"] == "true"
+    assert "SYNTHETIC" in parent.data.tags["mlflow.note.content"]
+    assert parent.inputs.dataset_inputs[0].dataset.digest == parent.data.tags["bench.data"]
+
+
+def test_the_mlflow_model_gives_the_logged_prediction(ran, home, tmp_path):
+    from bench.pack import open_pack
+
+    store = connect()
+    parent = find_run(store, ran)
+    fold = store.client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`bench.fold` = '0'"
+    )[0]
+    logged = download_model(store, fold.outputs.model_outputs[0].model_id, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(logged))
+    case = pd.read_csv(store.client.download_artifacts(fold.info.run_id, "cases.csv")).iloc[0]
+    packs = [open_pack(path.parent) for path in (home / "cache" / "packs").glob("*/manifest.json")]
+    pack = next(p for p in packs if p.manifest.key == parent.data.tags["bench.data"])
+    rows = pack.rows([case["case"]])
+    predicted = model.predict(pack.images[rows]) >= case["threshold"]
+    assert (predicted & pack.masks[rows].astype(bool)).sum() == case["tp"]
+    assert predicted.sum() == case["tp"] + case["fp"]
+
+
+def test_the_leaderboard_says_the_same_in_every_format(ran):
+    rows = list(csv.DictReader(io.StringIO(bench("leaderboard", "--format", "csv"))))
+    boards = json.loads(bench("leaderboard", "--format", "json"))
+    text, markdown = bench("leaderboard"), bench("leaderboard", "--format", "markdown")
+    ranked = [row for board in boards for row in board["rows"]]
+    assert [row["run_id"] for row in rows] == [row["run_id"] for row in ranked]
+    for row in ranked:
+        assert f"{row['dice']:.3f}" in text
+        assert f"{row['dice']:.3f}" in markdown
+        assert row["run_id"][:8] in text
+        assert row["synthetic"] is True
+    assert "SYNTHETIC" in text
+    assert "SYNTHETIC" in markdown
+
+
+def test_sorting_by_what_is_no_column(ran):
+    assert "Did you mean 'dice'" in refused("leaderboard", "--sort", "dise")
+
+
+def test_no_runs_is_no_error(tmp_path):
+    assert bench("leaderboard", "--tracking-uri", f"sqlite:///{tmp_path / 'new.db'}") == ""
+
+
+def test_an_external_test_is_a_child_of_the_run(ran, other):
+    out = bench("evaluate", ran, "--data", other)
+    assert "mean of 3 fold models" in out
+    store = connect()
+    parent = find_run(store, ran)
+    (child,) = [
+        r
+        for r in store.client.search_runs([parent.info.experiment_id])
+        if r.data.tags.get("bench.kind") == "evaluation" and r.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    ]
+    assert child.data.metrics["patients"] == 3
+    assert f"Dice {child.data.metrics['dice']:.3f}" in out
+    boards = json.loads(bench("leaderboard", "--format", "json"))
+    assert child.info.run_id not in {row["run_id"] for board in boards for row in board["rows"]}
+
+
+def test_patients_of_the_run_are_no_external_test(ran, home):
+    bench("data", "phantom", home / "same", *sets(patients=6, size=32, slices=6, institutions=2))
+    assert "took part in the run itself" in refused("evaluate", ran, "--data", home / "same")
+
+
+def test_predict_writes_a_mask_and_an_overlay_for_every_image(ran, other, tmp_path):
+    images = tmp_path / "scans"
+    shutil.copytree(other, images)
+    for mask in images.rglob("*_mask.tif"):
+        mask.unlink()
+    out = bench("predict", ran, images, "--out", tmp_path / "out")
+    assert "18 masks" in out
+    written = sorted((tmp_path / "out").rglob("*_mask.tif"))
+    assert len(written) == 18
+    for path in written:
+        mask = tifffile.imread(path)
+        assert mask.shape == (32, 32)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert cv2.imread(str(path).replace("_mask.tif", "_overlay.png")).ndim == 3
+
+
+def test_predict_takes_one_png_and_one_fold(ran, other, tmp_path):
+    scan = next(p for p in sorted(other.rglob("*.tif")) if "_mask" not in p.name)
+    cv2.imwrite(str(tmp_path / "one.png"), tifffile.imread(scan)[..., ::-1])
+    out = bench("predict", ran, tmp_path / "one.png", "--out", tmp_path / "out", "--fold", "1")
+    assert "1 masks" in out or "1 mask" in out
+    assert tifffile.imread(tmp_path / "out" / "one_mask.tif").shape == (32, 32)
+
+
+def test_a_dry_run_trains_and_logs_nothing(home, tmp_path):
+    out = bench("run", *TINY, "--dry-run", "--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}")
+    assert "train.lr = 0.01" in out
+    assert "fold 2: train" in out
+    assert "estimated time" in out
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_flags_win_over_the_file_and_set_over_flags(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {name: resunet, depth: 2}\ntrain: {lr: 0.5, epochs: 7}\n")
+    out = bench("run", *SMALL, "--config", tmp_path / "mine.yaml", "--epochs", "3", "--set", "train.lr=0.25", "--dry-run")
+    for line in ("model.name = resunet", "train.epochs = 3", "train.lr = 0.25"):
+        assert line in out
+
+
+@pytest.mark.parametrize("kind", ["models", "losses", "augmentations", "metrics", "datasets", "schedules", "splits"])
+def test_every_component_is_listed_with_one_line(kind):
+    from bench.registry import REGISTRIES
+
+    lines = bench("list", kind).splitlines()
+    assert [line.split()[0] for line in lines] == list(REGISTRIES[kind])
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_encoders_are_listed():
+    names = [line.split()[0] for line in bench("list", "encoders").splitlines()]
+    assert {"resnet50", "efficientnet-b0", "mit_b0"} <= set(names)
+
+
+def test_an_unknown_kind_is_refused():
+    assert "Did you mean 'losses'" in refused("list", "loses")
+
+
+@pytest.mark.parametrize(("name", "says"), [("focal_tversky", "Abraham"), ("unet", "base"), ("dice", "Dice"), ("lgg", "folder")])
+def test_show_tells_settings_and_source(name, says):
+    assert says in bench("show", name)
+
+
+def test_show_of_nothing():
+    assert "Did you mean 'unet'" in refused("show", "unnet")
+
+
+TEN_LINES = '''
+"""A model of one's own."""
+import torch
+from bench.registry import model
+
+
+@model
+def one_layer(channels: int, *, width: int = 4) -> torch.nn.Module:
+    """Two convolutions and nothing else."""
+    layers = torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(width, 1, 1)
+    return torch.nn.Sequential(*layers)
+'''
+
+
+def test_a_model_of_ones_own_in_ten_lines(home, other, tmp_path):
+    from bench import registry
+
+    (home / "mine.py").write_text(TEN_LINES)
+    try:
+        bench("run", "--model", "one_layer", "--plugin", home / "mine.py", *SMALL, *SHORT, "--name", "own", "--quiet")
+        assert "one_layer" in bench("list", "models", "--plugin", home / "mine.py")
+        assert "own" in bench("leaderboard")
+        bench("predict", "own", other, "--out", tmp_path / "out")
+    finally:
+        registry.model._entries.pop("one_layer", None)
+        sys.modules.pop(f"bench_plugin_{(home / 'mine.py').resolve()}", None)
+
+
+def test_checking_whole_data_succeeds_and_broken_data_fails(other, tmp_path):
+    assert "0 errors" in bench("data", "check", other)
+    shutil.copytree(other, tmp_path / "broken")
+    next((tmp_path / "broken").rglob("*_mask.tif")).unlink()
+    result = CliRunner().invoke(app, ["data", "check", str(tmp_path / "broken")])
+    assert result.exit_code == 1
+    assert "has no mask" in result.stdout or "mask" in result.stdout
+
+
+def test_describing_writes_tables_and_figures(other, tmp_path):
+    out = bench("data", "describe", other, "--out", tmp_path / "out")
+    assert "institutions" in out
+    assert len(list((tmp_path / "out").glob("*.png"))) >= 4
+    assert pd.read_csv(tmp_path / "out" / "counts.csv")["patients"][0] == 3
+
+
+def test_packing_twice_finds_the_pack_again(other):
+    assert bench("data", "pack", other, "--verify") == bench("data", "pack", other, "--verify")
+
+
+def test_the_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)  # as if it were not installed
+    said = refused("data", "download", tmp_path / "lgg")
+    assert "medseg-bench[data]" in said
+    assert "By hand" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--model", "unnet"],
+        ["run", "--data", "/nowhere"],
+        ["run", "--set", "train.lrr=1"],
+        ["run", "--config", "/nowhere.yaml"],
+        ["run", "--tracking-uri", "http://127.0.0.1:9"],
+        ["evaluate", "nobody", "--data", "/nowhere"],
+        ["predict", "nobody", "/nowhere", "--out", "out"],
+        ["data", "check", "/nowhere"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,179 @@
+"""What a model is shown: the patient's own grey levels, whatever the scanner's gain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.config import Input
+from bench.errors import BadSetting
+from bench.feed import Feed, autocast, levels, logits_of
+from tests.packs import pack_of, tiny_pack
+
+CPU = torch.device("cpu")
+PACK = tiny_pack()
+ROWS = np.arange(len(PACK.index))
+
+
+def shown(pack=PACK, rows=ROWS, **settings) -> np.ndarray:
+    """What the model sees of these rows: float32 (B, C, H, W)."""
+    feed = Feed(pack, Input(**settings), CPU)
+    return feed.standard(feed.unit(rows)[0], rows).numpy()
+
+
+def slow(pixels: np.ndarray) -> np.ndarray:
+    """Clip to the 0.5th and 99.5th percentile, bring to [0, 1], z-score; all pixels of one channel at once."""
+    low, high = np.percentile(pixels, (0.5, 99.5), method="inverted_cdf")
+    unit = np.clip((pixels.astype(float) - low) / (high - low), 0, 1)
+    return (unit - unit.mean()) / unit.std()
+
+
+def test_patient_mode_is_a_percentile_clip_and_z_score_of_the_whole_patient():
+    seen = shown()
+    for case in PACK.cases:
+        rows = PACK.rows([case])
+        for channel in range(3):
+            expected = slow(np.asarray(PACK.images[rows][..., channel]))
+            assert seen[rows, channel] == pytest.approx(expected, abs=1e-4)
+
+
+def test_image_mode_does_the_same_slice_by_slice():
+    seen = shown(normalise="image")
+    for row in ROWS[::3]:
+        for channel in range(3):
+            assert seen[row, channel] == pytest.approx(slow(PACK.images[row, ..., channel]), abs=1e-4)
+
+
+def test_imagenet_mode_uses_the_published_constants():
+    seen = shown(normalise="imagenet")
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (PACK.images / 255 - mean) / deviation
+    assert seen == pytest.approx(np.moveaxis(expected, -1, 1), abs=1e-5)
+
+
+def test_imagenet_mode_needs_three_channels():
+    with pytest.raises(BadSetting, match=r"imagenet needs 3 channels, not 1. Use patient or image"):
+        shown(tiny_pack(channels=1), normalise="imagenet")
+
+
+def test_all_slices_of_a_patient_share_levels_and_patients_do_not():
+    found = levels(PACK.histograms, PACK.index["case"].tolist(), "patient")
+    for values in (found.low, found.high, found.mean, found.deviation):
+        assert values.shape == (len(ROWS), 3)
+        for case in PACK.cases:
+            assert (values[PACK.rows([case])] == values[PACK.rows([case])[0]]).all()
+    assert len({tuple(row) for row in found.mean}) == len(PACK.cases)
+
+
+def test_the_scanners_gain_changes_nothing():
+    """Half of the patients at twice the gain; 254 / 2 is the brightest that both can hold."""
+    images = PACK.images // 2
+    loud = images.copy()
+    loud[::2] = images[::2] * 2
+    cases = [f"P{row}" for row in ROWS]
+    plain, gained = (shown(pack_of(i, PACK.masks, cases)) for i in (images, loud))
+    assert gained == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("normalise", ["patient", "image", "imagenet"])
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_a_blank_channel_gives_numbers(normalise, grey):
+    images = PACK.images.copy()
+    images[..., 2] = grey
+    blank = pack_of(images, PACK.masks, PACK.index["case"].tolist())
+    assert np.isfinite(shown(blank, normalise=normalise)).all()
+    if normalise != "imagenet":
+        assert (shown(blank, normalise=normalise)[:, 2] == 0).all()
+
+
+def test_background_stays_zero_in_unit_images_and_masks_stay_masks():
+    images = PACK.images.copy()
+    images[:, :4] = 0
+    dark = pack_of(images, PACK.masks, PACK.index["case"].tolist())
+    unit, masks = Feed(dark, Input(), CPU).unit(ROWS)
+    assert (unit[:, :, :4] == 0).all()
+    assert unit.max() == 1
+    assert torch.equal(masks[:, 0], torch.from_numpy(PACK.masks).float())
+
+
+def test_rows_may_come_in_any_order():
+    rows = np.array([7, 0, 12])
+    assert np.array_equal(shown(rows=rows), shown()[rows])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "positions"), [("all", [0, 1, 2]), ("flair", [1]), (("post", "pre"), [2, 0]), (("flair",), [1])]
+)
+def test_channels_are_chosen_by_name_in_the_order_given(wanted, positions):
+    assert np.array_equal(shown(channels=wanted), shown()[:, positions])
+
+
+def test_an_unknown_channel_is_refused_with_a_suggestion():
+    with pytest.raises(
+        BadSetting, match=r"no channel 'flare' here; there are pre, flair, post, or all. .*'flair'"
+    ):
+        shown(channels="flare")
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_slices_are_resized_for_the_model(size):
+    images, masks = Feed(PACK, Input(image_size=size), CPU).unit(ROWS[:3])
+    assert images.shape == (3, 3, size, size)
+    assert masks.shape == (3, 1, size, size)
+    assert set(masks.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_resizing_keeps_image_and_mask_in_register():
+    masks = np.zeros((1, 32, 32), np.uint8)
+    masks[0, 4:20, 8:16] = 1
+    images = np.repeat(masks[..., None] * 200, 3, -1)
+    feed = Feed(pack_of(images, masks, ["P0"]), Input(image_size=16), CPU)
+    small, mask = feed.unit(np.array([0]))
+    expected = torch.zeros(16, 16)
+    expected[2:10, 4:8] = 1  # every second pixel
+    assert torch.equal(mask[0, 0], expected)
+    assert torch.equal((small[0, 0] > 0.5).float(), expected)
+
+
+# Any size
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (33, 31), (1, 40), (50, 95)])
+def test_a_model_sees_multiples_of_32_and_answers_at_the_size_asked(height, width):
+    conv = nn.Conv2d(2, 1, 3, padding=1)
+    seen = []
+
+    def model(images):
+        seen.append(images.shape)
+        return conv(images)
+
+    images = torch.randn(2, 2, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, direct = logits_of(model, images), conv(images)
+    (shape,) = seen
+    assert shape[-2] % 32 == shape[-1] % 32 == 0
+    assert max(shape[-2] - height, shape[-1] - width) < 32
+    assert logits.shape == (2, 1, height, width)
+    # Only the lower and the right border can tell that there is something beyond them.
+    torch.testing.assert_close(logits[..., : height - 1, : width - 1], direct[..., : height - 1, : width - 1])
+
+
+def test_logits_are_float32_whatever_the_model_computes_in():
+    assert logits_of(lambda images: images[:, :1].bfloat16(), torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "on"), [("auto", False), ("float32", False), ("bfloat16", True)])
+def test_on_a_cpu_bfloat16_is_used_only_when_asked_for(precision, on):
+    with autocast(CPU, precision):
+        assert torch.is_autocast_enabled("cpu") is on
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_shows_the_same_as_a_cpu():
+    gpu = torch.device("cuda")
+    feed = Feed(PACK, Input(image_size=16), gpu)
+    images = feed.standard(feed.unit(ROWS)[0], ROWS)
+    assert images.device.type == "cuda"
+    assert images.cpu().numpy() == pytest.approx(shown(image_size=16), abs=1e-4)

@@ -1,0 +1,54 @@
+"""What was predicted is kept bit for bit, and read back whatever its size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.errors import StoreError
+from bench.masks import load_masks, save_masks
+
+
+def random_masks(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < 0.4
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 1), (3, 13), (16, 9)])
+def test_masks_come_back_as_they_were(tmp_path, height, width):
+    given = {"B": random_masks(0, 3, height, width), "A": random_masks(1, 1, height, width)}
+    save_masks(tmp_path / "masks.npz", given, {"A": [4], "B": [1, 2, 9]})
+    index, masks = load_masks(tmp_path / "masks.npz")
+    assert index["case"].tolist() == ["B", "B", "B", "A"]
+    assert index["slice"].tolist() == [1, 2, 9, 4]
+    assert masks.dtype == bool
+    assert np.array_equal(masks, np.concatenate([given["B"], given["A"]]))
+
+
+def test_eight_pixels_take_at_most_a_byte(tmp_path):
+    save_masks(tmp_path / "masks.npz", {"A": random_masks(0, 50, 64, 64)}, {"A": list(range(50))})
+    assert (tmp_path / "masks.npz").stat().st_size < 50 * 64 * 64 / 8 + 2000
+
+
+def array_file(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("words"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(path.read_bytes()[:200] + b"\0" * 60 + path.read_bytes()[260:]),
+        array_file,
+        lambda path: np.savez(path, bits=np.zeros((1, 1), np.uint8)),
+    ],
+)
+def test_a_file_that_holds_no_masks_is_refused_with_a_sentence(tmp_path, damage):
+    path = tmp_path / "masks.npz"
+    save_masks(path, {"A": random_masks(0, 4, 32, 32)}, {"A": [1, 2, 3, 4]})
+    damage(path)
+    with pytest.raises(StoreError, match=r"masks\.npz holds no masks that can be read"):
+        load_masks(path)

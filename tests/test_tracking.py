@@ -1,0 +1,232 @@
+"""What a run leaves in MLflow, and how it is read back."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.errors import StoreError, UnknownName
+from bench.tracking import (
+    Store,
+    connect,
+    find_run,
+    open_run,
+    patients_of,
+    read_table,
+    records,
+    store_uri,
+    ui_command,
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: making one takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("template")
+    connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    shutil.copytree(template, tmp_path / "mlruns")
+    return connect(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
+
+
+TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
+
+
+def test_the_store_is_the_one_given_then_the_environment_then_this_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri() == f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert store_uri() == "http://elsewhere"
+    assert store_uri("sqlite:///given.db") == "sqlite:///given.db"
+
+
+def test_a_run_and_its_folds_are_read_back(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.settings({"model.name": "unet"})
+        with run.child("fold 0", {"bench.fold": "0"}) as fold:
+            fold.metrics({"train/loss": 0.5}, 1)
+        run.table("cases", pd.DataFrame({"case": ["007", "b"], "dice": [0.5, math.nan]}))
+        run.metrics({"dice": 0.5})
+    (record,) = records(store)
+    assert (record.name, record.settings["model.name"], record.metrics["dice"]) == ("mine", "unet", 0.5)
+    assert record.cases["case"].tolist() == ["007", "b"]
+    assert math.isnan(record.cases["dice"][1])
+    child = store.client.search_runs([run.experiment_id], "tags.`bench.kind` = 'fold'")[0]
+    assert child.data.tags["mlflow.parentRunId"] == run.run_id
+    assert [m.step for m in store.client.get_metric_history(child.info.run_id, "train/loss")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED"), (ValueError, "FAILED")]
+)
+def test_a_run_ends_as_its_block_ends(store, raised, status):
+    try:
+        with open_run(store, "mine", "lgg", TAGS) as run, run.child("fold 0") as fold:
+            fold.table("cases", pd.DataFrame({"case": ["a"]}))
+            run.table("cases", pd.DataFrame({"case": ["a"]}))
+            if raised:
+                raise raised
+    except (KeyboardInterrupt, SystemExit, ValueError):
+        pass
+    assert store.client.get_run(run.run_id).info.status == status
+    assert store.client.get_run(fold.run_id).info.status == status
+    assert read_table(store, store.client.get_run(fold.run_id), "cases")["case"].tolist() == ["a"]
+    assert len(records(store)) == (0 if raised else 1)
+
+
+def test_an_infinite_metric_cannot_win_a_sort(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.metrics({"a": math.inf, "b": math.nan, "c": 1.0})
+    metrics = store.client.get_run(run.run_id).data.metrics
+    assert math.isnan(metrics["a"])
+    assert math.isnan(metrics["b"])
+    assert metrics["c"] == 1
+
+
+def test_the_run_that_mlflow_run_opened_becomes_the_parent(store, monkeypatch):
+    opened = store.client.create_run(store.experiment("theirs"))
+    store.client.log_param(opened.info.run_id, "model", "unet")  # as the launcher does for each -P
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        assert "MLFLOW_RUN_ID" not in os.environ  # or a child process would close the parent
+        run.settings({"model.name": "unet"})
+    assert run.run_id == opened.info.run_id
+    found = store.client.get_run(run.run_id)
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "mine")
+
+
+def test_more_parameters_than_one_batch_takes(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.settings({f"p{i}": i for i in range(150)} | {"long": "x" * 9000})
+    params = store.client.get_run(run.run_id).data.params
+    assert len(params) == 151
+    assert len(params["long"]) == 6000
+
+
+def test_a_run_is_found_by_name_by_id_and_by_the_start_of_it(store):
+    with open_run(store, "first", "lgg", TAGS) as run:
+        pass
+    for wanted in ("first", run.run_id, run.run_id[:8]):
+        assert find_run(store, wanted).info.run_id == run.run_id
+    with pytest.raises(UnknownName, match="Did you mean 'first'"):
+        find_run(store, "frist")
+
+
+def test_the_newest_of_runs_with_one_name_is_found(store):
+    for _ in range(2):
+        with open_run(store, "same", "lgg", TAGS) as run:
+            pass
+    assert find_run(store, "same").info.run_id == run.run_id
+
+
+def test_patients_of_a_run_are_those_of_all_parts(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.table("split", pd.DataFrame({"fold": [0, 0], "part": ["train", "val"], "case": ["a", "b"]}))
+    assert patients_of(store, store.client.get_run(run.run_id)) == {"a", "b"}
+
+
+def test_a_lost_table_is_named(store):
+    with open_run(store, "mine", "lgg", TAGS):
+        pass
+    with pytest.raises(StoreError, match=r"mine .* has lost its table cases.csv"):
+        records(store)
+
+
+def test_the_data_set_is_an_input_of_the_run(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.data("lgg", "abc123", {"patients": 88})
+    (given,) = store.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("lgg", "abc123")
+
+
+def test_images_show_what_was_drawn(store):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[1, 2] = (0, 229, 160)
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.image("overlays/best", pixels)
+    path = store.client.download_artifacts(run.run_id, "overlays/best.png")
+    assert (mlflow.artifacts.load_image(path).size) == (5, 4)
+    assert np.array_equal(np.asarray(mlflow.artifacts.load_image(path).convert("RGB")), pixels)
+
+
+def test_every_experiment_has_its_leaderboard_in_the_ui(store):
+    store.experiment("lgg")
+    assert list(store.views()) == ["lgg"]
+    assert "viewStateShareKey=leaderboard" in store.views()["lgg"]
+
+
+def test_the_same_experiment_is_used_again(store):
+    assert store.experiment("lgg") == store.experiment("lgg")
+
+
+def test_a_deleted_experiment_is_taken_back(store):
+    made = store.experiment("lgg")
+    store.client.delete_experiment(made)
+    assert store.experiment("lgg") == made
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/none", "nonsense://x"])
+def test_a_store_that_cannot_be_used_is_one_sentence(uri):
+    with pytest.raises(StoreError, match=uri.partition("@")[0].replace("/", ".")):
+        connect(uri)
+
+
+def test_the_ui_listens_on_the_host_it_was_given(store):
+    command, environment = ui_command(store, "127.0.0.1", 5123)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--backend-store-uri") + 1] == store.uri
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+SLEEPER = """
+    import signal, sys, time
+    from bench.cli import _as_interrupt
+    from bench.tracking import connect, open_run
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    with open_run(connect(sys.argv[1]), "sleeper", "lgg", {}) as run:
+        print(run.run_id, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_terminated_process_leaves_its_run_killed(store):
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    run_id = child.stdout.readline().strip()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert store.client.get_run(run_id).info.status == "KILLED"
+
+
+CONNECT = "import sys; from bench.tracking import connect; print(connect(sys.argv[1]).experiment('lgg'))"
+
+
+def test_processes_that_meet_a_new_store_make_one(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    started = [
+        subprocess.Popen([sys.executable, "-c", CONNECT, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], ends
+    assert len({out.strip() for out, _ in ends}) == 1
