@@ -326,11 +326,11 @@ def _configuration(path: Path | None, flags: dict[str, Any], assignments: list[s
     from bench import registry
     from bench.config import RunConfig, load, override, parse
 
-    given = {**(load(path) if path else {}), **flags, **dict(parse(a) for a in assignments)}
-    _plugins([Path(p) for p in given.get("plugins", ())])
-    choice = override(RunConfig(), {k: v for k, v in given.items() if k in ("dataset", "dataset.name")})
-    suggested = registry.dataset[choice.dataset.name].facts.get("defaults", {})
-    return override(override(RunConfig(), suggested), given)
+    layers = (load(path) if path else {}, flags, dict(parse(a) for a in assignments))
+    first = override(RunConfig(), *layers)
+    _plugins([Path(p) for p in first.plugins])
+    suggested = registry.dataset[first.dataset.name].facts.get("defaults", {})
+    return override(RunConfig(), suggested, *layers)
 
 
 def _plugins(paths: list[Path] | None) -> None:

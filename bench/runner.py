@@ -386,10 +386,12 @@ def _check_training(recipe: Recipe) -> None:
     facts, size = registry.model[config.model.name].facts, config.input.image_size
     slices = min(len(recipe.pack.rows(fold.train)) for fold in recipe.folds)
     if min(config.train.batch_size, slices) < facts.get("smallest_batch", 1):
-        raise BadSetting(f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size.")
+        raise BadSetting(
+            f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size."
+        )
     if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
         raise BadSetting(
-            f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side or more. Give --image-size."
+            f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
         )
 
 

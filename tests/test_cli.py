@@ -23,7 +23,6 @@ from bench.errors import BenchError
 from bench.tracking import connect, download_model, find_run
 
 
-
 def sets(**values: object) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
 
@@ -79,7 +78,10 @@ def other(home: Path) -> Path:
 
 def test_help_needs_no_heavy_import():
     code = "import sys, bench.cli; print({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
 
 
 def test_a_run_prints_the_board_it_stands_on(home):
@@ -92,7 +94,9 @@ def test_a_run_leaves_parent_folds_tables_masks_figures_and_models(ran):
     store = connect()
     parent = find_run(store, ran)
     assert parent.info.status == "FINISHED"
-    folds = store.client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    folds = store.client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
     assert sorted(f.info.run_name for f in folds) == ["fold 0", "fold 1", "fold 2"]
     names = {a.path for a in store.client.list_artifacts(parent.info.run_id)}
     assert {"cases.csv", "split.csv", "overlays"} <= names
@@ -102,7 +106,14 @@ def test_a_run_leaves_parent_folds_tables_masks_figures_and_models(ran):
         }
         assert fold.outputs.model_outputs
     assert {"model.name", "train.lr", "run.seed", "augment.warp.rotate"} <= parent.data.params.keys()
-    assert {"dice", "dice_low", "dice_high", "hd95", "dice_global", "cost/parameters"} <= parent.data.metrics.keys()
+    assert {
+        "dice",
+        "dice_low",
+        "dice_high",
+        "hd95",
+        "dice_global",
+        "cost/parameters",
+    } <= parent.data.metrics.keys()
     assert {"env.torch", "env.cpu", "bench.split", "bench.fingerprint"} <= parent.data.tags.keys()
     assert parent.data.tags["bench.synthetic"] == "true"
     assert "SYNTHETIC" in parent.data.tags["mlflow.note.content"]
@@ -115,7 +126,8 @@ def test_the_mlflow_model_gives_the_logged_prediction(ran, home, tmp_path):
     store = connect()
     parent = find_run(store, ran)
     fold = store.client.search_runs(
-        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`bench.fold` = '0'"
+        [parent.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`bench.fold` = '0'",
     )[0]
     logged = download_model(store, fold.outputs.model_outputs[0].model_id, tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(logged))
@@ -159,7 +171,8 @@ def test_an_external_test_is_a_child_of_the_run(ran, other):
     (child,) = [
         r
         for r in store.client.search_runs([parent.info.experiment_id])
-        if r.data.tags.get("bench.kind") == "evaluation" and r.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        if r.data.tags.get("bench.kind") == "evaluation"
+        and r.data.tags["mlflow.parentRunId"] == parent.info.run_id
     ]
     assert child.data.metrics["patients"] == 3
     assert f"Dice {child.data.metrics['dice']:.3f}" in out
@@ -206,12 +219,16 @@ def test_a_dry_run_trains_and_logs_nothing(home, tmp_path):
 
 def test_flags_win_over_the_file_and_set_over_flags(tmp_path):
     (tmp_path / "mine.yaml").write_text("model: {name: resunet, depth: 2}\ntrain: {lr: 0.5, epochs: 7}\n")
-    out = bench("run", *SMALL, "--config", tmp_path / "mine.yaml", "--epochs", "3", "--set", "train.lr=0.25", "--dry-run")
+    out = bench(
+        "run", *SMALL, "--config", tmp_path / "mine.yaml", "--epochs", "3", "--set", "train.lr=0.25", "--dry-run"
+    )
     for line in ("model.name = resunet", "train.epochs = 3", "train.lr = 0.25"):
         assert line in out
 
 
-@pytest.mark.parametrize("kind", ["models", "losses", "augmentations", "metrics", "datasets", "schedules", "splits"])
+@pytest.mark.parametrize(
+    "kind", ["models", "losses", "augmentations", "metrics", "datasets", "schedules", "splits"]
+)
 def test_every_component_is_listed_with_one_line(kind):
     from bench.registry import REGISTRIES
 
@@ -229,7 +246,9 @@ def test_an_unknown_kind_is_refused():
     assert "Did you mean 'losses'" in refused("list", "loses")
 
 
-@pytest.mark.parametrize(("name", "says"), [("focal_tversky", "Abraham"), ("unet", "base"), ("dice", "Dice"), ("lgg", "folder")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("focal_tversky", "Abraham"), ("unet", "base"), ("dice", "Dice"), ("lgg", "folder")]
+)
 def test_show_tells_settings_and_source(name, says):
     assert says in bench("show", name)
 
@@ -257,7 +276,9 @@ def test_a_model_of_ones_own_in_ten_lines(home, other, tmp_path):
 
     (home / "mine.py").write_text(TEN_LINES)
     try:
-        bench("run", "--model", "one_layer", "--plugin", home / "mine.py", *SMALL, *SHORT, "--name", "own", "--quiet")
+        bench(
+            "run", "--model", "one_layer", "--plugin", home / "mine.py", *SMALL, *SHORT, "--name", "own", "--quiet"
+        )
         assert "one_layer" in bench("list", "models", "--plugin", home / "mine.py")
         assert "own" in bench("leaderboard")
         bench("predict", "own", other, "--out", tmp_path / "out")

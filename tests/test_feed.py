@@ -111,9 +111,7 @@ def test_channels_are_chosen_by_name_in_the_order_given(wanted, positions):
 
 
 def test_an_unknown_channel_is_refused_with_a_suggestion():
-    with pytest.raises(
-        BadSetting, match=r"no channel 'flare' here; there are pre, flair, post, or all. .*'flair'"
-    ):
+    with pytest.raises(BadSetting, match=r"no channel 'flare' here; there are pre, flair, post, or all.*'flair'"):
         shown(channels="flare")
 
 
@@ -135,6 +133,13 @@ def test_resizing_keeps_image_and_mask_in_register():
     expected[2:10, 4:8] = 1  # every second pixel
     assert torch.equal(mask[0, 0], expected)
     assert torch.equal((small[0, 0] > 0.5).float(), expected)
+
+
+def test_a_shrunken_mask_keeps_the_pixels_that_are_half_covered():
+    masks = np.zeros((1, 32, 32), np.uint8)
+    masks[0, 0, 0] = masks[0, 0, 4] = masks[0, 1, 5] = 1  # a quarter of one small pixel, a half of another
+    feed = Feed(pack_of(np.zeros((1, 32, 32, 3), np.uint8), masks, ["P0"]), Input(image_size=16), CPU)
+    assert feed.unit(np.array([0]))[1].nonzero().tolist() == [[0, 0, 0, 2]]
 
 
 # Any size

@@ -149,7 +149,9 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
 
     asked: list[frozenset[str]] = []
     real = runner.stacks
-    monkeypatch.setattr(runner, "stacks", lambda m, f, cases, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw))
+    monkeypatch.setattr(
+        runner, "stacks", lambda m, f, cases, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw)
+    )
     recipe = resolve(config(evaluate__threshold="validation"))
     cross_validate(recipe, MemoryRecorder(), only=1)
     fold = recipe.folds[1]
@@ -205,7 +207,11 @@ def test_the_estimate_is_positive_and_trains_no_model_of_ours():
         ({"device": "tpu"}, BadSetting, "device"),
         ({"device": "cuda:99"}, BadSetting, "--device cpu"),
         ({"train__freeze_epochs": 1}, BadSetting, "--encoder"),
-        ({"train__freeze_epochs": 2, "model__encoder": "resnet18", "model__base": 32, "model__depth": 4}, BadSetting, "smaller"),
+        (
+            {"train__freeze_epochs": 2, "model__encoder": "resnet18", "model__base": 32, "model__depth": 4},
+            BadSetting,
+            "smaller",
+        ),
         ({"input__channels": "t2"}, BadSetting, "pre, flair, post"),
         ({"model": "pan"}, BadSetting, "128"),
         ({"augment": "wrap"}, UnknownName, "Did you mean 'warp'"),

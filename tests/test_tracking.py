@@ -75,7 +75,8 @@ def test_a_run_and_its_folds_are_read_back(store):
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED"), (ValueError, "FAILED")]
+    ("raised", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED"), (ValueError, "FAILED")],
 )
 def test_a_run_ends_as_its_block_ends(store, raised, status):
     try:
@@ -209,7 +210,10 @@ SLEEPER = """
 
 def test_a_terminated_process_leaves_its_run_killed(store):
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     run_id = child.stdout.readline().strip()
@@ -224,7 +228,9 @@ CONNECT = "import sys; from bench.tracking import connect; print(connect(sys.arg
 def test_processes_that_meet_a_new_store_make_one(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     started = [
-        subprocess.Popen([sys.executable, "-c", CONNECT, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", CONNECT, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     ends = [process.communicate(timeout=120) for process in started]

@@ -42,12 +42,12 @@ LGG data set. The clusters in data.csv are drawn by lot: any association with th
 """
 
 
-@dataset(defaults={"train.epochs": 6, "train.batch_size": 8, "split.folds": 3})
+@dataset(defaults={"train.epochs": 4, "train.batch_size": 8, "split.folds": 3})
 def phantom(
     *,
-    patients: Annotated[int, Field(ge=1, le=9999)] = 24,
+    patients: Annotated[int, Field(ge=1, le=9999)] = 16,
     size: Annotated[int, Field(ge=32, le=512)] = 64,
-    slices: Annotated[int, Field(ge=6, le=200)] = 12,
+    slices: Annotated[int, Field(ge=6, le=200)] = 8,
     institutions: Annotated[int, Field(ge=1, le=9)] = 4,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Source:
@@ -68,7 +68,7 @@ def phantom(
 
 
 def write_phantom(
-    folder: Path, *, patients: int = 24, size: int = 64, slices: int = 12, institutions: int = 4, seed: int = 0
+    folder: Path, *, patients: int = 16, size: int = 64, slices: int = 8, institutions: int = 4, seed: int = 0
 ) -> Path:
     """Write a phantom as `folder`, which must be absent or empty. Raises `DataError` and `BadSetting`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

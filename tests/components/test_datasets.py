@@ -313,7 +313,7 @@ def test_no_threshold_on_flair_segments_the_phantom_but_its_channels_together_do
 def test_institutions_of_the_phantom_are_unequal_and_the_last_is_alone():
     cases = {(s.institution, s.case) for s in phantom().slices}
     sizes = {name: sum(i == name for i, _ in cases) for name in ("AA", "BB", "CC", "DD")}
-    assert sum(sizes.values()) == 24
+    assert sum(sizes.values()) == 16
     assert sizes["AA"] > sizes["BB"] > sizes["CC"] > sizes["DD"] == 1
 
 
