@@ -44,7 +44,7 @@ class Row:
     missed_slices: int
     dice_global: float
     patients: int
-    epochs: int
+    epochs: float  # of a fold, on average
     images: int
     parameters: int
     wall_seconds: float
@@ -186,7 +186,7 @@ def _row(record: RunRecord) -> Row:
         missed_slices=int(value.get("missed_slices", 0)),
         dice_global=value.get("dice_global", nan),
         patients=len(record.cases),
-        epochs=int(value.get("cost/epochs", 0)),
+        epochs=value.get("cost/epochs", nan),
         images=int(value.get("cost/images", 0)),
         parameters=int(value.get("cost/parameters", 0)),
         wall_seconds=value.get("cost/wall_seconds", nan),

@@ -39,7 +39,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str], bool], ...] = (
     ("HD95 px", lambda r: _decimal(r.hd95, 1), True),
     ("missed", lambda r: str(r.missed_slices), True),
     ("pos. slices", lambda r: _decimal(r.positive_slices), True),
-    ("epochs", lambda r: str(r.epochs), True),
+    ("epochs", lambda r: f"{r.epochs:.4g}", True),
     ("params M", lambda r: _decimal(r.parameters / 1e6, 1), True),
     ("wall", lambda r: duration(r.wall_seconds), True),
     ("split", lambda r: r.split[:8], False),

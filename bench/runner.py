@@ -150,7 +150,7 @@ def cross_validate(
             "cost/wall_seconds": time.perf_counter() - started,
             "cost/train_seconds": sum(r.seconds for r in results),
             "cost/images": sum(r.images for r in results),
-            "cost/epochs": sum(r.epochs for r in results),
+            "cost/epochs": sum(r.epochs for r in results) / len(results),  # of a fold
             "cost/peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
             "cost/parameters": recipe.parameters,
         }
