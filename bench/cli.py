@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from enum import StrEnum
@@ -16,9 +15,6 @@ from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 app = typer.Typer(
     help="Benchmark 2D medical image segmentation: honest folds, tracked in MLflow, ranked with intervals.",
@@ -220,7 +216,7 @@ def evaluate(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score a logged model on another folder (an external test set), logged as a child of the run."""
-    from bench.session import evaluate_external
+    from bench.apply import evaluate_external
 
     evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
 
@@ -236,7 +232,7 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write masks (TIFF, 0 and 255) and overlays (PNG) for images without a truth."""
-    from bench.session import predict_folder
+    from bench.apply import predict_folder
 
     predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bench import counts
-from bench.feed import Feed, autocast, logits_of
+from bench.device import autocast
+from bench.feed import Feed, logits_of
 from bench.records import CaseScore, Stack
 
 Metric = Callable[[Stack], float]

@@ -132,12 +132,6 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return logits[..., :height, :width].float()
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 where it gains: on GPUs. CPUs without AMX are two to three times slower with it."""
-    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
-
-
 def _fits(pack: Pack, device: torch.device) -> bool:
     """Whether the pack takes less than half of the free GPU memory."""
     free, _ = torch.cuda.mem_get_info(device)

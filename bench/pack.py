@@ -96,6 +96,17 @@ class Pack:
         """Row numbers of all slices of these patients, in the order of the index."""
         return np.flatnonzero(self.index["case"].isin(set(cases)).to_numpy())
 
+    def profile(self) -> dict[str, Any]:
+        """What it holds, in numbers, for whoever logs it."""
+        return {
+            "patients": len(self.cases),
+            "slices": len(self.index),
+            "positive_slices": int(self.index["positive"].sum()),
+            "institutions": int(self.index["institution"].nunique()),
+            "synthetic": self.manifest.synthetic,
+            "licence": self.manifest.licence,
+        }
+
 
 def cache_folder() -> Path:
     """Where packs and the phantom are kept: `BENCH_CACHE`, else `~/.cache/bench`."""

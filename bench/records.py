@@ -78,6 +78,19 @@ class Recorder(Protocol):
     def child(self, name: str, tags: Mapping[str, str] = ...) -> AbstractContextManager[Self]: ...
 
 
+class Watch:
+    """What a live display may want to hear; silent by default."""
+
+    def packing(self, done: int, of: int) -> None: ...
+    def fold(self, number: int, of: int, images: int) -> None: ...
+    def images(self, count: int) -> None: ...
+    def epoch(self, number: int, of: int, loss: float, score: float) -> None: ...
+    def scored(self, number: int, values: Mapping[str, float]) -> None: ...
+
+
+SILENT = Watch()
+
+
 @dataclass
 class Stack:
     """One case as a metric sees it.

@@ -26,6 +26,9 @@ from bench.pack import Pack
 
 TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # told apart by the colour-blind as well
 SYNTHETIC = " [synthetic]"
+SYNTHETIC_WARNING = (
+    "SYNTHETIC DATA: these are drawn phantoms, not patients. No score here says anything about real scans."
+)
 
 # Heading, what the cell says, whether numbers are to be aligned.
 COLUMNS: tuple[tuple[str, Callable[[Row], str], bool], ...] = (

@@ -1,130 +1,34 @@
-"""From a configuration to out-of-fold scores.
+"""From a recipe to out-of-fold scores, fold by fold; what they leave goes to a `Recorder`.
 
-`resolve` finds every fault before anything is trained; `cross_validate` runs the folds; what they leave goes
-to a `Recorder`. Validation chooses epoch and threshold, the test patients of a fold are scored once, at its end.
+Validation patients choose epoch and threshold; the test patients of a fold are scored once, at its end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
-import torch
 from torch import nn
 
-from bench import registry
 from bench.checkpoint import Best, save_model
-from bench.config import RunConfig
-from bench.errors import BadSetting, UnknownName
+from bench.device import memory_in_use, prepare
 from bench.evaluate import Metric, choose_threshold, score_case, stacks
-from bench.feed import Feed, channel_numbers
+from bench.feed import Feed
 from bench.leaderboard import summarise
 from bench.masks import Mask, save_masks
-from bench.pack import Pack, Source, packed
-from bench.records import CaseScore, FoldResult, Recorder
+from bench.recipe import Recipe
+from bench.records import SILENT, CaseScore, FoldResult, Recorder, Watch
 from bench.report import curves, overlays
-from bench.splits import Fold, split_hash, split_table
-from bench.train import Augment, Loss, Schedule, steps_per_epoch, train
-
-
-class Watch:
-    """What a live display may want to hear; silent by default."""
-
-    def packing(self, done: int, of: int) -> None: ...
-    def fold(self, number: int, of: int, images: int) -> None: ...
-    def images(self, count: int) -> None: ...
-    def epoch(self, number: int, of: int, loss: float, score: float) -> None: ...
-    def scored(self, number: int, values: Mapping[str, float]) -> None: ...
-
-
-SILENT = Watch()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A configuration with everything in it found, bound and checked."""
-
-    config: RunConfig
-    pack: Pack
-    folds: tuple[Fold, ...]
-    device: torch.device
-    loss: Loss
-    augment: tuple[Augment, ...]
-    schedule: Schedule
-    metrics: Mapping[str, Metric]
-    sign: int  # +1 where a higher primary score is better, else -1
-    parameters: int
-
-    @property
-    def split_hash(self) -> str:
-        return split_hash(self.folds)
-
-    @property
-    def channels(self) -> int:
-        return len(channel_numbers(self.pack.manifest.channels, self.config.input.channels))
-
-    def model(self, seed: int) -> nn.Module:
-        """A fresh model on the device, initialised from `seed`."""
-        return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
-
-    def images_per_fold(self, fold: Fold) -> int:
-        """Training images of one fold at full length."""
-        settings = self.config.train
-        slices = len(self.pack.rows(fold.train))
-        return settings.epochs * steps_per_epoch(slices, settings.batch_size) * min(settings.batch_size, slices)
-
-
-def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT) -> Recipe:
-    """Find, bind and check everything a run needs. Raises `BenchError` for whatever the user must mend."""
-    for plugin in config.plugins:
-        registry.load_plugin(Path(plugin))
-    config = config.completed()
-    names = config.evaluate.metrics or tuple(registry.metric)
-    if config.evaluate.primary not in names:
-        names = (*names, config.evaluate.primary)
-    metrics = {name: registry.metric[name].bind({}) for name in names}
-    higher = registry.metric[config.evaluate.primary].facts.get("higher")
-    if higher is None:
-        raise BadSetting(
-            f"'{config.evaluate.primary}' is neither better high nor low. Choose evaluate.primary=dice."
-        )
-    device = find_device(config.device)
-    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-    pack = packed(source, tick=watch.packing)
-    folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
-    if only is not None:
-        chosen = [f for f in folds if f.number == only]
-        if not chosen:
-            raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
-    recipe = Recipe(
-        config=config,
-        pack=pack,
-        folds=tuple(folds),
-        device=device,
-        loss=registry.loss[config.loss.name].bind(config.loss.params),
-        augment=tuple(registry.augmentation[n].bind(p) for n, p in config.augment.items()),
-        schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
-        metrics=metrics,
-        sign=1 if higher else -1,
-        parameters=0,
-    )
-    _check_training(recipe)
-    built = _build(config, recipe.channels, config.seed)
-    if config.train.freeze_epochs and not hasattr(built, "encoder"):
-        raise BadSetting(
-            f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
-        )
-    return Recipe(**{**recipe.__dict__, "parameters": sum(p.numel() for p in built.parameters())})
+from bench.splits import Fold, split_table
+from bench.train import train
 
 
 def cross_validate(
@@ -170,7 +74,7 @@ def run_fold(
     config = recipe.config
     settings, primary = config.train, config.evaluate.primary
     seed = seed_of(config.seed, fold.number)
-    _prepare(settings.deterministic, seed)
+    prepare(recipe.device, deterministic=settings.deterministic, seed=seed)
     feed = Feed(recipe.pack, config.input, recipe.device)
     model = recipe.model(seed)
     best = Best()
@@ -195,7 +99,7 @@ def run_fold(
         value = float(np.nanmean([s.values[primary] for s, _ in validation] or [math.nan]))
         scores.append(recipe.sign * value)
         best.consider(model, scores[-1], epoch.number)
-        memory = max(memory, _memory(recipe.device))
+        memory = max(memory, memory_in_use(recipe.device))
         row = {
             "train/loss": epoch.loss,
             "train/lr": epoch.lr,
@@ -266,26 +170,6 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
         + (settings.epochs * len(recipe.pack.rows(f.val)) + len(recipe.pack.rows(f.test))) * per_slice
         for f in folds
     )
-
-
-def find_device(wanted: str) -> torch.device:
-    """The device of this name; 'auto' is the first GPU, else the CPU. Raises `BadSetting`."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise BadSetting(f"'{wanted}' is no device. Give auto, cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadSetting(f"the device '{wanted}' is not there. Give --device cpu, or auto.")
-    if device.type not in ("cpu", "cuda"):
-        raise BadSetting(f"the device '{wanted}' is not supported. Give auto, cpu or cuda.")
-    return device
-
-
-def seed_of(*parts: object) -> int:
-    """A seed derived from what a thing is, such as (run seed, fold): 48 bits of a SHA-256."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6])
 
 
 def _score(
@@ -360,8 +244,10 @@ def _record_fold(
 def describe_model(recipe: Recipe, result: FoldResult) -> dict[str, Any]:
     """What `checkpoint.load_model` and a reader need to use the weights again."""
     manifest = recipe.pack.manifest
+    config = recipe.config.model_dump(mode="json")
+    config["dataset"].pop("folder", None)  # where the data lay is nobody's business
     return {
-        "config": recipe.config.model_dump(mode="json"),
+        "config": config,
         "channels": recipe.channels,
         "channel_names": list(manifest.channels),
         "threshold": result.threshold,
@@ -372,40 +258,6 @@ def describe_model(recipe: Recipe, result: FoldResult) -> dict[str, Any]:
     }
 
 
-def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
-    return model
-
-
-def _check_training(recipe: Recipe) -> None:
-    config = recipe.config
-    Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
-    if config.train.freeze_epochs >= config.train.epochs:
-        raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
-    facts, size = registry.model[config.model.name].facts, config.input.image_size
-    slices = min(len(recipe.pack.rows(fold.train)) for fold in recipe.folds)
-    if min(config.train.batch_size, slices) < facts.get("smallest_batch", 1):
-        raise BadSetting(
-            f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size."
-        )
-    if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
-        raise BadSetting(
-            f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
-        )
-
-
-def _prepare(deterministic: bool, seed: int) -> None:
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # without it, cuBLAS refuses to be deterministic
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return int(psutil.Process().memory_info().rss)
+def seed_of(*parts: object) -> int:
+    """A seed derived from what a thing is, such as (run seed, fold): 48 bits of a SHA-256."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6])

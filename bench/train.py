@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.config import Train
+from bench.device import autocast
 from bench.draws import Draws
 from bench.errors import BadSetting, TrainingError
-from bench.feed import Feed, autocast, logits_of
+from bench.feed import Feed, logits_of
 from bench.records import Epoch
 
 Loss = Callable[[Tensor, Tensor], Tensor]

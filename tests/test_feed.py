@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from bench.config import Input
+from bench.device import autocast
 from bench.errors import BadSetting
-from bench.feed import Feed, autocast, levels, logits_of
+from bench.feed import Feed, levels, logits_of
 from tests.packs import pack_of, tiny_pack
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from bench.config import RunConfig, override
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
 from bench.leaderboard import summarise
 from bench.masks import load_masks
-from bench.runner import case_table, cross_validate, estimate_seconds, resolve, seed_of
+from bench.recipe import resolve
+from bench.runner import case_table, cross_validate, estimate_seconds, seed_of
 from tests.recorder import MemoryRecorder
 
 TINY = {

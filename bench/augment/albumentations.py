@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from torch import Tensor
 from bench.draws import Draws
 from bench.errors import BadSetting, did_you_mean
 from bench.registry import augmentation
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for a newer version
-import albumentations as A
 
 Transform: TypeAlias = str | dict[str, dict[str, Any] | None]
 # They change what a pixel is; here images stay float32 in [0, 1] until they are normalised, after augmentation.

@@ -1,0 +1,119 @@
+"""A configuration with everything in it found, bound and checked: whatever can be wrong is said here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bench import registry
+from bench.config import RunConfig
+from bench.device import find_device
+from bench.errors import BadSetting, UnknownName
+from bench.evaluate import Metric
+from bench.feed import Feed, channel_numbers
+from bench.pack import Pack, Source, packed
+from bench.records import SILENT, Watch
+from bench.splits import Fold, split_hash
+from bench.train import Augment, Loss, Schedule, steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is made of."""
+
+    config: RunConfig
+    pack: Pack
+    folds: tuple[Fold, ...]
+    device: torch.device
+    loss: Loss
+    augment: tuple[Augment, ...]
+    schedule: Schedule
+    metrics: Mapping[str, Metric]
+    sign: int  # +1 where a higher primary score is better, else -1
+    parameters: int
+
+    @property
+    def split_hash(self) -> str:
+        return split_hash(self.folds)
+
+    @property
+    def channels(self) -> int:
+        return len(channel_numbers(self.pack.manifest.channels, self.config.input.channels))
+
+    def model(self, seed: int) -> nn.Module:
+        """A fresh model on the device, initialised from `seed`."""
+        return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
+
+    def images_per_fold(self, fold: Fold) -> int:
+        """Training images of one fold at full length."""
+        settings = self.config.train
+        slices = len(self.pack.rows(fold.train))
+        return settings.epochs * steps_per_epoch(slices, settings.batch_size) * min(settings.batch_size, slices)
+
+
+def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT) -> Recipe:
+    """Find, bind and check everything a run needs. Raises `BenchError` for whatever the user must mend."""
+    for plugin in config.plugins:
+        registry.load_plugin(Path(plugin))
+    config = config.completed()
+    names = config.evaluate.metrics or tuple(registry.metric)
+    if config.evaluate.primary not in names:
+        names = (*names, config.evaluate.primary)
+    metrics = {name: registry.metric[name].bind({}) for name in names}
+    higher = registry.metric[config.evaluate.primary].facts.get("higher")
+    if higher is None:
+        raise BadSetting(
+            f"'{config.evaluate.primary}' is neither better high nor low. Choose evaluate.primary=dice."
+        )
+    device = find_device(config.device)
+    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
+    pack = packed(source, tick=watch.packing)
+    folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
+    if only is not None and only not in [f.number for f in folds]:
+        raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
+    recipe = Recipe(
+        config=config,
+        pack=pack,
+        folds=tuple(folds),
+        device=device,
+        loss=registry.loss[config.loss.name].bind(config.loss.params),
+        augment=tuple(registry.augmentation[n].bind(p) for n, p in config.augment.items()),
+        schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
+        metrics=metrics,
+        sign=1 if higher else -1,
+        parameters=0,
+    )
+    _check_training(recipe)
+    built = _build(config, recipe.channels, config.seed)
+    if config.train.freeze_epochs and not hasattr(built, "encoder"):
+        raise BadSetting(
+            f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
+        )
+    return replace(recipe, parameters=sum(p.numel() for p in built.parameters()))
+
+
+def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
+    return model
+
+
+def _check_training(recipe: Recipe) -> None:
+    config = recipe.config
+    Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
+    if config.train.freeze_epochs >= config.train.epochs:
+        raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
+    facts, size = registry.model[config.model.name].facts, config.input.image_size
+    slices = min(len(recipe.pack.rows(fold.train)) for fold in recipe.folds)
+    if min(config.train.batch_size, slices) < facts.get("smallest_batch", 1):
+        raise BadSetting(
+            f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size."
+        )
+    if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
+        raise BadSetting(
+            f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
+        )

@@ -1,0 +1,106 @@
+"""Reading runs back: records for the leaderboard, one run by name, its tables and models."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.records import RunRecord
+from bench.tracking.store import FOLD, KIND, PARENT, Store
+
+
+def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
+    """All finished cross-validations that carry these tags, with their per-patient tables. Raises `StoreError`."""
+    wanted = {KIND: PARENT, **(tags or {})}
+    where = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
+    experiments = [e.experiment_id for e in store.client.search_experiments()]
+    found: list[RunRecord] = []
+    token = None
+    while token != "":
+        page = store.client.search_runs(
+            experiments, f"{where} and attributes.status = 'FINISHED'", max_results=1000, page_token=token
+        )
+        found += [_record(store, run) for run in page]
+        token = page.token or ""
+    return found
+
+
+def find_run(store: Store, wanted: str) -> Run:
+    """The run with this id, the start of one, or this name (the newest). Raises `UnknownName`."""
+    experiments = [e.experiment_id for e in store.client.search_experiments()]
+    runs = list(store.client.search_runs(experiments, max_results=5000))
+    for run in runs:  # newest first
+        if wanted == run.info.run_name or (len(wanted) >= 6 and run.info.run_id.startswith(wanted)):
+            return run
+    names = {run.info.run_name for run in runs}
+    raise UnknownName(
+        f"no run '{wanted}' in {store.uri}.{did_you_mean(wanted, names)} `bench leaderboard` shows names and ids."
+    )
+
+
+def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
+    """Download the models of a run, one a fold, as folders that `checkpoint.load_model` reads."""
+    client, run_id = store.client, run.info.run_id
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`{KIND}` = '{FOLD}'"
+    )
+    owners = {int(r.data.tags["bench.fold"]): r for r in children if r.info.status == "FINISHED"}
+    if run.data.tags.get("bench.kind") == FOLD:
+        owners = {int(run.data.tags["bench.fold"]): run}
+    if fold is not None:
+        owners = {n: r for n, r in owners.items() if n == fold}
+    folders = []
+    for number, owner in sorted(owners.items()):
+        outputs = owner.outputs.model_outputs if owner.outputs else []
+        if outputs:
+            local = download_model(store, outputs[0].model_id, into / str(number))
+            folders.append(next(local.rglob("model.json")).parent)
+    if not folders:
+        which = "" if fold is None else f" of fold {fold}"
+        raise StoreError(f"run {run.info.run_name} ({run_id[:8]}) holds no model{which}. Choose a finished run.")
+    return folders
+
+
+def download_model(store: Store, model_id: str, into: Path) -> Path:
+    """Copy a logged MLflow model into a new folder, where `mlflow.pyfunc.load_model` finds it too."""
+    into.mkdir(parents=True)
+    where = store.client.get_logged_model(model_id).artifact_location  # models:/ would ignore the store's address
+    return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=store.uri))
+
+
+def parent_of(store: Store, run: Run) -> Run:
+    """The run itself, or for a fold the run it belongs to."""
+    parent = run.data.tags.get("mlflow.parentRunId")
+    return store.client.get_run(parent) if parent else run
+
+
+def patients_of(store: Store, run: Run) -> set[str]:
+    """Everyone who took part in a run, on whatever side of its folds."""
+    return set(read_table(store, run, "split")["case"])
+
+
+def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
+    """A table that a run has logged. Raises `StoreError`."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
+            return pd.read_csv(path, dtype={"case": str})
+    except (MlflowException, OSError) as error:
+        raise StoreError(
+            f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "
+            "Delete the run in the UI, or put its artifacts back."
+        ) from error
+
+
+def _record(store: Store, run: Run) -> RunRecord:
+    cases = read_table(store, run, "cases")
+    return RunRecord(
+        run.info.run_id, run.info.run_name or "", cases, run.data.params, run.data.metrics, dict(run.data.tags)
+    )

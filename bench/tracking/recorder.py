@@ -1,0 +1,150 @@
+"""Writing a run: parameters, metrics, tables, pictures, models, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from bench.tracking.store import FOLD, KIND, PARENT, Store
+
+PARAM_LIMIT = 6000  # characters that MLflow takes
+
+
+class MlflowRecorder:
+    """Writes one run. Implements `bench.records.Recorder`."""
+
+    def __init__(self, store: Store, run_id: str, experiment_id: str) -> None:
+        self.store, self.client = store, store.client
+        self.run_id, self.experiment_id = run_id, experiment_id
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        params = [Param(k, str(v)[:PARAM_LIMIT]) for k, v in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """One batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
+        now = int(time.time() * 1000)
+        finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
+        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in finite.items()])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+
+    def table(self, name: str, rows: pd.DataFrame) -> None:
+        self.client.log_text(self.run_id, rows.to_csv(index=False), f"{name}.csv")
+
+    def image(self, name: str, pixels: NDArray[np.uint8]) -> None:
+        self.client.log_image(self.run_id, pixels, artifact_file=f"{name}.png")
+
+    def files(self, folder: Path, into: str) -> None:
+        self.client.log_artifacts(self.run_id, str(folder), into)
+
+    def model(self, folder: Path, channels: int) -> None:
+        """Log weights and description as one MLflow model, which loads through the registry without unpickling."""
+        pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
+        probabilities = TensorSpec(np.dtype(np.float32), (-1, -1, -1))
+        logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
+        with tempfile.TemporaryDirectory() as workspace:
+            target = Path(workspace) / "model"
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", ".*input example was not provided", UserWarning
+                )  # the signature says it
+                mlflow.pyfunc.save_model(
+                    path=str(target),
+                    loader_module="bench.serving",
+                    data_path=str(folder),
+                    mlflow_model=mlflow.models.Model(model_id=logged.model_id),
+                    signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+                    pip_requirements=["medseg-bench"],
+                )
+            self.client.log_model_artifacts(logged.model_id, str(target))
+        self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+    def data(self, name: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """State the data set that the run reads, as an MLflow input."""
+        dataset = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=json.dumps(profile))
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "cv")])])
+
+    @contextmanager
+    def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
+        """A run below this one; it ends as the block ends."""
+        all_tags = {KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
+        run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+        child = type(self)(self.store, run.info.run_id, self.experiment_id)
+        with _lifetime(child):
+            yield child
+
+
+@contextmanager
+def open_run(store: Store, name: str, experiment: str, tags: Mapping[str, str]) -> Iterator[MlflowRecorder]:
+    """A parent run: FINISHED, FAILED or KILLED as the block ends. Adopts the run that `mlflow run` has opened."""
+    tags = {KIND: PARENT, **tags}
+    adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # popped, or worker processes would close the parent
+    if adopted:
+        run = store.client.get_run(adopted)
+        recorder = MlflowRecorder(store, adopted, run.info.experiment_id)
+        recorder.tags({"mlflow.runName": name, **tags})
+    else:
+        experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
+        run = store.client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        recorder = MlflowRecorder(store, run.info.run_id, experiment_id)
+    with _lifetime(recorder), _system_metrics(recorder):
+        yield recorder
+
+
+@contextmanager
+def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
+    def end(status: str) -> None:
+        recorder.client.set_terminated(recorder.run_id, status)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        end("KILLED")
+        raise
+    except BaseException as error:
+        recorder.tags({"bench.error": f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
+        end("FAILED")
+        raise
+    end("FINISHED")
+
+
+@contextmanager
+def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
+    """CPU, memory and GPU load of the whole run, every ten seconds."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(recorder.run_id, tracking_uri=recorder.store.uri)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        monitor.finish()  # type: ignore[no-untyped-call]

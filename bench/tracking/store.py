@@ -1,0 +1,147 @@
+"""Where runs are kept: opening a store, its experiments and their leaderboard in MLflow's UI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sqlite3
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from bench.errors import StoreError
+
+KIND = "bench.kind"  # the tag that tells parents, folds and evaluations apart
+PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"
+VIEW = "leaderboard"
+VIEW_COLUMNS = (
+    *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
+    *(f"metrics.`{m}`" for m in ("dice", "dice_low", "dice_high", "dice_median", "dice_positive_slices")),
+    *(f"metrics.`{m}`" for m in ("hd95", "missed_slices", "cost/parameters", "cost/wall_seconds")),
+)
+
+
+def store_uri(given: str | None = None) -> str:
+    """The store to use: the one given, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db` in this folder."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open tracking store."""
+
+    uri: str
+    client: MlflowClient
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, made if it is not there."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        try:
+            made = str(self.client.create_experiment(name, artifact_location=self._artifacts(name)))
+        except MlflowException:  # another process was faster
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+        self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
+        return made
+
+    def views(self) -> dict[str, str]:
+        """`{experiment: path of its leaderboard in MLflow's UI}`."""
+        return {
+            e.name: f"/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+            for e in self.client.search_experiments()
+            if f"mlflow.sharedViewState.{VIEW}" in e.tags
+        }
+
+    def _artifacts(self, name: str) -> str | None:
+        path = _sqlite_path(self.uri)
+        return None if path is None else (path.parent / "artifacts" / name).as_uri()
+
+
+def connect(uri: str | None = None) -> Store:
+    """Open the store; a SQLite one is created if it is not there. Raises `StoreError`."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
+    uri = store_uri(uri)
+    server, path = urlparse(uri), _sqlite_path(uri)
+    if server.scheme in ("http", "https"):
+        _knock(uri, server.hostname or "", server.port or (443 if server.scheme == "https" else 80))
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):  # two processes that meet a new database break it
+                fresh = not path.exists()
+                client = _client(uri)
+                if fresh:
+                    with closing(sqlite3.connect(path)) as database:
+                        database.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
+        else:
+            client = _client(uri)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StoreError(
+            f"the tracking store {uri} cannot be used: {reason} Give another --tracking-uri."
+        ) from error
+    return Store(uri, client)
+
+
+def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves MLflow's UI on this store, and its environment."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def _leaderboard_view() -> str:
+    """MLflow's UI shows no metric columns by itself: a saved view with ours, ranked, folds left out.
+
+    The format is not documented; this is what the UI of 3.17 writes when a view is saved by hand.
+    """
+    state = {
+        "searchFilter": f"tags.`{KIND}` = '{PARENT}'",
+        "orderByKey": "metrics.`dice`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(VIEW_COLUMNS),
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+    }
+    now = int(time.time() * 1000)
+    return json.dumps({"name": "Leaderboard", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+
+
+def _client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
+    client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
+    return client
+
+
+def _knock(uri: str, host: str, port: int) -> None:
+    """MLflow itself would try for minutes before it says that nobody is there."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        raise StoreError(
+            f"no tracking server answers at {uri} ({error}). Start it, or give another --tracking-uri."
+        ) from None
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
