@@ -6,19 +6,18 @@ A name that smp knows is smp's; any other that timm knows is timm's, with or wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from bench.errors import BadSetting, DataError, UnknownName, did_you_mean
+from bench.models._weights import hub, load, ready_made, weights_file
 from bench.registry import model
 
 # Families by how their names begin, 'tu-' aside. What is not listed here and does not work is found by the trial
@@ -58,24 +57,25 @@ def over_encoder(
         close = did_you_mean(encoder.partition(".")[0], [listed for listed, _ in catalogue()])
         raise UnknownName(f"no encoder named '{encoder}'.{close} `bench list encoders` shows all.")
     _refuse_misfits(name, known)
-    file = _weights_file(weights)
-    ready_made = None if file else _ready_made(known, weights)
+    file = weights_file(weights)
+    fetched = None if file else ready_made(known, weights)
     options: dict[str, Any] = {}
     if name == "dpt":
         options["dynamic_img_size"] = True  # interpolates the position embedding
     elif known.startswith("tu-swin"):
         options["strict_img_size"] = False  # computes the window masks for the image at hand
     try:
-        net = decoder(encoder_name=known, encoder_weights=ready_made, in_channels=channels, classes=1, **options)
+        with hub() if fetched else nullcontext():
+            net = decoder(encoder_name=known, encoder_weights=fetched, in_channels=channels, classes=1, **options)
     except OSError as error:  # what the hub's client and urllib raise
         raise DataError(
             f"the weights '{weights}' of the encoder '{known}' cannot be fetched ({type(error).__name__}). Give "
-            "the path of a local safetensors file instead, or no weights; HF_HUB_OFFLINE=1 skips the retries."
+            "the path of a local safetensors file instead, or no weights."
         ) from error
     except _UNSUITED as error:
         raise _unsuited(name, known, error) from error
     if file:
-        _load(net.get_submodule("encoder"), file, known)
+        load(net.get_submodule("encoder"), file, known)
     _trial(name, known, net, channels)
     return net
 
@@ -158,77 +158,6 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
-
-
-def _weights_file(weights: str | None) -> Path | None:
-    """The file that `weights` names, or None where it is no path."""
-    if weights is None or not (Path(weights).suffix or len(Path(weights).parts) > 1):
-        return None
-    file = Path(weights)
-    if file.suffix != ".safetensors":
-        raise BadSetting(
-            f"weights = '{weights}': only safetensors files are read; others can run code. Convert it."
-        )
-    if not file.is_file():
-        raise DataError(f"the weights file {file} does not exist. Give another path, 'imagenet', or no weights.")
-    return file
-
-
-def _ready_made(encoder: str, weights: str | None) -> str | bool | None:
-    """`weights` as smp wants them: a name for its own encoders, True for timm's. Raises `BadSetting`."""
-    if weights is None:
-        return None
-    if encoder.startswith("tu-"):
-        names = ["imagenet"] if timm.models.is_model_pretrained(encoder.removeprefix("tu-")) else []
-        advice = f" Others are chosen by a tag on the encoder's name, as in '{encoder}.<tag>'." if names else ""
-    else:
-        names, advice = list(smp_encoders[encoder]["pretrained_settings"]), ""
-    if weights not in names:
-        raise BadSetting(
-            f"the encoder '{encoder}' has no weights '{weights}'; it has {', '.join(names) or 'none to download'}."
-            f"{advice} A path that ends in .safetensors works too."
-        )
-    return True if encoder.startswith("tu-") else weights
-
-
-def _load(encoder: nn.Module, file: Path, name: str) -> None:
-    """Load an encoder's state dict, its first convolution adapted to the image's channels. Raises `DataError`."""
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise DataError(f"the weights file {file} is no safetensors file ({error}). Give another.") from None
-    own = encoder.state_dict()
-    for key, tensor in state.items():
-        if key in own and _differ_in_channels(tensor, own[key]):
-            state[key] = _to_channels(tensor, own[key].shape[1])
-    try:
-        encoder.load_state_dict(dict(state))
-    except RuntimeError:
-        missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
-        misshapen = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
-        first = min(missing or unexpected or misshapen, default="")
-        raise DataError(
-            f"the weights file {file} does not fit the encoder '{name}': {len(missing)} tensors are missing, "
-            f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
-            "It must hold the state dict of this encoder."
-        ) from None
-
-
-def _differ_in_channels(given: Tensor, wanted: Tensor) -> bool:
-    """Whether these are the weights of one first convolution, on RGB and on another number of channels."""
-    if given.ndim != 4 or wanted.ndim != 4 or given.shape[1] != 3 or wanted.shape[1] == 3:
-        return False
-    return given.shape[0] == wanted.shape[0] and given.shape[2:] == wanted.shape[2:]
-
-
-def _to_channels(rgb: Tensor, channels: int) -> Tensor:
-    """RGB weights for `channels`, by the rule of smp and timm: summed for one, else repeated and scaled.
-
-    The response to an image of equal channels stays as it was.
-    """
-    if channels == 1:
-        return rgb.sum(1, keepdim=True)
-    return rgb[:, [c % 3 for c in range(channels)]] * (3 / channels)
 
 
 def _over_any_encoder(

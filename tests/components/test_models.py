@@ -507,3 +507,17 @@ def test_a_hub_out_of_reach_is_one_sentence_with_a_way_out() -> None:
         DataError, match=r"'imagenet' of the encoder 'resnet18' cannot be fetched .* local safetensors"
     ):
         over_encoder("fpn", unreachable, 3, "resnet18", "imagenet")
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_its_client_is_left_as_it_was(monkeypatch):
+    from huggingface_hub import constants
+
+    from bench.models._weights import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    with hub():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE

@@ -1,0 +1,113 @@
+"""Where an encoder starts: weights fetched by smp and timm, or a local safetensors file."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+import timm
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from torch import Tensor, nn
+
+from bench.errors import BadSetting, DataError
+
+
+@contextmanager
+def hub() -> Iterator[None]:
+    """Look only in the hub's cache while its server is out of reach; its client would retry for a minute."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable() -> bool:
+    if getproxies():
+        return True  # then only the client knows the way
+    address = urlparse(constants.ENDPOINT)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def weights_file(weights: str | None) -> Path | None:
+    """The file that `weights` names, or None where it is no path."""
+    if weights is None or not (Path(weights).suffix or len(Path(weights).parts) > 1):
+        return None
+    file = Path(weights)
+    if file.suffix != ".safetensors":
+        raise BadSetting(
+            f"weights = '{weights}': only safetensors files are read; others can run code. Convert it."
+        )
+    if not file.is_file():
+        raise DataError(f"the weights file {file} does not exist. Give another path, 'imagenet', or no weights.")
+    return file
+
+
+def ready_made(encoder: str, weights: str | None) -> str | bool | None:
+    """`weights` as smp wants them: a name for its own encoders, True for timm's. Raises `BadSetting`."""
+    if weights is None:
+        return None
+    if encoder.startswith("tu-"):
+        names = ["imagenet"] if timm.models.is_model_pretrained(encoder.removeprefix("tu-")) else []
+        advice = f" Others are chosen by a tag on the encoder's name, as in '{encoder}.<tag>'." if names else ""
+    else:
+        names, advice = list(smp_encoders[encoder]["pretrained_settings"]), ""
+    if weights not in names:
+        raise BadSetting(
+            f"the encoder '{encoder}' has no weights '{weights}'; it has {', '.join(names) or 'none to download'}."
+            f"{advice} A path that ends in .safetensors works too."
+        )
+    return True if encoder.startswith("tu-") else weights
+
+
+def load(encoder: nn.Module, file: Path, name: str) -> None:
+    """Load an encoder's state dict, its first convolution adapted to the image's channels. Raises `DataError`."""
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise DataError(f"the weights file {file} is no safetensors file ({error}). Give another.") from None
+    own = encoder.state_dict()
+    for key, tensor in state.items():
+        if key in own and _differ_in_channels(tensor, own[key]):
+            state[key] = _to_channels(tensor, own[key].shape[1])
+    try:
+        encoder.load_state_dict(dict(state))
+    except RuntimeError:
+        missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+        misshapen = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
+        first = min(missing or unexpected or misshapen, default="")
+        raise DataError(
+            f"the weights file {file} does not fit the encoder '{name}': {len(missing)} tensors are missing, "
+            f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
+            "It must hold the state dict of this encoder."
+        ) from None
+
+
+def _differ_in_channels(given: Tensor, wanted: Tensor) -> bool:
+    """Whether these are the weights of one first convolution, on RGB and on another number of channels."""
+    if given.ndim != 4 or wanted.ndim != 4 or given.shape[1] != 3 or wanted.shape[1] == 3:
+        return False
+    return given.shape[0] == wanted.shape[0] and given.shape[2:] == wanted.shape[2:]
+
+
+def _to_channels(rgb: Tensor, channels: int) -> Tensor:
+    """RGB weights for `channels`, by the rule of smp and timm: summed for one, else repeated and scaled.
+
+    The response to an image of equal channels stays as it was.
+    """
+    if channels == 1:
+        return rgb.sum(1, keepdim=True)
+    return rgb[:, [c % 3 for c in range(channels)]] * (3 / channels)
