@@ -45,16 +45,13 @@ Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file
 
 
 def main() -> None:
-    """Run the app; what the user can mend is one line and exit code 2, an interrupt is 130."""
+    """Run the app; what the user can mend is one line and exit code 2, an interrupt is 130 (typer's doing)."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         app()
     except BenchError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; the folds that were finished are kept.")
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)

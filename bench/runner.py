@@ -45,6 +45,7 @@ def cross_validate(
                 result, predicted = run_fold(recipe, fold, child, watch=watch)
             results.append(result)
             predictions |= predicted
+            watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
     cases = case_table(results)
     recorder.table("cases", cases)
     values = summarise(cases)
@@ -127,7 +128,6 @@ def run_fold(
     )
     predictions = {score.case: mask for score, mask in tested}
     _record_fold(recipe, result, predictions, model, pd.DataFrame(history), recorder)
-    watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
     return result, predictions
 
 

@@ -34,7 +34,11 @@ def execute(
             if "git_commit" in facts:
                 recorder.tags({"mlflow.source.git.commit": facts["git_commit"].removesuffix("-dirty")})
             recorder.data(manifest.dataset, manifest.key, recipe.pack.profile())
-            results = cross_validate(recipe, recorder, only=only, watch=display)
+            try:
+                results = cross_validate(recipe, recorder, only=only, watch=display)
+            except KeyboardInterrupt:
+                display.say("interrupted: the run is marked KILLED, and the folds that were finished are kept")
+                raise
             values = summarise(case_table(results))
             recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), values)})
     comparable = boards(records(store, tags={k: tags[k] for k in ("bench.data", "bench.split")}))

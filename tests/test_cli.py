@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import cv2
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app, main
 from bench.errors import BenchError
-from bench.tracking import connect, download_model, find_run
+from bench.tracking import connect, download_model, find_run, read_table
 
 
 def sets(**values: object) -> list[str]:
@@ -335,3 +337,39 @@ def test_bad_input_is_one_line_and_exit_code_2(words, monkeypatch, capsys):
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    from bench import runner
+    from bench.cli import main
+
+    finished = runner.run_fold
+    def run_fold(recipe, fold, *rest, **named):
+        if fold.number == 1:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        return finished(recipe, fold, *rest, **named)
+
+    runner.run_fold = run_fold
+    main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    words = ["run", *TINY, "--name", "stopped", "--tracking-uri", uri]
+    code = textwrap.dedent(INTERRUPTED)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=os.environ | {"SIGNAL": name}
+    )
+    assert ended.returncode == 130
+    assert "the folds that were finished are kept" in ended.stderr
+    store = connect(uri)
+    parent = find_run(store, "stopped")
+    assert parent.info.status == "KILLED"
+    folds = store.client.search_runs([parent.info.experiment_id], "tags.`bench.kind` = 'fold'")
+    assert {f.info.run_name: f.info.status for f in folds} == {"fold 0": "FINISHED", "fold 1": "KILLED"}
+    fold = find_run(store, "fold 0")
+    assert len(read_table(store, fold, "cases")) == 2
+    assert bench("leaderboard", "--tracking-uri", uri) == ""  # half a run is not ranked
