@@ -167,12 +167,10 @@ def show(
     for entry in found:
         typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
         for setting, field in entry.schema.model_fields.items():
-            limits = "".join(f", {m}" for m in field.metadata)
             default = "required" if field.is_required() else f"= {field.default!r}"
-            kind = getattr(field.annotation, "__name__", None) if isinstance(field.annotation, type) else None
-            typer.echo(
-                f"  {setting:<18} {default}  ({kind or str(field.annotation).replace('typing.', '')}{limits})"
-            )
+            plain = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+            facts = ", ".join((plain.replace("typing.", ""), *_limits(field.metadata)))
+            typer.echo(f"  {setting:<18} {default}  ({facts})")
 
 
 @app.command()
@@ -331,6 +329,17 @@ def _plugins(paths: list[Path] | None) -> None:
 
     for path in paths or []:
         load_plugin(path)
+
+
+def _limits(metadata: list[Any]) -> list[str]:
+    """Pydantic's bounds as people write them."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return [
+        f"{sign} {getattr(bound, name)}"
+        for bound in metadata
+        for name, sign in signs.items()
+        if hasattr(bound, name)
+    ]
 
 
 def _unknown(what: str, name: str, names: list[str]) -> NoReturn:

@@ -249,7 +249,14 @@ def test_an_unknown_kind_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("focal_tversky", "Abraham"), ("unet", "base"), ("dice", "Dice"), ("lgg", "folder")]
+    ("name", "says"),
+    [
+        ("focal_tversky", "Abraham"),
+        ("focal_tversky", "0.7  (float, > 0, < 1)"),
+        ("unet", "base"),
+        ("dice", "Dice"),
+        ("lgg", "folder"),
+    ],
 )
 def test_show_tells_settings_and_source(name, says):
     assert says in bench("show", name)

@@ -140,6 +140,18 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     assert first != dices(1)
 
 
+def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
+    def weights() -> bytes:
+        recorder = MemoryRecorder()
+        cross_validate(resolve(config(train__deterministic=True), only=0), recorder, only=0)
+        return recorder.children["fold 0"].paths["model"]["weights.safetensors"]
+
+    try:
+        assert weights() == weights()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_another_seed_keeps_the_split():
     assert resolve(config(seed=0)).split_hash == resolve(config(seed=1)).split_hash
 
