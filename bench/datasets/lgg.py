@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from bench.datasets._layout import CHANNELS, TABLE, Tree, listing, read_table, rival, survey
+from bench.datasets._layout import CHANNELS, TABLE, UNKNOWN, Tree, identify, listing, read_table, rival, survey
 from bench.datasets._tiff import read_pair
 from bench.errors import DataError
 from bench.pack import Pixels, SliceFile, Source
@@ -29,17 +29,26 @@ def lgg(*, folder: Path, resize: Annotated[int, Field(ge=16, le=4096)] | None = 
     """
     tree = survey(folder)
     _refuse(tree)
-    synthetic = bool(tree.synthetic)
+    name, licence = _identity(tree)
     return Source(
-        name="phantom" if synthetic else "lgg",
+        name=name,
         slices=tuple(entry for scan in tree.scans.values() for entry in scan.slices),
         read=partial(_read, resize=resize),
         channels=CHANNELS,
-        licence="CC0-1.0 (synthetic)" if synthetic else "CC BY-NC-SA 4.0",
-        synthetic=synthetic,
+        licence=licence,
+        synthetic=bool(tree.synthetic),
         notes=tuple(_notes(tree)),
         variant=f"resize={resize}" if resize else "",
     )
+
+
+def _identity(tree: Tree) -> tuple[str, str]:
+    """Name and licence: your own data is called as its folder, and nothing is said of its licence."""
+    if tree.synthetic:
+        return "phantom", "CC0-1.0 (synthetic)"
+    if all(identify(scan.folder)[1] == UNKNOWN for scan in tree.scans.values()):
+        return tree.root.resolve().name, "not stated"
+    return "lgg", "CC BY-NC-SA 4.0"
 
 
 def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:

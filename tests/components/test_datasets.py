@@ -333,3 +333,12 @@ def test_the_real_data_are_all_there_and_paired(lgg_folder):
     if len({s.case for s in source.slices}) == 88:  # the copy at hand; the full set has 110
         assert len(source.slices) == 3093
         assert any("22 of 110 patients in data.csv have no images" in note for note in source.notes)
+
+
+def test_your_own_data_is_called_as_its_folder_and_has_no_licence_of_ours(tmp_path):
+    write_case(tmp_path / "hospital", "patient7")
+    own = lgg(folder=tmp_path / "hospital")
+    write_case(tmp_path / "kaggle_3m", "TCGA_DU_7010_19860307")
+    theirs = lgg(folder=tmp_path / "kaggle_3m")
+    assert (own.name, own.licence) == ("hospital", "not stated")
+    assert (theirs.name, theirs.licence) == ("lgg", "CC BY-NC-SA 4.0")
