@@ -105,10 +105,13 @@ def curves(history: pd.DataFrame, primary: str) -> NDArray[np.uint8]:
 
 
 def overlays(
-    pack: Pack, cases: pd.DataFrame, predictions: Mapping[str, Mask], primary: str
+    pack: Pack, cases: pd.DataFrame, predictions: Mapping[str, Mask], primary: str, *, sign: int = 1
 ) -> dict[str, NDArray[np.uint8]]:
-    """The best, the median and the worst patient, outlines of truth and prediction on four slices each."""
-    ranked = cases.dropna(subset=[primary]).sort_values([primary, "case"], ignore_index=True)
+    """The best, the median and the worst patient, outlines of truth and prediction on four slices each.
+
+    `sign` is -1 where a lower score is better.
+    """
+    ranked = cases.dropna(subset=[primary]).sort_values([primary, "case"], ascending=sign > 0, ignore_index=True)
     if ranked.empty:
         return {}
     chosen = {"worst": 0, "median": len(ranked) // 2, "best": len(ranked) - 1}

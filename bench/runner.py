@@ -60,7 +60,8 @@ def cross_validate(
             "cost/parameters": recipe.parameters,
         }
     )
-    for name, pixels in overlays(recipe.pack, cases, predictions, recipe.config.evaluate.primary).items():
+    primary = recipe.config.evaluate.primary
+    for name, pixels in overlays(recipe.pack, cases, predictions, primary, sign=recipe.sign).items():
         recorder.image(f"overlays/{name}", pixels)
     return results
 
@@ -97,7 +98,8 @@ def run_fold(
     )
     for epoch in epochs:
         validation = _score(recipe, feed, model, fold.val, {primary: recipe.metrics[primary]}, 0.5)
-        value = float(np.nanmean([s.values[primary] for s, _ in validation] or [math.nan]))
+        defined = [s.values[primary] for s, _ in validation if not math.isnan(s.values[primary])]
+        value = float(np.mean(defined)) if defined else math.nan
         scores.append(recipe.sign * value)
         best.consider(model, scores[-1], epoch.number)
         memory = max(memory, memory_in_use(recipe.device))

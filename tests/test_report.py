@@ -276,6 +276,8 @@ def test_overlays_are_of_the_worst_the_median_and_the_best_patient():
     for name, said in expected.items():
         assert np.array_equal(made[name], overlay(PACK, said[:2], NOTHING, f"{name}: {said}"))
     assert overlays(PACK, cases.assign(dice=nan), predictions, "dice") == {}
+    far = overlays(PACK, cases.rename(columns={"dice": "hd95"}), predictions, "hd95", sign=-1)
+    assert np.array_equal(far["worst"], overlay(PACK, "P0", NOTHING, "worst: P0, hd95 0.900"))
 
 
 def test_curves_and_pairs_are_rgb_pixels():
