@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import os
@@ -114,7 +115,8 @@ def open_run(store: Store, name: str, experiment: str, tags: Mapping[str, str]) 
         recorder.tags({"mlflow.runName": name, **tags})
     else:
         experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
-        run = store.client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
+        run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
         recorder = MlflowRecorder(store, run.info.run_id, experiment_id)
     with _lifetime(recorder), _system_metrics(recorder):
         yield recorder
