@@ -256,6 +256,31 @@ def ui(
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
+@app.command()
+def speed(
+    figures: Annotated[
+        list[str] | None, typer.Argument(help="data, augment, eval, track; without one, all.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one that is not timed.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny problem: to see that it works.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+) -> None:
+    """Time the suite side by side with its peers: ratio, spread, and the gate it has to reach."""
+    from torch import device
+
+    from bench.console import console
+    from bench.environment import environment
+    from bench.speed import measure
+    from bench.speed.figure import dump
+    from bench.speed.table import table
+
+    found = measure(figures or [], folder=data, repeats=repeats, quick=quick)
+    console().print(table(found))
+    if json is not None:
+        json.write_text(dump(found, environment(device("cpu"))) + "\n")
+
+
 @data.command("check")
 def check(folder: Folder) -> None:
     """Audit a folder: every trap by file and patient. Exit code 1 when there are errors."""

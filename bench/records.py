@@ -91,9 +91,9 @@ class Watch:
 SILENT = Watch()
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
-    """One case as a metric sees it.
+    """One case as a metric sees it. It is compared and hashed by identity, and nobody changes it.
 
     truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold.
     """
@@ -109,7 +109,12 @@ class Stack:
 
     def __post_init__(self) -> None:
         self.prediction = self.probability >= self.threshold
-        self.tp = (self.prediction & self.truth).sum((1, 2))
-        self.fp = self.prediction.sum((1, 2)) - self.tp
-        self.fn = self.truth.sum((1, 2)) - self.tp
+        self.tp = _pixels(self.prediction & self.truth)
+        self.fp = _pixels(self.prediction) - self.tp
+        self.fn = _pixels(self.truth) - self.tp
         self.tn = self.truth[0].size - self.tp - self.fp - self.fn
+
+
+def _pixels(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """True pixels a slice; several times quicker than `sum`, which widens every pixel to an integer."""
+    return np.array([np.count_nonzero(mask) for mask in masks], np.int64)

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from bench import registry
-from bench.augment.warp import backward, displacement, resample
+from bench.augment.warp import EXACT_REMAP, _blur, backward, displacement, grid_sample, remap, resample
 from bench.draws import Draws
 from bench.errors import BadSetting
 
@@ -205,6 +205,30 @@ def test_size_changes_the_area_by_its_square(size):
     assert (mask.sum() / disk.sum()).item() == pytest.approx(size**2, rel=0.02)
 
 
+@pytest.mark.skipif(not EXACT_REMAP, reason="OpenCV 4 rounds coordinates to 1/32 pixel and is not used")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8])
+def test_opencv_and_pytorch_read_the_same(channels):
+    """To 1e-4 on noise in [0, 1], border included: float32 rounds coordinates of a few hundred to 2e-5 pixels."""
+    generator = torch.Generator().manual_seed(channels)
+    height, width = 150, 260
+    planes = torch.rand(3, channels, height, width, generator=generator)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sources = torch.stack((x, y)) + 25 * torch.randn(3, 2, height, width, generator=generator)
+    ours, theirs = remap(planes, sources), grid_sample(planes, sources)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert (theirs == 0).float().mean() > 0.05, "some come from outside"
+    different = ((ours >= 0.5) != (theirs >= 0.5)).float().mean()
+    assert different < 1e-3, "a mask cut at one half may differ only where a value is one half"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_a_hundredth_of_a_pixel_is_not_rounded_away(channels):
+    """Whatever OpenCV is installed, and however many channels it is given."""
+    ramp = torch.arange(20.0).expand(1, channels, 16, 20) / 20
+    moved, _ = resample(ramp, torch.zeros(1, 1, 16, 20), affine_of(), torch.tensor([[0.01, 0.0]]))
+    torch.testing.assert_close(moved[..., 1:], ramp[..., 1:] - 0.01 / 20, atol=2e-6, rtol=0)
+
+
 # --- warp: how much and how often
 
 CENTRE = np.array([40.5, 31.5])  # of 82 x 64 pixels, (x, y)
@@ -275,6 +299,21 @@ def test_elastic_alpha_and_sigma_mean_what_the_dense_filter_makes_of_them(alpha,
         for axis in (2, 3):
             assert correlation(ours, lag, axis) == pytest.approx(correlation(dense, lag, axis), abs=0.04)
     assert abs(np.corrcoef(ours[:, 0].ravel(), ours[:, 1].ravel())[0, 1]) < 0.1, "x and y bend independently"
+
+
+def test_every_slice_may_bend_by_an_alpha_of_its_own():
+    bends = [displacement(Draws(0, 0, range(3)), 20, 30, alpha=a, sigma=3.0) for a in (50.0, 80.0)]
+    mixed = displacement(
+        Draws(0, 0, range(3)), 20, 30, alpha=torch.tensor([50.0, 0.0, 80.0]).view(3, 1, 1, 1), sigma=3.0
+    )
+    torch.testing.assert_close(mixed, torch.stack((bends[0][0], torch.zeros_like(bends[0][0]), bends[1][2])))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 6.0, 20.0])
+def test_no_weight_is_subnormal(sigma):
+    """A product of matrices with subnormal numbers takes a CPU fifteen times as long."""
+    weights = _blur(256, sigma)
+    assert weights[weights > 0].min() >= torch.finfo(torch.float32).tiny
 
 
 def correlation(fields, lag, axis):

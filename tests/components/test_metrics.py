@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from math import hypot, isfinite, isnan, nan, sqrt
 
 import numpy as np
@@ -211,6 +212,36 @@ def test_one_slice_follows_the_table_too() -> None:
         assert isnan(distance(empty, lesion))
         assert distance(lesion, empty) == pytest.approx(DIAGONAL)
         assert distance(lesion, lesion) == 0
+
+
+@pytest.mark.parametrize("name", ["hd95", "assd"])
+def test_ragged_outlines_are_measured_like_smooth_ones(name: str) -> None:
+    """With so many surface pixels that a distance transform is cheaper than trying all pairs."""
+    truth, prediction = np.random.default_rng(0).random((2, 2, *SHAPE[1:])) < 0.5
+    for t, p in zip(truth, prediction, strict=True):
+        assert len(reference.surface(t)) * len(reference.surface(p)) > surface.PAIRS_A_PIXEL * t.size
+    expected = reference.METRICS[name](truth, prediction.astype(np.float32), 0.5)
+    assert score(name, stack_of(truth, prediction)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_distances_of_a_stack_are_found_once_and_go_with_it() -> None:
+    before = len(surface._found)
+    stack = blobs(0)
+    score("hd95", stack)
+    found = surface._distances(stack)
+    score("assd", stack)
+    assert surface._distances(stack) is found
+    assert surface._distances(blobs(0)) is not found, "another stack has distances of its own"
+    del stack
+    gc.collect()
+    assert len(surface._found) == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20, 21, 77])
+@pytest.mark.parametrize("q", [0, 50, 95, 100])
+def test_the_percentile_is_numpys(count: int, q: float) -> None:
+    values = np.random.default_rng(count).random(count)
+    assert surface._percentile(values, q) == pytest.approx(np.percentile(values, q), rel=1e-12)
 
 
 # Calibration

@@ -1,0 +1,61 @@
+"""Batches for a model: from the pack, against a DataLoader that reads every slice with OpenCV."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from bench.config import Input
+from bench.feed import IMAGENET, Feed
+from bench.pack import SliceFile
+from bench.speed.figure import Figure, race
+from bench.speed.problem import BATCH, Problem
+
+WORKERS = 2
+MEAN, DEVIATION = (np.array(v, np.float32) for v in IMAGENET)
+
+
+class Slices(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of TIFF files as a notebook reads them: decoded, normalised and turned to CHW one by one."""
+
+    def __init__(self, files: tuple[SliceFile, ...]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        image = cv2.cvtColor(cv2.imread(str(self.files[row].image)), cv2.COLOR_BGR2RGB)
+        mask = cv2.imread(str(self.files[row].mask), cv2.IMREAD_GRAYSCALE)
+        image = (image.astype(np.float32) / 255 - MEAN) / DEVIATION
+        target = np.asarray(mask, np.float32)[None] / 255
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(target)
+
+
+def figures(given: Problem) -> list[Figure]:
+    """Images a second, float32 and normalised, in random batches of 16; files and pack in the page cache."""
+    feed = Feed(given.pack, Input(), torch.device("cpu"))
+    epochs = count()
+    slices = Slices(given.source.slices)
+    loader = DataLoader(
+        slices,
+        BATCH,
+        sampler=RandomSampler(slices, replacement=True, num_samples=given.images),
+        num_workers=WORKERS,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # a fork of a process with threads may never come back
+    )
+
+    def ours() -> int:
+        return sum(len(feed.standard(feed.unit(rows)[0], rows)) for rows in given.batches(next(epochs)))
+
+    def theirs() -> int:
+        return sum(len(images) for images, _ in loader)
+
+    fast, slow = race(ours, theirs, repeats=given.repeats)
+    return [Figure("data", f"cv2 DataLoader, {WORKERS} workers", "images/s", fast, slow, gate=10)]
