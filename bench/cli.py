@@ -338,11 +338,12 @@ def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")
 
 
 def _configuration(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
-    """Defaults, then what the data set suggests, then the file, then flags, then --set."""
+    """Defaults, then what the data set suggests, then the file, then flags and --set."""
     from bench import registry
     from bench.config import RunConfig, load, override, parse
 
-    layers = (load(path) if path else {}, flags, dict(parse(a) for a in assignments))
+    # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
+    layers = (load(path) if path else {}, flags | dict(parse(a) for a in assignments))
     first = override(RunConfig(), *layers)
     _plugins([Path(p) for p in first.plugins])
     suggested = registry.dataset[first.dataset.name].facts.get("defaults", {})

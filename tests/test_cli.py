@@ -239,6 +239,15 @@ def test_every_component_is_listed_with_one_line(kind):
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
+def test_a_flag_that_the_chosen_component_does_not_have_is_refused():
+    assert "has no setting 'folds'" in refused("run", *SMALL, "--set", "split=institutions", "--folds", "3")
+
+
+def test_set_wins_over_a_flag_for_the_same_choice():
+    out = bench("run", *SMALL, "--model", "unet", "--set", "model.name=resunet", "--dry-run")
+    assert "model.name = resunet" in out
+
+
 def test_encoders_are_listed():
     names = [line.split()[0] for line in bench("list", "encoders").splitlines()]
     assert {"resnet50", "efficientnet-b0", "mit_b0"} <= set(names)
