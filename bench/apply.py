@@ -16,7 +16,7 @@ from bench.datasets.images import find_images, read_slice
 from bench.device import find_device
 from bench.errors import DataError
 from bench.evaluate import score_case
-from bench.leaderboard import CONVENTION, summarise
+from bench.leaderboard import data_tags, summarise
 from bench.pack import Pack, Source, packed
 from bench.records import Stack
 from bench.report import SYNTHETIC_WARNING, side_by_side
@@ -30,6 +30,7 @@ def evaluate_external(
     """Score the models of a run on another folder, as a child run of it. Gives the child's id."""
     store = connect(uri)
     found = find_run(store, wanted)
+    parent = parent_of(store, found)
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
         segmenter = Segmenter(model_folders(store, found, Path(workspace), fold=fold), str(find_device(device)))
         config = segmenter.config
@@ -38,7 +39,7 @@ def evaluate_external(
         source: Source = registry.dataset[name].bind({"folder": folder})()
         pack = packed(source, tick=display.packing)
         _fit(segmenter, pack)
-        if shared := sorted(patients_of(store, parent_of(store, found)) & set(pack.cases)):
+        if shared := sorted(patients_of(store, parent) & set(pack.cases)):
             raise DataError(
                 f"{len(shared)} patients of {folder} took part in the run itself ({', '.join(shared[:3])} ...): "
                 "an external test needs others. Their out-of-fold scores are on the leaderboard."
@@ -56,12 +57,9 @@ def evaluate_external(
         cases = pd.DataFrame([{"case": s.case, "threshold": chosen, **s.values, **s.counts} for s in scores])
         values = summarise(cases)
         tags = {
-            "mlflow.parentRunId": parent_of(store, found).info.run_id,
+            "mlflow.parentRunId": parent.info.run_id,
             KIND: EVALUATION,
-            "bench.data": pack.manifest.key,
-            "bench.dataset": pack.manifest.dataset,
-            "bench.synthetic": str(pack.manifest.synthetic).lower(),
-            "bench.convention": CONVENTION,
+            **data_tags(pack.manifest),
         }
         title = f"{found.info.run_name} on {folder.resolve().name}"
         experiment = store.client.get_experiment(found.info.experiment_id).name

@@ -16,6 +16,7 @@ import pandas as pd
 
 from bench import counts, registry
 from bench.errors import UnknownName, did_you_mean
+from bench.pack import Manifest
 from bench.records import RunRecord
 from bench.stats import interval
 
@@ -71,6 +72,16 @@ class Board:
     def title(self) -> str:
         what = f"{self.dataset}{' (SYNTHETIC, not patients)' if self.synthetic else ''}"
         return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {self.patients} patients"
+
+
+def data_tags(manifest: Manifest) -> dict[str, str]:
+    """What every run says of its data, so that `boards` knows which runs may be compared."""
+    return {
+        "bench.dataset": manifest.dataset,
+        "bench.data": manifest.key,
+        "bench.convention": CONVENTION,
+        "bench.synthetic": str(manifest.synthetic).lower(),
+    }
 
 
 def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, float]:

@@ -9,13 +9,14 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import nn
 
 from bench.checkpoint import Best, save_model
@@ -25,7 +26,7 @@ from bench.feed import Feed
 from bench.leaderboard import summarise
 from bench.masks import Mask, save_masks
 from bench.recipe import Recipe
-from bench.records import SILENT, CaseScore, FoldResult, Recorder, Watch
+from bench.records import SILENT, CaseScore, FoldResult, Recorder, Stack, Watch
 from bench.report import curves, overlays
 from bench.splits import Fold, split_table
 from bench.train import train
@@ -164,7 +165,7 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     per_image = [epoch.seconds / epoch.images for epoch in loop][-1]  # the first one warms up
     started = time.perf_counter()
     case = next(iter(sorted(recipe.folds[0].val)))
-    list(stacks([model], feed, [case], threshold=0.5, batch_size=recipe.config.evaluate.batch_size))
+    list(_stacks(recipe, feed, model, [case]))
     per_slice = (time.perf_counter() - started) / len(recipe.pack.rows([case]))
     folds = [f for f in recipe.folds if only is None or f.number == only]
     return sum(
@@ -183,31 +184,23 @@ def _score(
     threshold: float,
 ) -> Iterator[tuple[CaseScore, Mask]]:
     numbers = recipe.pack.index["slice"].to_numpy()
-    evaluate = recipe.config.evaluate
-    for case, rows, stack in stacks(
-        [model],
-        feed,
-        cases,
-        threshold=threshold,
-        batch_size=evaluate.batch_size,
-        precision=recipe.config.train.precision,
-    ):
+    for case, rows, stack in _stacks(recipe, feed, model, cases, threshold):
         yield score_case(case, numbers[rows].tolist(), stack, metrics), stack.prediction
 
 
 def _threshold(recipe: Recipe, feed: Feed, model: nn.Module, fold: Fold) -> float:
-    evaluate = recipe.config.evaluate
-    if evaluate.threshold != "validation":
-        return evaluate.threshold
-    seen = stacks(
-        [model],
-        feed,
-        fold.val,
-        threshold=0.5,
-        batch_size=evaluate.batch_size,
-        precision=recipe.config.train.precision,
-    )
-    return choose_threshold(stack for _, _, stack in seen)
+    given = recipe.config.evaluate.threshold
+    if given != "validation":
+        return given
+    return choose_threshold(stack for _, _, stack in _stacks(recipe, feed, model, fold.val))
+
+
+def _stacks(
+    recipe: Recipe, feed: Feed, model: nn.Module, cases: Iterable[str], threshold: float = 0.5
+) -> Iterator[tuple[str, NDArray[np.int64], Stack]]:
+    """`evaluate.stacks` of one model, as the recipe has it."""
+    size, precision = recipe.config.evaluate.batch_size, recipe.config.train.precision
+    return stacks([model], feed, cases, threshold=threshold, batch_size=size, precision=precision)
 
 
 def _record_fold(

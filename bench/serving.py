@@ -37,7 +37,8 @@ class Segmenter:
         images = np.asarray(model_input, np.uint8)
         feed = Feed(transient(images, self.channels), self.config.input, self.device)
         rows = np.arange(len(images))
-        return predict(self.models, feed, rows, batch_size=self.config.evaluate.batch_size)
+        size, precision = self.config.evaluate.batch_size, self.config.train.precision
+        return predict(self.models, feed, rows, batch_size=size, precision=precision)
 
 
 def _load_pyfunc(path: str) -> Segmenter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.environment import environment
-from bench.leaderboard import CONVENTION, boards, summarise
+from bench.leaderboard import boards, data_tags, summarise
 from bench.recipe import Recipe, resolve
 from bench.report import SYNTHETIC_WARNING, board_table, duration, model_card
 from bench.runner import case_table, cross_validate, estimate_seconds
@@ -85,15 +85,8 @@ def _announce(recipe: Recipe, display: Display) -> None:
 
 
 def _tags(recipe: Recipe) -> dict[str, str]:
-    manifest = recipe.pack.manifest
-    return {
-        "bench.dataset": manifest.dataset,
-        "bench.data": manifest.key,
-        "bench.split": recipe.split_hash,
-        "bench.convention": CONVENTION,
-        "bench.fingerprint": recipe.config.fingerprint(),
-        "bench.synthetic": str(manifest.synthetic).lower(),
-    }
+    own = {"bench.split": recipe.split_hash, "bench.fingerprint": recipe.config.fingerprint()}
+    return data_tags(recipe.pack.manifest) | own
 
 
 def _card(recipe: Recipe, only: int | None) -> dict[str, object]:

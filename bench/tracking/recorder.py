@@ -73,10 +73,8 @@ class MlflowRecorder:
         logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
         with tempfile.TemporaryDirectory() as workspace:
             target = Path(workspace) / "model"
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", ".*input example was not provided", UserWarning
-                )  # the signature says it
+            with warnings.catch_warnings():  # the signature says what an input example would
+                warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
                 mlflow.pyfunc.save_model(
                     path=str(target),
                     loader_module="bench.serving",
