@@ -91,11 +91,18 @@ def _distances(stack: Stack) -> list[Directed | None]:
     """Of each slice with tumour the distances, None where it is missed: found once for all metrics of a stack."""
     if stack not in _found:
         present, called = stack.tp + stack.fn > 0, stack.tp + stack.fp > 0
-        _found[stack] = [
-            surface_distances(stack.truth[s], stack.prediction[s]) if called[s] else None
-            for s in np.flatnonzero(present)
-        ]
+        measured = iter(_measured(stack.truth[present & called], stack.prediction[present & called], stack.device))
+        _found[stack] = [next(measured) if hit else None for hit in called[present]]
     return _found[stack]
+
+
+def _measured(truth: Mask, prediction: Mask, device: str) -> list[Directed]:
+    """`surface_distances` of each slice: one after the other on the CPU, all at once on anything else."""
+    if device == "cpu":
+        return [surface_distances(t, p) for t, p in zip(truth, prediction, strict=True)]
+    from bench.metrics._brute import stack_distances  # PyTorch, which a CPU can do without
+
+    return stack_distances(truth, prediction, device)
 
 
 _found: WeakKeyDictionary[Stack, list[Directed | None]] = WeakKeyDictionary()  # an entry goes with its stack
