@@ -63,7 +63,7 @@ def evaluate_external(
         }
         title = f"{found.info.run_name} on {folder.resolve().name}"
         experiment = store.client.get_experiment(found.info.experiment_id).name
-        with open_run(store, title, experiment, tags) as recorder:
+        with open_run(store, title, experiment, tags, say=display.say) as recorder:
             recorder.settings(
                 {
                     "evaluate.run": found.info.run_id,

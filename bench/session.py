@@ -27,7 +27,7 @@ def execute(
         _announce(recipe, display)
         title, manifest = recipe.config.title, recipe.pack.manifest
         tags = _tags(recipe)
-        with open_run(store, title, manifest.dataset, tags) as recorder:
+        with open_run(store, title, manifest.dataset, tags, say=display.say) as recorder:
             recorder.settings(recipe.config.flat())
             facts = environment(recipe.device)
             recorder.tags({f"env.{k}": v for k, v in facts.items()})

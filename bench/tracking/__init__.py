@@ -14,6 +14,7 @@ from bench.tracking.history import (
     read_table,
     records,
 )
+from bench.tracking.outbox import replay
 from bench.tracking.recorder import MlflowRecorder, open_run
 from bench.tracking.store import EVALUATION, FOLD, KIND, PARENT, Store, connect, store_uri, ui_command
 
@@ -33,6 +34,7 @@ __all__ = [
     "patients_of",
     "read_table",
     "records",
+    "replay",
     "store_uri",
     "ui_command",
 ]

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -27,20 +27,27 @@ from mlflow.entities import (
     Param,
     RunTag,
 )
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
+from bench.errors import StoreError
+from bench.tracking.outbox import Outbox, briefly, reason, to_stderr
 from bench.tracking.store import FOLD, KIND, PARENT, Store
 
 PARAM_LIMIT = 6000  # characters that MLflow takes
 
 
 class MlflowRecorder:
-    """Writes one run. Implements `bench.records.Recorder`."""
+    """Writes one run. Implements `bench.records.Recorder`.
 
-    def __init__(self, store: Store, run_id: str, experiment_id: str) -> None:
-        self.store, self.client = store, store.client
+    What a method was given is in the store when it returns. Metrics may instead wait in the outbox; all else that
+    the store does not take raises.
+    """
+
+    def __init__(self, store: Store, run_id: str, experiment_id: str, outbox: Outbox) -> None:
+        self.store, self.client, self.outbox = store, store.client, outbox
         self.run_id, self.experiment_id = run_id, experiment_id
 
     def settings(self, values: Mapping[str, Any]) -> None:
@@ -52,7 +59,7 @@ class MlflowRecorder:
         """One batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
         now = int(time.time() * 1000)
         finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
-        self.client.log_batch(self.run_id, metrics=[Metric(k, v, now, step) for k, v in finite.items()])
+        self.outbox.send(self.run_id, [Metric(k, v, now, step) for k, v in finite.items()])
 
     def tags(self, values: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
@@ -92,49 +99,85 @@ class MlflowRecorder:
         dataset = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=json.dumps(profile))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "cv")])])
 
+    def end(self, status: str) -> None:
+        self.client.set_terminated(self.run_id, status)
+
+    def break_off(self, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """End before its time; a store that cannot be told must not hide what went wrong."""
+        try:
+            with briefly():
+                if tags:
+                    self.tags(tags)
+                self.end(status)
+        except MlflowException:
+            self.outbox.say(f"{self.store.uri} could not be told that run {self.run_id} is {status}")
+
     @contextmanager
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
         """A run below this one; it ends as the block ends."""
         all_tags = {KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
         run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
-        child = type(self)(self.store, run.info.run_id, self.experiment_id)
+        child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox)
         with _lifetime(child):
             yield child
 
 
 @contextmanager
-def open_run(store: Store, name: str, experiment: str, tags: Mapping[str, str]) -> Iterator[MlflowRecorder]:
-    """A parent run: FINISHED, FAILED or KILLED as the block ends. Adopts the run that `mlflow run` has opened."""
+def open_run(
+    store: Store, name: str, experiment: str, tags: Mapping[str, str], *, say: Callable[[str], None] = to_stderr
+) -> Iterator[MlflowRecorder]:
+    """A parent run: FINISHED, FAILED or KILLED as the block ends. Adopts the run that `mlflow run` has opened.
+
+    Metrics that the store does not take must not end a run: `say` hears when they wait and when they have arrived.
+    If some never do, they are in `bench-unsent-<run id>.jsonl` in this folder (not in a cache: people empty those)
+    and `StoreError` says so, as it does where the store fails otherwise.
+    """
     tags = {KIND: PARENT, **tags}
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # popped, or worker processes would close the parent
     if adopted:
         run = store.client.get_run(adopted)
-        recorder = MlflowRecorder(store, adopted, run.info.experiment_id)
-        recorder.tags({"mlflow.runName": name, **tags})
     else:
         experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
         origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
         run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
-        recorder = MlflowRecorder(store, run.info.run_id, experiment_id)
-    with _lifetime(recorder), _system_metrics(recorder):
-        yield recorder
+    outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
+    recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox)
+    if adopted:
+        recorder.tags({"mlflow.runName": name, **tags})
+    try:
+        with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder):
+            yield recorder
+    except MlflowException as error:
+        raise StoreError(
+            f"the tracking store {store.uri} failed in the middle of run {recorder.run_id}: {reason(error)}. "
+            "See to it, then start the run again."
+        ) from error
 
 
 @contextmanager
 def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
-    def end(status: str) -> None:
-        recorder.client.set_terminated(recorder.run_id, status)
-
     try:
         yield
     except KeyboardInterrupt:
-        end("KILLED")
+        recorder.break_off("KILLED")
         raise
     except BaseException as error:
-        recorder.tags({"bench.error": f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
-        end("FAILED")
+        recorder.break_off("FAILED", {"bench.error": f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
         raise
-    end("FINISHED")
+    recorder.end("FINISHED")
+
+
+@contextmanager
+def _delivery(outbox: Outbox) -> Iterator[None]:
+    """At the end everything is in the store, or it is said where it is."""
+    try:
+        yield
+    except BaseException:
+        if problem := outbox.close():
+            outbox.say(problem)
+        raise
+    if problem := outbox.close():
+        raise StoreError(problem)
 
 
 @contextmanager
@@ -147,4 +190,5 @@ def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
     try:
         yield
     finally:
-        monitor.finish()  # type: ignore[no-untyped-call]
+        with briefly():
+            monitor.finish()  # type: ignore[no-untyped-call]

@@ -75,6 +75,7 @@ class Store:
 def connect(uri: str | None = None) -> Store:
     """Open the store; a SQLite one is created if it is not there. Raises `StoreError`."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it prints, it also raises
     uri = store_uri(uri)
     server, path = urlparse(uri), _sqlite_path(uri)
     if server.scheme in ("http", "https"):
