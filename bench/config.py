@@ -100,7 +100,7 @@ class Evaluate(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides the result of a run, and three things that do not: name, device, plugins."""
+    """Everything that decides the result of a run, and `NOT_DECISIVE`, which does not."""
 
     name: str | None = None
     dataset: Component = Component(name="phantom")
@@ -113,6 +113,9 @@ class RunConfig(Settings):
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
+    threads: int | None = Field(None, ge=1)  # of the CPU's kernels; None: one a physical core
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.step`)
+    folds_at_once: int = Field(1, ge=1)
     plugins: tuple[str, ...] = ()
 
     @model_validator(mode="before")
@@ -150,16 +153,17 @@ class RunConfig(Settings):
     def flat(self) -> dict[str, Any]:
         """`{dotted.key: value}`; single values of the run itself are under `run.`."""
         nested = self.model_dump(mode="json")
-        own = {f"run.{k}": nested.pop(k) for k in ("name", "seed", "device", "plugins")}
+        own = {f"run.{k}": nested.pop(k) for k in ("seed", *NOT_DECISIVE)}
         return dict(_flatten(nested)) | own
 
     def fingerprint(self) -> str:
         """What a result depends on, hashed: equal fingerprints on equal data are the same experiment."""
-        decisive = self.completed().model_dump(mode="json", exclude={"name", "device", "plugins"})
+        decisive = self.completed().model_dump(mode="json", exclude=set(NOT_DECISIVE))
         decisive["dataset"].pop("folder", None)  # the pack's own key says what was in it
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
+NOT_DECISIVE = ("name", "device", "threads", "execution", "folds_at_once", "plugins")
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
 _CHOICES = (*_COMPONENTS, "augment")
 

@@ -6,6 +6,7 @@ Progress goes to standard error, results to standard output. `NO_COLOR` is honou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import local
 from types import TracebackType
 from typing import Self
 
@@ -37,8 +38,7 @@ class Display(Watch):
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self._task: TaskID | None = None
-        self._folds = 0
+        self._own = local()  # folds that run at once have a bar each
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -48,6 +48,15 @@ class Display(Watch):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
+
+    @property
+    def _task(self) -> TaskID | None:
+        task: TaskID | None = getattr(self._own, "task", None)
+        return task
+
+    @_task.setter
+    def _task(self, task: TaskID | None) -> None:
+        self._own.task = task
 
     def say(self, text: str) -> None:
         """One line, unless quiet."""
@@ -66,7 +75,6 @@ class Display(Watch):
 
     def fold(self, number: int, of: int, images: int) -> None:
         self._close()
-        self._folds = of
         self._task = self.progress.add_task(f"fold {number} of {of}", total=images, unit="images")
 
     def images(self, count: int) -> None:

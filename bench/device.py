@@ -1,13 +1,20 @@
-"""Where a run computes, in what precision, and whether it can be repeated bit by bit."""
+"""Where a run computes, in what precision and with how much memory, and whether it can be repeated bit by bit."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
+import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.errors import BadSetting
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
 def find_device(wanted: str) -> torch.device:
@@ -25,25 +32,61 @@ def find_device(wanted: str) -> torch.device:
     return device
 
 
+def hardware(device: torch.device) -> str:
+    """The name of the GPU, or 'cpu'."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 where it gains: on GPUs. CPUs without AMX are two to three times slower with it."""
+    """bfloat16 where it gains: on GPUs. CPUs without AMX are two to three times slower with it.
+
+    Weights are cast anew in every pass: a CUDA graph must not replay a cast that happened before it was captured.
+    """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=device.type != "cuda")
 
 
-def prepare(device: torch.device, *, deterministic: bool, seed: int) -> None:
-    """Seed torch, start counting peak memory, and choose between fast and bitwise repeatable kernels."""
-    torch.manual_seed(seed)
+def prepare(device: torch.device, *, deterministic: bool, threads: int | None = None) -> None:
+    """Choose between fast and bitwise repeatable kernels, and set this process up for training on `device`.
+
+    `threads` are those of the CPU's kernels; None leaves PyTorch's choice, one a physical core.
+    """
     if deterministic:  # without the workspace setting, cuBLAS refuses to be deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_memory()
+
+
+def keep_memory() -> bool:
+    """Let freed memory stay with the process instead of going back to the system. Gives whether that was possible.
+
+    By default glibc asks the system for every large block and returns it when it is freed, so that each
+    activation of each step is zeroed by the kernel page by page: a tenth to a third of a training step on a CPU
+    (`bench speed step`). The price is that the process stays as large as it once was.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library, such as musl
+        return False
+    return all((mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 1 << 26)))
+
+
+def onto(device: torch.device | str, values: NDArray[np.generic] | Tensor) -> Tensor:
+    """Values on the device without waiting for it: through pinned memory where it is a GPU."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the peak of the GPU since `prepare`, or what the process holds now."""
+    """Bytes: the peak of the GPU since it was last reset, or what the process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.device import onto
+
 
 class Draws:
     """Random numbers for one batch: row i always comes from the generator of `slices[i]`."""
@@ -42,4 +44,4 @@ class Draws:
         return self.uniform() < probability
 
     def _tensor(self, rows: list[np.ndarray | float]) -> Tensor:
-        return torch.from_numpy(np.asarray(rows, dtype=np.float32)).to(self.device)
+        return onto(self.device, np.asarray(rows, dtype=np.float32))

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from bench import __version__
+from bench.device import hardware
 
 LIBRARIES = ("torch", "timm", "segmentation-models-pytorch", "albumentations", "mlflow", "numpy", "scikit-learn")
 
@@ -24,7 +25,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "cpu": _cpu_name(),
         "cpu_threads": str(torch.get_num_threads()),
         "memory_gb": f"{psutil.virtual_memory().total / 2**30:.0f}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": hardware(device),
     }
     for library in LIBRARIES:
         try:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bench import counts
 from bench.device import autocast
 from bench.feed import Feed, logits_of
-from bench.records import CaseScore, Stack
+from bench.records import CaseScore, Counted, Stack
 
-Metric = Callable[[Stack], float]
+Metric = Callable[[Any], float]  # of a Stack, or of a Counted
 THRESHOLDS = np.arange(1, 100) / 100
 
 
@@ -29,21 +31,62 @@ def predict(
     A model that was trained on smaller slices has its logits interpolated, so that every configuration is
     scored on the same pixels.
     """
-    shape = feed.pack.masks.shape[1:]
-    stack = np.empty((len(rows), *shape), np.float32)
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        images = feed.standard(feed.unit(batch)[0], batch)
-        mean = torch.zeros((len(batch), 1, *shape), device=feed.device)
-        for model in models:
-            model.eval()
-            with autocast(feed.device, precision):
-                logits = logits_of(model, images)
-            if logits.shape[-2:] != shape:
-                logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
-            mean += logits.sigmoid() / len(models)
-        stack[start : start + len(batch)] = mean[:, 0].cpu().numpy()
+    stack = np.empty((len(rows), *feed.shape), np.float32)
+    done = 0
+    for probability, _ in _predicted(models, feed, rows, batch_size, precision):
+        stack[done : done + len(probability)] = probability.cpu().numpy()
+        done += len(probability)
     return stack
+
+
+@torch.inference_mode()
+def count(
+    models: Sequence[nn.Module],
+    feed: Feed,
+    rows: NDArray[np.int64],
+    *,
+    threshold: float,
+    batch_size: int,
+    precision: str = "auto",
+) -> NDArray[np.int64]:
+    """Pixels tp, fp, fn and tn of every row, (S, 4), counted on the device and fetched once, at the end."""
+    found = []
+    for probability, truth in _predicted(models, feed, rows, batch_size, precision):
+        called = probability >= threshold
+        hits, calls, there = (m.sum((1, 2)) for m in (called & truth, called, truth))
+        found.append(torch.stack((hits, calls - hits, there - hits, truth[0].numel() - calls - there + hits), 1))
+    counted: NDArray[np.int64] = torch.cat(found).cpu().numpy()
+    return counted
+
+
+def _predicted(
+    models: Sequence[nn.Module], feed: Feed, rows: NDArray[np.int64], batch_size: int, precision: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, on the device: probability float32 and truth bool, both (B, H, W) on the packed grid.
+
+    Batches that do not fit in memory are halved.
+    """
+    for model in models:
+        model.eval()
+    start = 0
+    while start < len(rows):
+        batch = rows[start : start + batch_size]
+        try:
+            images, masks = feed.ready(batch)
+            mean = torch.zeros((len(batch), 1, *feed.shape), device=feed.device)
+            for model in models:
+                with autocast(feed.device, precision):
+                    logits = logits_of(model, images)
+                if logits.shape[-2:] != feed.shape:
+                    logits = F.interpolate(logits, feed.shape, mode="bilinear", align_corners=False)
+                mean += logits.sigmoid() / len(models)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            batch_size = len(batch) // 2
+            continue
+        yield mean[:, 0], masks[:, 0] > 0
+        start += len(batch)
 
 
 def stacks(
@@ -59,7 +102,34 @@ def stacks(
     for case in sorted(cases):
         rows = feed.pack.rows([case])
         probability = predict(models, feed, rows, batch_size=batch_size, precision=precision)
-        yield case, rows, Stack(feed.pack.masks[rows].astype(bool), probability, threshold)
+        truth = feed.pack.masks[rows].astype(bool)
+        yield case, rows, Stack(truth, probability, threshold, str(feed.device))
+
+
+def tallies(
+    models: Sequence[nn.Module],
+    feed: Feed,
+    cases: Iterable[str],
+    *,
+    threshold: float,
+    batch_size: int,
+    precision: str = "auto",
+) -> Iterator[tuple[str, Counted]]:
+    """For each patient its name and its counted pixels, for metrics that need no more (`needs_pixels`)."""
+    names = sorted(cases)
+    each = [feed.pack.rows([case]) for case in names]
+    counted = count(
+        models, feed, np.concatenate(each), threshold=threshold, batch_size=batch_size, precision=precision
+    )
+    for case, part in zip(names, np.split(counted, np.cumsum([len(rows) for rows in each])[:-1]), strict=True):
+        yield case, Counted(*part.T)
+
+
+def needs_pixels(metric: Metric) -> bool:
+    """Whether a metric asks for a whole `Stack`, or is content with `Counted`: its annotation says so."""
+    function = metric.func if isinstance(metric, partial) else metric
+    asked = next(iter(get_type_hints(function).values()), Stack)
+    return asked is not Counted
 
 
 def score_case(case: str, numbers: Sequence[int], stack: Stack, metrics: Mapping[str, Metric]) -> CaseScore:

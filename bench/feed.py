@@ -7,22 +7,29 @@ then comes the z-score. Both come from the pack's histograms, so no pixel is rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.config import Input
+from bench.device import onto
 from bench.errors import BadSetting, did_you_mean
-from bench.pack import Pack
+from bench.pack import Pack, Pixels
 
 CLIP = (0.5, 99.5)  # percentiles that end the range
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # means and deviations of the channels in [0, 1]
 STRIDE = 32  # every model takes sides that are multiples of this
+AHEAD = 2  # batches read before they are asked for
+WORTH_THREADS = 1 << 20  # bytes of a batch from which on sharing it between threads saves time
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,11 @@ def channel_numbers(available: Sequence[str], wanted: str | Sequence[str]) -> li
 class Feed:
     """Rows of a pack as batches on a device.
 
-    On a GPU the bytes move there once; on a CPU they stay in the memory-mapped file.
+    A GPU holds all bytes from the start where they fit (`resident`); else they stay in the memory-mapped file and
+    each batch is read as it is needed, so that a data set may be larger than any memory.
     """
 
-    def __init__(self, pack: Pack, settings: Input, device: torch.device) -> None:
+    def __init__(self, pack: Pack, settings: Input, device: torch.device, *, resident: bool | None = None) -> None:
         self.pack, self.device, self.size = pack, device, settings.image_size
         self.channels = channel_numbers(pack.manifest.channels, settings.channels)
         found = levels(pack.histograms, pack.index["case"].tolist(), settings.normalise)
@@ -90,39 +98,125 @@ class Feed:
             torch.from_numpy(v[:, self.channels].copy()).to(device)[..., None, None]
             for v in (found.low, found.high, found.mean, found.deviation)
         ]
-        self._resident = device.type == "cuda" and _fits(pack, device)
-        if self._resident:
+        self.resident = device.type == "cuda" and _fits(pack, device) if resident is None else resident
+        if self.resident:
             self._images = torch.from_numpy(np.ascontiguousarray(pack.images)).to(device)
             self._masks = torch.from_numpy(np.ascontiguousarray(pack.masks)).to(device)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the packed slices."""
+        height, width = self.pack.masks.shape[1:]
+        return height, width
+
     def unit(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] and masks (B, 1, H, W), float32, at the model's size."""
-        images, masks = self._read(rows)
-        images = images.permute(0, 3, 1, 2)[:, self.channels].float()
-        low, high = (v[rows] for v in self._levels[:2])
-        images = ((images - low) / (high - low)).clamp_(0, 1)
-        masks = masks[:, None].float()
-        if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-            masks = (F.interpolate(masks, (self.size, self.size), mode="area") >= 0.5).float()
-        return images, masks
+        images, masks = self._read(rows, _unit)
+        if self._resizes:
+            masks = (F.interpolate(masks, self._target, mode="area") >= 0.5).float()
+        return self._resized(images), masks
+
+    def units(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """`unit` of each batch; what is not resident is read while the batch before is being used."""
+        if self.resident:
+            yield from map(self.unit, batches)
+            return
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def read(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+            with torch.cuda.stream(stream):  # the reader's own would not know what the training one still needs
+                return self.unit(rows)
+
+        with ThreadPoolExecutor(1, "bench-reader") as reader:
+            waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            try:
+                for rows in batches:
+                    waiting.append(reader.submit(read, rows))
+                    if len(waiting) > AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                reader.shutdown(cancel_futures=True)
 
     def standard(self, images: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """The z-score of images in [0, 1], channels last in memory."""
-        mean, deviation = (v[rows] for v in self._levels[2:])
+        mean, deviation = (v[onto(self.device, rows)] for v in self._levels[2:])
         return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
-    def _read(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        if self._resident:
-            where = torch.from_numpy(rows).to(self.device)
-            return self._images[where], self._masks[where]
-        return (
-            torch.from_numpy(self.pack.images[rows]).to(self.device),
-            torch.from_numpy(self.pack.masks[rows]).to(self.device),
-        )
+    def ready(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """What a model is evaluated on: `standard` of `unit`, bit by bit, and the masks as they are packed.
+
+        Images (B, C, H, W) float32 at the model's size; masks (B, 1, H, W) float32 on the packed grid.
+        """
+        if self._resizes:
+            images, masks = self._read(rows, _unit)
+            return self.standard(self._resized(images), rows), masks
+        return self._read(rows, _standard)
+
+    @property
+    def _target(self) -> tuple[int, int]:
+        return (self.size, self.size) if self.size else self.shape
+
+    @property
+    def _resizes(self) -> bool:
+        return self._target != self.shape
+
+    def _resized(self, images: Tensor) -> Tensor:
+        return F.interpolate(images, self._target, mode="bilinear", antialias=True) if self._resizes else images
+
+    def _read(self, rows: NDArray[np.int64], scale: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W), their grey levels scaled, and masks (B, 1, H, W), float32 as packed."""
+        if self.device.type == "cpu" and not self.resident:
+            # There are only 256 grey levels: scale these, then look every pixel up.
+            grey = torch.arange(256, dtype=torch.float32)
+            tables = scale(grey, *(v[torch.from_numpy(rows)][..., 0] for v in self._levels))
+            masks = torch.from_numpy(self.pack.masks[rows].astype(np.float32))
+            return _look_up(self.pack.images, rows, self.channels, tables), masks[:, None]
+        where = onto(self.device, rows)
+        if self.resident:
+            images, masks = self._images[where], self._masks[where]
+        else:
+            images, masks = (onto(self.device, a[rows]) for a in (self.pack.images, self.pack.masks))
+        images = images.permute(0, 3, 1, 2)[:, self.channels].float()
+        return scale(images, *(v[where] for v in self._levels)), masks[:, None].float()
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+def _unit(grey: Tensor, low: Tensor, high: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    return ((grey - low) / (high - low)).clamp_(0, 1)
+
+
+def _standard(grey: Tensor, low: Tensor, high: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    return (_unit(grey, low, high, mean, deviation) - mean) / deviation
+
+
+def _look_up(images: Pixels, rows: NDArray[np.int64], channels: Sequence[int], tables: Tensor) -> Tensor:
+    """Images (B, C, H, W), channels last in memory: each pixel's entry in its slice's table, (B, C, 256)."""
+    entries = tables.transpose(1, 2).contiguous().numpy()
+    found = np.empty((len(rows), *images.shape[1:3], len(channels)), np.float32)
+    every = list(channels) == list(range(images.shape[-1]))
+
+    def fill(some: NDArray[np.int64]) -> None:
+        for at in some:
+            pixels = np.asarray(images[rows[at]])
+            cv2.LUT(
+                pixels if every else np.ascontiguousarray(pixels[..., channels]), entries[at : at + 1], found[at]
+            )
+
+    parts = np.array_split(np.arange(len(rows)), torch.get_num_threads())
+    if len(parts) > 1 and found.nbytes > WORTH_THREADS:
+        list(_pool(len(parts)).map(fill, parts))
+    else:
+        fill(np.arange(len(rows)))
+    return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "bench-feed")
+
+
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Logits (B, 1, H, W) float32 for images of any size: padded to the model's stride, cropped again."""
     height, width = images.shape[-2:]
     bottom, right = -height % STRIDE, -width % STRIDE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ from bench.feed import Feed, channel_numbers
 from bench.pack import Pack, Source, packed
 from bench.records import SILENT, Watch
 from bench.splits import Fold, split_hash
-from bench.train import Augment, Loss, Schedule, steps_per_epoch
+from bench.step import Loss
+from bench.train import Augment, Schedule, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Recipe:
     @property
     def channels(self) -> int:
         return len(channel_numbers(self.pack.manifest.channels, self.config.input.channels))
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest slices that the model can be trained on."""
+        return int(registry.model[self.config.model.name].facts.get("smallest_batch", 1))
 
     def model(self, seed: int) -> nn.Module:
         """A fresh model on the device, initialised from `seed`."""
@@ -97,21 +104,30 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
 
 
 def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
+    with _building:
+        torch.manual_seed(seed)
+        model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
     return model
+
+
+_building = Lock()  # folds that run at once share torch's generator
 
 
 def _check_training(recipe: Recipe) -> None:
     config = recipe.config
     Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
+    if config.folds_at_once > 1 and config.train.deterministic:
+        raise BadSetting(
+            "train.deterministic needs folds one after another: at once they share one random generator. "
+            "Leave folds_at_once at 1."
+        )
     if config.train.freeze_epochs >= config.train.epochs:
         raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
     facts, size = registry.model[config.model.name].facts, config.input.image_size
     slices = min(len(recipe.pack.rows(fold.train)) for fold in recipe.folds)
-    if min(config.train.batch_size, slices) < facts.get("smallest_batch", 1):
+    if min(config.train.batch_size, slices) < recipe.smallest_batch:
         raise BadSetting(
-            f"{config.model.name} needs a batch of {facts['smallest_batch']} or more. Give --batch-size."
+            f"{config.model.name} needs a batch of {recipe.smallest_batch} or more. Give --batch-size."
         )
     if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
         raise BadSetting(

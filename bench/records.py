@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training slices. `loss` is the mean over steps, `seconds` wall time."""
+    """One pass over the training slices. `loss` is the mean over steps, `seconds` wall time.
+
+    `how` says how its steps were run (`bench.step`), `parts` into how many micro-batches each batch was cut.
+    """
 
     number: int
     loss: float
     lr: float
     images: int
     seconds: float
+    how: str = "eager"
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ class Recorder(Protocol):
 
 
 class Watch:
-    """What a live display may want to hear; silent by default."""
+    """What a live display may want to hear; silent by default. Folds that run at once call from their threads."""
 
+    def say(self, text: str) -> None: ...
     def packing(self, done: int, of: int) -> None: ...
     def fold(self, number: int, of: int, images: int) -> None: ...
     def images(self, count: int) -> None: ...
@@ -91,28 +97,37 @@ class Watch:
 SILENT = Watch()
 
 
+class Counted:
+    """One case in four numbers a slice, its pixels counted: int64 (S,) each.
+
+    A metric whose argument is annotated so needs no more, and can be had without a pixel leaving the device.
+    """
+
+    def __init__(
+        self, tp: NDArray[np.int64], fp: NDArray[np.int64], fn: NDArray[np.int64], tn: NDArray[np.int64]
+    ) -> None:
+        self.tp, self.fp, self.fn, self.tn = tp, fp, fn, tn
+
+
 @dataclass(eq=False)
-class Stack:
+class Stack(Counted):
     """One case as a metric sees it. It is compared and hashed by identity, and nobody changes it.
 
-    truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold.
+    truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold. `device`
+    names where distances between outlines are to be found.
     """
 
     truth: NDArray[np.bool_]
     probability: NDArray[np.float32]
     threshold: float = 0.5
+    device: str = "cpu"
     prediction: NDArray[np.bool_] = field(init=False)
-    tp: NDArray[np.int64] = field(init=False)  # pixels a slice, (S,)
-    fp: NDArray[np.int64] = field(init=False)
-    fn: NDArray[np.int64] = field(init=False)
-    tn: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         self.prediction = self.probability >= self.threshold
-        self.tp = _pixels(self.prediction & self.truth)
-        self.fp = _pixels(self.prediction) - self.tp
-        self.fn = _pixels(self.truth) - self.tp
-        self.tn = self.truth[0].size - self.tp - self.fp - self.fn
+        tp = _pixels(self.prediction & self.truth)
+        fp, fn = _pixels(self.prediction) - tp, _pixels(self.truth) - tp
+        super().__init__(tp, fp, fn, self.truth[0].size - tp - fp - fn)
 
 
 def _pixels(masks: NDArray[np.bool_]) -> NDArray[np.int64]:

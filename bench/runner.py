@@ -16,20 +16,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from bench.checkpoint import Best, save_model
 from bench.device import memory_in_use, prepare
-from bench.evaluate import Metric, choose_threshold, score_case, stacks
+from bench.evaluate import Metric, choose_threshold, needs_pixels, score_case, stacks, tallies
 from bench.feed import Feed
 from bench.leaderboard import summarise
 from bench.masks import Mask, save_masks
 from bench.recipe import Recipe
-from bench.records import SILENT, CaseScore, FoldResult, Recorder, Stack, Watch
+from bench.records import SILENT, CaseScore, Counted, FoldResult, Recorder, Stack, Watch
 from bench.report import curves, overlays
 from bench.splits import Fold, split_table
+from bench.step import Execution
+from bench.together import together
 from bench.train import train
+from bench.tune import choose, throughput
 
 
 def cross_validate(
@@ -37,16 +41,31 @@ def cross_validate(
 ) -> list[FoldResult]:
     """Run the folds (or one of them) as children of the recorder's run, then record what they give together."""
     started = time.perf_counter()
-    results: list[FoldResult] = []
-    predictions: dict[str, Mask] = {}
+    config = recipe.config
+    prepare(recipe.device, deterministic=config.train.deterministic, threads=config.threads)
+    feed = Feed(recipe.pack, config.input, recipe.device)
+    plan = choose(recipe, feed)
+    recorder.settings(
+        {
+            "plan.execution": plan.execution,
+            "plan.why": plan.why,
+            **{f"plan.images_per_second.{how}": f"{rate:.0f}" for how, rate in plan.rates.items()},
+            "plan.threads": torch.get_num_threads(),
+            "plan.data_on_device": feed.resident,
+        }
+    )
     recorder.table("split", split_table(recipe.pack.index, recipe.folds))
-    for fold in recipe.folds:
-        if only is None or fold.number == only:
-            with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
-                result, predicted = run_fold(recipe, fold, child, watch=watch)
-            results.append(result)
-            predictions |= predicted
-            watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
+
+    def one(fold: Fold, watch: Watch) -> tuple[FoldResult, dict[str, Mask]]:
+        with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
+            result, predicted = run_fold(recipe, fold, feed, child, execution=plan.execution, watch=watch)
+        watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
+        return result, predicted
+
+    wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
+    done = together(one, wanted, config.folds_at_once, recipe.device, watch)
+    results = [result for result, _ in done]
+    predictions = {case: mask for _, predicted in done for case, mask in predicted.items()}
     cases = case_table(results)
     recorder.table("cases", cases)
     values = summarise(cases)
@@ -68,7 +87,13 @@ def cross_validate(
 
 
 def run_fold(
-    recipe: Recipe, fold: Fold, recorder: Recorder, *, watch: Watch = SILENT
+    recipe: Recipe,
+    fold: Fold,
+    feed: Feed,
+    recorder: Recorder,
+    *,
+    execution: Execution = "eager",
+    watch: Watch = SILENT,
 ) -> tuple[FoldResult, dict[str, Mask]]:
     """Train on a fold's training patients, choose on its validation patients, score its test patients once.
 
@@ -77,9 +102,9 @@ def run_fold(
     config = recipe.config
     settings, primary = config.train, config.evaluate.primary
     seed = seed_of(config.seed, fold.number)
-    prepare(recipe.device, deterministic=settings.deterministic, seed=seed)
-    feed = Feed(recipe.pack, config.input, recipe.device)
     model = recipe.model(seed)
+    if recipe.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(recipe.device)
     best = Best()
     history: list[dict[str, Any]] = []
     scores: list[float] = []
@@ -95,12 +120,13 @@ def run_fold(
         settings=settings,
         seed=seed,
         scores=scores,
+        execution=execution,
+        smallest=recipe.smallest_batch,
         tick=watch.images,
+        say=watch.say,
     )
     for epoch in epochs:
-        validation = _score(recipe, feed, model, fold.val, {primary: recipe.metrics[primary]}, 0.5)
-        defined = [s.values[primary] for s, _ in validation if not math.isnan(s.values[primary])]
-        value = float(np.mean(defined)) if defined else math.nan
+        value = _validate(recipe, feed, model, fold)
         scores.append(recipe.sign * value)
         best.consider(model, scores[-1], epoch.number)
         memory = max(memory, memory_in_use(recipe.device))
@@ -115,6 +141,7 @@ def run_fold(
         watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
         if settings.patience is not None and epoch.number - best.epoch >= settings.patience:
             break
+    recorder.settings({"plan.steps": epoch.how, "plan.parts_of_a_batch": epoch.parts})
     best.restore(model)
     threshold = _threshold(recipe, feed, model, fold)
     tested = list(_score(recipe, feed, model, fold.test, recipe.metrics, threshold))
@@ -148,21 +175,10 @@ def case_table(results: Sequence[FoldResult]) -> pd.DataFrame:
 def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     """Seconds that the run will take: one training step and one prediction on a throwaway model are timed."""
     settings = recipe.config.train
+    prepare(recipe.device, deterministic=settings.deterministic, threads=recipe.config.threads)
     model = recipe.model(0)
     feed = Feed(recipe.pack, recipe.config.input, recipe.device)
-    rows = recipe.pack.rows(recipe.folds[0].train)[: settings.batch_size]
-    once = settings.model_copy(update={"epochs": 2, "batch_size": len(rows), "freeze_epochs": 0})
-    loop = train(
-        model,
-        feed,
-        rows,
-        loss=recipe.loss,
-        augment=recipe.augment,
-        schedule=recipe.schedule,
-        settings=once,
-        seed=0,
-    )
-    per_image = [epoch.seconds / epoch.images for epoch in loop][-1]  # the first one warms up
+    per_image = 1 / throughput(recipe, feed, choose(recipe, feed).execution)
     started = time.perf_counter()
     case = next(iter(sorted(recipe.folds[0].val)))
     list(_stacks(recipe, feed, model, [case]))
@@ -173,6 +189,20 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
         + (settings.epochs * len(recipe.pack.rows(f.val)) + len(recipe.pack.rows(f.test))) * per_slice
         for f in folds
     )
+
+
+def _validate(recipe: Recipe, feed: Feed, model: nn.Module, fold: Fold) -> float:
+    """The mean primary score of the validation patients, at threshold 0.5."""
+    metric = recipe.metrics[recipe.config.evaluate.primary]
+    given: Iterable[Counted]
+    if needs_pixels(metric):
+        given = (stack for _, _, stack in _stacks(recipe, feed, model, fold.val))
+    else:
+        settings = recipe.config.evaluate.batch_size, recipe.config.train.precision
+        counted = tallies([model], feed, fold.val, threshold=0.5, batch_size=settings[0], precision=settings[1])
+        given = (tally for _, tally in counted)
+    scores = np.array([metric(case) for case in given])
+    return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
 
 
 def _score(

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.config import Train
-from bench.device import autocast
 from bench.draws import Draws
 from bench.errors import BadSetting, TrainingError
-from bench.feed import Feed, logits_of
+from bench.feed import Feed
 from bench.records import Epoch
+from bench.step import Execution, Loss, Stepper
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
 Schedule = Callable[[float, Sequence[float]], float]
 
@@ -38,13 +37,17 @@ def train(
     settings: Train,
     seed: int,
     scores: Sequence[float] = (),
+    execution: Execution = "eager",
+    smallest: int = 1,
     tick: Callable[[int], None] = lambda images: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Epoch]:
     """Train `model` in place on these rows of the pack, yielding after every epoch.
 
     With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
-    its own run of the schedule. `tick(images)` is called after each step. Raises `TrainingError` on a loss that
-    is not a number, naming the slices of the batch.
+    its own run of the schedule. `execution`, `smallest` and `say` are those of `bench.step.Stepper`.
+    `tick(images)` is called after each step. Raises `TrainingError` on a loss that is not a number, naming the
+    slices of the batch.
     """
     positive = feed.pack.index["positive"].to_numpy()[rows]
     size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
@@ -56,7 +59,7 @@ def train(
     for first, last, rate, frozen in stages:
         for parameter in encoder:
             parameter.requires_grad_(not frozen)
-        optimizer = _optimizer([p for p in model.parameters() if p.requires_grad], rate, settings)
+        step = Stepper(model, loss, settings, rate, feed.device, execution=execution, smallest=smallest, say=say)
         length = (last - first + 1) * steps
         behind = len(scores)
         for epoch in range(first, last + 1):
@@ -65,31 +68,23 @@ def train(
             losses, order = [], _order(rows, positive, settings, seed, epoch)
             batches = [order[at : at + size] for at in range(0, steps * size, size)]
             keys = order + len(feed.pack.index) * _times_before(order)  # a slice seen again is drawn for anew
-            for step, batch in enumerate(batches, start=(epoch - first) * steps):
-                lr = rate * _warmup(step / steps, settings) * schedule(step / length, scores[behind:])
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                images, masks = feed.unit(batch)
-                at = step % steps * size
-                draws = Draws(seed, epoch, keys[at : at + size].tolist(), feed.device)
+            units = feed.units(batches)
+            for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
+                done = (epoch - first) * steps + number
+                lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[behind:])
+                draws = Draws(seed, epoch, keys[number * size :][: len(batch)].tolist(), feed.device)
                 for change in augment:
                     images, masks = change(images, masks, draws)
-                with autocast(feed.device, settings.precision):
-                    logits = logits_of(model, feed.standard(images, batch))
-                value = loss(logits, masks)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-                if settings.clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-                optimizer.step()
-                losses.append(value.detach())
+                losses.append(step(feed.standard(images, batch), masks, lr))
                 tick(len(batch))
             values = torch.stack(losses).cpu()  # the only wait for the device in an epoch
             if not values.isfinite().all():
-                step = int((~values.isfinite()).nonzero()[0])
-                raise TrainingError(_not_a_number(feed, batches[step], epoch, step))
+                first_bad = int((~values.isfinite()).nonzero()[0])
+                raise TrainingError(_not_a_number(feed, batches[first_bad], epoch, first_bad))
             seconds = time.perf_counter() - started
-            yield Epoch(epoch, float(values.mean()), lr, sum(map(len, batches)), seconds)
+            yield Epoch(
+                epoch, float(values.mean()), lr, sum(map(len, batches)), seconds, how=step.how, parts=step.parts
+            )
 
 
 def steps_per_epoch(slices: int, batch_size: int) -> int:
@@ -138,17 +133,6 @@ def _train_mode(model: nn.Module, frozen: bool) -> None:
     if frozen:
         assert isinstance(model.encoder, nn.Module)
         model.encoder.eval()  # a frozen encoder keeps its batch statistics as well
-
-
-def _optimizer(parameters: list[nn.Parameter], lr: float, settings: Train) -> torch.optim.Optimizer:
-    decay, momentum = settings.weight_decay, settings.momentum
-    match settings.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
-        case "adam":
-            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-        case "sgd":
-            return torch.optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True)
 
 
 def _not_a_number(feed: Feed, batch: NDArray[np.int64], epoch: int, step: int) -> str:

@@ -227,7 +227,8 @@ def test_flat_is_dotted_plain_and_leads_back():
     assert flat["augment.warp.flip"] == 0.1
     assert flat["augment.intensity"] is True
     own = {k.removeprefix("run."): v for k, v in flat.items() if k.startswith("run.")}
-    assert own == {"name": "x", "seed": 0, "device": "auto", "plugins": ["a.py"]}
+    where = {"device": "auto", "threads": None, "execution": "auto", "folds_at_once": 1}
+    assert own == {"name": "x", "seed": 0, "plugins": ["a.py"], **where}
     assert override(DEFAULT, {k: v for k, v in flat.items() if not k.startswith("run.")} | own) == config
 
 
@@ -242,7 +243,9 @@ def test_defaults_written_out_have_the_fingerprint_of_defaults_left_out():
     assert given("model.base=32", "train.schedule.floor=0").fingerprint() == DEFAULT.fingerprint()
 
 
-@pytest.mark.parametrize("same", ["name=other", "device=cpu", "plugins=[a.py]"])
+@pytest.mark.parametrize(
+    "same", ["name=other", "device=cpu", "threads=1", "execution=graph", "folds_at_once=2", "plugins=[a.py]"]
+)
 def test_the_fingerprint_leaves_out_what_decides_nothing(same):
     assert given(same).fingerprint() == DEFAULT.fingerprint()
 

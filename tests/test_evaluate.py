@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bench import registry
 from bench.config import Input
-from bench.evaluate import choose_threshold, predict, score_case, stacks
+from bench.evaluate import choose_threshold, count, needs_pixels, predict, score_case, stacks, tallies
 from bench.feed import Feed
-from bench.records import Stack
+from bench.records import Counted, Stack
 from tests import reference
 from tests.packs import tiny_pack
 
@@ -80,6 +81,63 @@ def test_each_patient_comes_with_its_rows_and_its_truth():
         assert np.array_equal(stack.truth, PACK.masks[rows] == 1)
         assert stack.probability == pytest.approx(predict([model], feed, rows, batch_size=4), abs=1e-6)
         assert np.array_equal(stack.prediction, stack.probability >= 0.4)
+
+
+# Counting on the device
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(None, 0.5), (48, 0.37)])
+def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
+    feed, model = Feed(PACK, Input(image_size=size), CPU), net()
+    rows = np.array([9, 2, 5, 0, 11])
+    counted = count([model], feed, rows, threshold=threshold, batch_size=2)
+    probability = predict([model], feed, rows, batch_size=2)
+    truth = PACK.masks[rows] == 1
+    for row in range(len(rows)):
+        called = probability[row] >= np.float32(threshold)
+        expected = [
+            sum(bool(c) is wanted and bool(t) is there for c, t in zip(called.flat, truth[row].flat, strict=True))
+            for wanted, there in ((True, True), (True, False), (False, True), (False, False))
+        ]
+        assert counted[row].tolist() == expected
+
+
+def test_each_patient_is_tallied_apart():
+    feed, model = Feed(PACK, Input(), CPU), net()
+    found = dict(tallies([model], feed, {"P2", "P0"}, threshold=0.4, batch_size=3))
+    assert list(found) == ["P0", "P2"]
+    for case, _, stack in stacks([model], feed, {"P2", "P0"}, threshold=0.4, batch_size=3):
+        for name in ("tp", "fp", "fn", "tn"):
+            assert np.array_equal(getattr(found[case], name), getattr(stack, name))
+
+
+def test_a_metric_says_by_its_annotation_whether_it_needs_pixels():
+    content = {name for name in registry.metric if not needs_pixels(registry.metric[name].bind({}))}
+    assert {"dice", "iou", "dice_positive_slices", "slice_sensitivity", "missed_slices"} <= content
+    assert content.isdisjoint({"hd95", "assd", "brier", "ece"})
+    assert needs_pixels(lambda stack: 0.0), "without an annotation it gets everything"
+
+
+@pytest.mark.parametrize("name", [n for n in registry.metric if not needs_pixels(registry.metric[n].bind({}))])
+def test_a_metric_of_counts_gives_the_same_from_counts_alone(name):
+    stack, metric = random_stack(3), registry.metric[name].bind({})
+    counted = Counted(stack.tp, stack.fp, stack.fn, stack.tn)
+    assert metric(counted) == pytest.approx(metric(stack), nan_ok=True)
+
+
+def test_batches_that_do_not_fit_are_halved():
+    feed, model, seen = Feed(PACK, Input(), CPU), net().eval(), []
+
+    class Fits(nn.Module):
+        def forward(self, images):
+            seen.append(len(images))
+            if len(images) > 3:
+                raise torch.OutOfMemoryError
+            return model(images)
+
+    found = predict([Fits()], feed, ROWS, batch_size=12)
+    assert seen == [12, 6, 3, 3, 3, 3]
+    assert found == pytest.approx(predict([model], feed, ROWS, batch_size=3))
 
 
 # Scoring

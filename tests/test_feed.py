@@ -143,6 +143,64 @@ def test_a_shrunken_mask_keeps_the_pixels_that_are_half_covered():
     assert feed.unit(np.array([0]))[1].nonzero().tolist() == [[0, 0, 0, 2]]
 
 
+# The fast ways are the plain way
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"channels": ("post", "flair")}, {"channels": "pre"}, {"normalise": "image"}]
+)
+@pytest.mark.parametrize("size", [None, 48])
+def test_looking_grey_levels_up_is_computing_every_pixel_to_the_bit(settings, size):
+    """`resident` is how a GPU reads: arithmetic on all pixels. A CPU looks up the 256 levels there are."""
+    given = Input(image_size=size, **settings)
+    looked_up, computed = Feed(PACK, given, CPU), Feed(PACK, given, CPU, resident=True)
+    rows = np.array([7, 0, 12, 7])
+    for ours, theirs in zip(looked_up.unit(rows), computed.unit(rows), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(looked_up.ready(rows), computed.ready(rows), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_ready_is_the_z_score_of_unit_with_the_masks_as_packed(size):
+    feed = Feed(PACK, Input(image_size=size), CPU)
+    images, masks = feed.ready(ROWS)
+    assert torch.equal(images, feed.standard(feed.unit(ROWS)[0], ROWS))
+    assert torch.equal(masks[:, 0], torch.from_numpy(PACK.masks).float())
+
+
+def test_large_batches_are_shared_between_threads_and_come_out_the_same():
+    big = tiny_pack(cases=2, slices=6, size=256)  # 9 MB as float32
+    assert np.array_equal(
+        shown(big, np.arange(12)), np.concatenate([shown(big, np.array([r])) for r in range(12)])
+    )
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_reading_ahead_changes_neither_order_nor_content(resident):
+    feed = Feed(PACK, Input(), CPU, resident=resident)
+    batches = [np.array(rows) for rows in ([3, 1], [7, 9], [0, 0], [11, 2], [5, 4])]
+    for (images, masks), rows in zip(feed.units(batches), batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip((images, masks), feed.unit(rows), strict=True))
+
+
+def test_what_is_wrong_with_a_batch_is_raised_where_it_is_used():
+    feed = Feed(PACK, Input(), CPU)
+    batches = feed.units([ROWS[:2], np.array([10**6])])
+    next(batches)
+    with pytest.raises(IndexError):
+        next(batches)
+
+
+def test_who_stops_early_leaves_no_reader_behind():
+    import threading
+
+    batches = Feed(PACK, Input(), CPU).units([ROWS[:2]] * 50)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("bench-reader")]
+
+
 # Any size
 
 

@@ -19,6 +19,7 @@ from bench.errors import BadSetting, BenchError, DataError, TrainingError, Unkno
 from bench.leaderboard import summarise
 from bench.masks import load_masks
 from bench.recipe import resolve
+from bench.records import Watch
 from bench.runner import case_table, cross_validate, estimate_seconds, seed_of
 from tests.recorder import MemoryRecorder
 
@@ -152,6 +153,63 @@ def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
         torch.use_deterministic_algorithms(False)
 
 
+def test_folds_at_once_give_what_they_give_one_after_another():
+    def run(at_once: int) -> tuple[MemoryRecorder, list[Any]]:
+        recorder = MemoryRecorder()
+        return recorder, cross_validate(resolve(config(folds_at_once=at_once, threads=1)), recorder)
+
+    (alone, one), (together, many) = run(1), run(3)
+    for a, b in zip(one, many, strict=True):
+        for ours, theirs in zip(a.scores, b.scores, strict=True):
+            assert ours.values == pytest.approx(theirs.values, nan_ok=True)
+        assert (a.fold, a.best_epoch) == (b.fold, b.best_epoch)
+        name = f"fold {a.fold}"
+        weights = [r.children[name].paths["model"]["weights.safetensors"] for r in (alone, together)]
+        assert weights[0] == weights[1]
+
+
+def test_a_run_says_how_it_was_computed(ran):
+    _, recorder, _ = ran
+    assert recorder.params["plan.execution"] == "eager"
+    assert recorder.params["plan.why"] == "the device is a CPU"
+    assert recorder.params["plan.threads"] == torch.get_num_threads()
+    for child in recorder.children.values():
+        assert child.params == {"plan.steps": "eager", "plan.parts_of_a_batch": 1}
+
+
+def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
+    @registry.model(name="test_large")
+    def large(channels: int) -> nn.Module:
+        """Fits two slices while it trains."""
+
+        class Large(nn.Conv2d):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                if self.training and len(images) > 2:
+                    raise torch.OutOfMemoryError
+                return super().forward(images)
+
+        return Large(channels, 1, 3, padding=1)
+
+    class Ear(Watch):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    recorder = MemoryRecorder()
+    plain = {"model": "test_large", "train__batch_size": 8}
+    chosen = override(RunConfig(), {k: v for k, v in TINY.items() if not k.startswith("model")})
+    try:
+        recipe = resolve(override(chosen, {k.replace("__", "."): v for k, v in plain.items()}))
+        cross_validate(recipe, recorder, only=0, watch=Ear())
+    finally:
+        del registry.model._entries["test_large"]
+    assert said == [
+        "out of memory: each batch of 8 is now taken in 2 parts, whose gradients are added up",
+        "out of memory: each batch of 8 is now taken in 4 parts, whose gradients are added up",
+    ]
+    assert recorder.children["fold 0"].params["plan.parts_of_a_batch"] == 4
+
+
 def test_another_seed_keeps_the_split():
     assert resolve(config(seed=0)).split_hash == resolve(config(seed=1)).split_hash
 
@@ -161,10 +219,10 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
     from bench import runner
 
     asked: list[frozenset[str]] = []
-    real = runner.stacks
-    monkeypatch.setattr(
-        runner, "stacks", lambda m, f, cases, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw)
-    )
+    for name in ("stacks", "tallies"):
+        real = getattr(runner, name)
+        spy = lambda m, f, cases, real=real, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw)  # noqa: E731
+        monkeypatch.setattr(runner, name, spy)
     recipe = resolve(config(evaluate__threshold="validation"))
     cross_validate(recipe, MemoryRecorder(), only=1)
     fold = recipe.folds[1]
@@ -227,6 +285,7 @@ def test_the_estimate_is_positive_and_trains_no_model_of_ours():
         ),
         ({"input__channels": "t2"}, BadSetting, "pre, flair, post"),
         ({"model": "pan"}, BadSetting, "128"),
+        ({"folds_at_once": 2, "train__deterministic": True}, BadSetting, "one after another"),
         ({"augment": "wrap"}, UnknownName, "Did you mean 'warp'"),
         ({"dataset": "lgg", "dataset__folder": "/nowhere"}, DataError, "/nowhere"),
     ],

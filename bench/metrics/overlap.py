@@ -9,17 +9,17 @@ from __future__ import annotations
 import numpy as np
 
 from bench.counts import Scores, accuracy_of, dice_of, iou_of, precision_of, recall_of, share, specificity_of
-from bench.records import Stack
+from bench.records import Counted
 from bench.registry import metric
 
 
-def slice_dice(stack: Stack) -> Scores:
+def slice_dice(stack: Counted) -> Scores:
     """Dice of each slice, (S,): NaN on a true-negative slice, 0 on a false-positive or a missed one."""
     return dice_of(stack.tp, stack.fp, stack.fn)
 
 
 @metric(higher=True, unit="")
-def dice(stack: Stack) -> float:
+def dice(stack: Counted) -> float:
     """Dice coefficient of the whole stack, 2 TP / (2 TP + FP + FN).
 
     Dice 1945; Sørensen 1948. 0 where the tumour is missed, NaN where both masks are empty.
@@ -28,7 +28,7 @@ def dice(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="")
-def iou(stack: Stack) -> float:
+def iou(stack: Counted) -> float:
     """Intersection over union of the whole stack, TP / (TP + FP + FN).
 
     Jaccard 1912; dice / (2 - dice). 0 where the tumour is missed, NaN where both masks are empty.
@@ -37,7 +37,7 @@ def iou(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="")
-def precision(stack: Stack) -> float:
+def precision(stack: Counted) -> float:
     """Share of the predicted pixels that are tumour, TP / (TP + FP).
 
     NaN where nothing is predicted, a missed tumour included: nothing was claimed that could be wrong. A mean
@@ -47,7 +47,7 @@ def precision(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="")
-def recall(stack: Stack) -> float:
+def recall(stack: Counted) -> float:
     """Share of the tumour's pixels that are predicted (sensitivity), TP / (TP + FN).
 
     0 where the tumour is missed, NaN where the case has no tumour.
@@ -56,7 +56,7 @@ def recall(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def specificity(stack: Stack) -> float:
+def specificity(stack: Counted) -> float:
     """Share of the background pixels left alone, TN / (TN + FP); near 1 for any small prediction.
 
     NaN where tumour fills the whole stack.
@@ -65,13 +65,13 @@ def specificity(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def accuracy(stack: Stack) -> float:
+def accuracy(stack: Counted) -> float:
     """Share of all pixels that are right; about 0.99 for an empty prediction, so for comparison only."""
     return float(accuracy_of(stack.tp.sum(), stack.fp.sum(), stack.fn.sum(), stack.tn.sum()))
 
 
 @metric(higher=None, unit="")
-def relative_volume_difference(stack: Stack) -> float:
+def relative_volume_difference(stack: Counted) -> float:
     """(predicted - true volume) / true volume: below 0 too small, above 0 too large.
 
     Heimann et al. 2009, as a fraction. The slice spacing cancels. -1 where the tumour is missed, NaN where
@@ -81,7 +81,7 @@ def relative_volume_difference(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="")
-def dice_positive_slices(stack: Stack) -> float:
+def dice_positive_slices(stack: Counted) -> float:
     """Mean Dice of the slices with tumour; a missed slice counts 0.
 
     Slices without tumour are left out, so false positives there do not show. NaN where no slice has tumour.
@@ -91,7 +91,7 @@ def dice_positive_slices(stack: Stack) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def dice_slices_empty1(stack: Stack) -> float:
+def dice_slices_empty1(stack: Counted) -> float:
     """Mean Dice of all slices, where a true-negative slice counts 1 and a false-positive slice 0.
 
     The flattering convention of many published tables: a prediction that finds nothing scores the share of

@@ -9,38 +9,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.counts import recall_of, specificity_of
-from bench.records import Stack
+from bench.records import Counted
 from bench.registry import metric
 
 
-def slice_presence(stack: Stack) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def slice_presence(stack: Counted) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which slices have tumour, and which are called positive; both bool (S,)."""
     return stack.tp + stack.fn > 0, stack.tp + stack.fp > 0
 
 
 @metric(higher=True, unit="")
-def slice_sensitivity(stack: Stack) -> float:
+def slice_sensitivity(stack: Counted) -> float:
     """Share of the slices with tumour that are called positive; NaN where no slice has tumour."""
     present, called = slice_presence(stack)
     return float(recall_of((present & called).sum(), (present & ~called).sum()))
 
 
 @metric(higher=True, unit="")
-def slice_specificity(stack: Stack) -> float:
+def slice_specificity(stack: Counted) -> float:
     """Share of the slices without tumour on which nothing is predicted; NaN where every slice has tumour."""
     present, called = slice_presence(stack)
     return float(specificity_of((~present & ~called).sum(), (~present & called).sum()))
 
 
 @metric(higher=False, unit="slices")
-def missed_slices(stack: Stack) -> float:
+def missed_slices(stack: Counted) -> float:
     """Number of slices with tumour on which nothing is predicted."""
     present, called = slice_presence(stack)
     return float((present & ~called).sum())
 
 
 @metric(higher=False, unit="slices")
-def false_positive_slices(stack: Stack) -> float:
+def false_positive_slices(stack: Counted) -> float:
     """Number of slices without tumour on which something is predicted."""
     present, called = slice_presence(stack)
     return float((~present & called).sum())

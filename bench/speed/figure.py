@@ -25,7 +25,7 @@ class Figure:
     unit: str
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
-    gate: float  # what the ratio must reach
+    gate: float | None = None  # what the ratio must reach; None: nothing is promised here
     at_most: bool = False  # ... or must not exceed
     note: str = ""
 
@@ -36,8 +36,8 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio passes the gate; None without the peer."""
-        if self.ratio is None:
+        """Whether the ratio passes the gate; None without the peer, or without a gate."""
+        if self.ratio is None or self.gate is None:
             return None
         return self.ratio <= self.gate if self.at_most else self.ratio >= self.gate
 

@@ -17,7 +17,7 @@ def table(figures: list[Figure]) -> Table:
         made.add_column(column, justify="right" if column in ("ours", "theirs", "ratio") else "left")
     for f in figures:
         ratio = "" if f.ratio is None else f"{f.ratio:.3f}" if f.at_most else f"{f.ratio:.2f}"
-        gate = f"{'<=' if f.at_most else '>='} {f.gate:g}"
+        gate = "" if f.gate is None else f"{'<=' if f.at_most else '>='} {f.gate:g}"
         met = {None: "", True: "yes", False: "NO"}[f.met]
         made.add_row(f.name, f.peer, f.unit, _spread(f.ours), _spread(f.theirs), ratio, gate, met, escape(f.note))
     return made

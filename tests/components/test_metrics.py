@@ -326,7 +326,7 @@ def test_no_metric_changes_the_stack(name: str) -> None:
     for array in arrays.values():
         array.flags.writeable = False
     score(name, stack)
-    assert vars(stack).keys() == {*arrays, "threshold"}
+    assert vars(stack).keys() == {*arrays, "threshold", "device"}
     assert all(np.array_equal(before[k], getattr(stack, k)) for k in before)
 
 

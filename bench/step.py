@@ -1,0 +1,151 @@
+"""One optimisation step: forward, loss, backward, clip, update; eagerly, or replayed as one CUDA graph.
+
+A graph holds the whole step, so that a GPU is not kept waiting for Python. The steps that come before it is
+captured are real ones: they warm up what the graph will hold, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import Train
+from bench.device import autocast
+from bench.errors import TrainingError
+from bench.feed import logits_of
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Execution = Literal["eager", "graph", "compile"]  # 'compile' is compiled and, on a GPU, captured
+EAGER_STEPS = 3  # before a graph is captured: cuDNN has then chosen its kernels and the optimizer has its state
+
+
+class Stepper:
+    """Takes one step a call. `how` says in which way; `parts`, into how many micro-batches a batch is cut.
+
+    When memory runs out, the batch is cut into twice as many parts, whose gradients add up to those of the whole:
+    the same effective batch, but for batch norms, which see one part at a time. `smallest` is the fewest slices
+    that the model can be trained on. `say` hears of whatever did not go as planned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        settings: Train,
+        rate: float,
+        device: torch.device,
+        *,
+        execution: Execution = "eager",
+        smallest: int = 1,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model, self.loss, self.settings, self.device = model, loss, settings, device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.parameters, rate, settings, device)
+        self.smallest, self.say = smallest, say
+        self.parts = 1
+        captures = execution != "eager" and device.type == "cuda"
+        self.how: str = "eager" if execution == "graph" and not captures else execution
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if execution == "compile" else model
+        self._steps = 0
+        self._side = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
+        """Step on images (B, C, H, W), as the model takes them, and masks (B, 1, H, W). Gives the loss, detached.
+
+        Nothing here waits for the device. Raises `TrainingError` when not even the smallest part fits in memory.
+        """
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        if self._graph is not None:
+            self._images.copy_(images)
+            self._masks.copy_(masks)
+            self._graph.replay()
+            return self._value.clone()
+        self._steps += 1
+        if self._side is None:
+            return self._fitting(images, masks)
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side):
+            value = self._fitting(images, masks)
+        torch.cuda.current_stream(self.device).wait_stream(self._side)
+        if self._steps == EAGER_STEPS:
+            self._capture(images, masks)
+        return value
+
+    def _fitting(self, images: Tensor, masks: Tensor) -> Tensor:
+        """One step in as many parts as memory asks for."""
+        while True:
+            try:
+                return self._step(images, masks)
+            except torch.OutOfMemoryError:
+                self.optimizer.zero_grad(set_to_none=True)
+            # Only here, after the exception and all it held is gone, is there memory to be had.
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(images) // (2 * self.parts) < self.smallest:
+                raise TrainingError(
+                    f"{len(images) // self.parts} slices of {images.shape[-2]}x{images.shape[-1]} do not fit in "
+                    "the memory of the device. Give a smaller --image-size, another model, or another --device."
+                )
+            self.parts *= 2
+            self.say(
+                f"out of memory: each batch of {len(images)} is now taken in {self.parts} parts, "
+                "whose gradients are added up"
+            )
+
+    def _step(self, images: Tensor, masks: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        whole = torch.zeros((), device=images.device)
+        for some, truth in zip(images.tensor_split(self.parts), masks.tensor_split(self.parts), strict=True):
+            with autocast(self.device, self.settings.precision):
+                logits = logits_of(self._forward, some)
+            value = self.loss(logits, truth) * (len(some) / len(images))
+            value.backward()  # type: ignore[no-untyped-call]
+            whole += value.detach()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        self.optimizer.step()
+        return whole
+
+    def _capture(self, images: Tensor, masks: Tensor) -> None:
+        """Record one step without taking it; where that fails, stay eager and say why."""
+        self._images, self._masks = images.clone(), masks.clone()
+        self.optimizer.zero_grad(set_to_none=True)  # the graph owns its gradients
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other folds may use the device in threads of their own while this one captures.
+            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+                self._value = self._step(self._images, self._masks)
+        except (RuntimeError, ValueError, TypeError) as error:  # a loss that asks the device for a value, for one
+            self._side = None
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            self.how = f"eager (no graph: {reason})"
+            self.say(f"the training step cannot be captured as a CUDA graph ({reason}); it runs eagerly")
+            return
+        self._graph = graph
+
+
+def _optimizer(
+    parameters: Sequence[nn.Parameter], lr: float, settings: Train, device: torch.device
+) -> torch.optim.Optimizer:
+    """Fused; on a GPU its rate lives on the device, where a captured step reads it."""
+    decay, momentum = settings.weight_decay, settings.momentum
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(lr, device=device) if on_gpu else lr
+    match settings.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True, capturable=on_gpu)
+        case "adam":
+            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True, capturable=on_gpu)
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
+            )

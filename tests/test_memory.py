@@ -1,0 +1,68 @@
+"""A data set larger than the memory allowed still trains: nothing but the batches at hand is ever held."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# The system refuses this process more private memory than it holds plus half of what the pack's pixels take.
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+
+import numpy as np, pandas as pd, psutil, torch
+
+from bench import registry
+from bench.config import Input, Train
+from bench.feed import Feed
+from bench.pack import Manifest, Pack
+from bench.step import Stepper
+from bench.train import train
+from bench.evaluate import tallies
+
+folder, slices, side = Path(sys.argv[1]), 512, 512
+torch.set_num_threads(1)
+create = lambda name, *shape: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+images, masks = create("images", slices, side, side, 3), create("masks", slices, side, side)
+images[::64, 100:200, 100:200], masks[::64, 100:200, 100:200] = 200, 1  # the rest is a hole in the file
+histograms = np.zeros((slices, 3, 256), np.uint32)
+histograms[..., 0], histograms[..., 200] = side * side - 10000, 10000
+index = pd.DataFrame({"case": [f"P{row // 64}" for row in range(slices)], "slice": range(slices),
+                      "institution": "X", "positive": np.arange(slices) % 64 == 0})
+manifest = Manifest("k", "memory", True, ("a", "b", "c"), "", (), "", {})
+del images, masks
+images, masks = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
+pack = Pack(folder, manifest, images, masks, histograms, index)
+model = registry.model["unet"].bind({"base": 2, "depth": 1})(3)
+augment = [registry.augmentation["warp"].bind({})]
+feed = Feed(pack, Input(image_size=64), torch.device("cpu"))
+
+def epoch(rows):
+    chosen = {"loss": registry.loss["bce_dice"].bind({}), "schedule": registry.schedule["constant"].bind({})}
+    (done,) = train(model, feed, rows, **chosen, augment=augment, settings=Train(epochs=1, batch_size=8), seed=0)
+    return done
+
+epoch(np.arange(16))  # what the libraries themselves want is taken before
+held = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
+limit = held + images.nbytes // 2
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    np.array(images)
+except MemoryError:
+    print("does not fit")
+print("images", epoch(np.arange(slices)).images)
+counted = dict(tallies([model], feed, pack.cases[:2], threshold=0.5, batch_size=8))
+print("truth", sum(int(t.tp.sum() + t.fn.sum()) for t in counted.values()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA limits private memory on Linux only")
+def test_a_data_set_larger_than_the_memory_allowed_trains_and_is_scored(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["does not fit", "images 512", "truth 20000"]
