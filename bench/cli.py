@@ -259,26 +259,23 @@ def ui(
 @app.command()
 def speed(
     figures: Annotated[
-        list[str] | None, typer.Argument(help="data, augment, eval, track; without one, all.")
+        list[str] | None,
+        typer.Argument(
+            help="data, augment, step, ablation, roof, epoch, folds, eval, track; all of these if none is named. "
+            "Or scaling: curves of what an epoch costs, and what a large suite would."
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one that is not timed.")] = 7,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny problem: to see that it works.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write JSON, tables and curves to this folder.")] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Time the suite side by side with its peers: ratio, spread, and the gate it has to reach."""
-    from torch import device
+    from bench.speed.command import speed as command
 
-    from bench.console import console
-    from bench.environment import environment
-    from bench.speed import measure
-    from bench.speed.figure import dump
-    from bench.speed.table import table
-
-    found = measure(figures or [], folder=data, repeats=repeats, quick=quick)
-    console().print(table(found))
-    if json is not None:
-        json.write_text(dump(found, environment(device("cpu"))) + "\n")
+    command(figures or [], folder=data, repeats=repeats, quick=quick, device=device, out=out, uri=tracking_uri)
 
 
 @data.command("check")

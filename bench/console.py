@@ -10,8 +10,10 @@ from threading import local
 from types import TracebackType
 from typing import Self
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from bench.records import Watch
 
@@ -20,6 +22,17 @@ def console() -> Console:
     """Standard output; as wide as its tables need where it is no terminal."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=200)
+
+
+def frame_table(title: str, frame: pd.DataFrame) -> Table:
+    """A data frame, numbers to four digits and to the right."""
+    table = Table(title=title, title_justify="left")
+    flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
+    for column in flat.columns:
+        table.add_column(str(column), justify="left" if flat[column].dtype == object else "right")
+    for row in flat.itertuples(index=False):
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    return table
 
 
 class Display(Watch):

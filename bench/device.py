@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import psutil
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bench.errors import BadSetting
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # of glibc's mallopt
 
 
 def find_device(wanted: str) -> torch.device:
@@ -34,7 +35,9 @@ def find_device(wanted: str) -> torch.device:
 
 def hardware(device: torch.device) -> str:
     """The name of the GPU, or 'cpu'."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
+    )
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -66,15 +69,26 @@ def keep_memory() -> bool:
 
     By default glibc asks the system for every large block and returns it when it is freed, so that each
     activation of each step is zeroed by the kernel page by page: a tenth to a third of a training step on a CPU
-    (`bench speed step`). The price is that the process stays as large as it once was.
+    (`bench speed ablation`). The price is that the process stays as large as it once was.
     """
+    return _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 26})
+
+
+def return_memory() -> bool:
+    """Undo `keep_memory`: the limits at which glibc's own adjustment of them would end."""
+    return _mallopt(
+        {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10}
+    )
+
+
+def _mallopt(values: Mapping[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library, such as musl
         return False
-    return all((mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, 1 << 26)))
+    return all([mallopt(parameter, value) for parameter, value in values.items()])
 
 
 def onto(device: torch.device | str, values: NDArray[np.generic] | Tensor) -> Tensor:

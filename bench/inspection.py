@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-from rich.table import Table
-
 from bench import registry
-from bench.console import Display, console
+from bench.console import Display, console, frame_table
 from bench.datasets.audit import Finding, audit
 from bench.datasets.describe import describe, figures
 from bench.pack import Pack, open_pack, packed
@@ -45,7 +42,7 @@ def show_description(folder: Path, out: Path | None) -> None:
             tables.intensity.groupby("channel", sort=False).median(numeric_only=True),
         ),
     ):
-        screen.print(_table(name, frame))
+        screen.print(frame_table(name, frame))
     if out is None:
         screen.print("every patient and the figures: add --out FOLDER")
         return
@@ -85,13 +82,3 @@ def _where(finding: Finding) -> str:
     others = [name for name in finding.where if name not in finding.message]
     more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
     return f" ({', '.join(others[:SHOWN])}{more})" if others else ""
-
-
-def _table(title: str, frame: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
-    flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
-    for column in flat.columns:
-        table.add_column(str(column), justify="left" if flat[column].dtype == object else "right")
-    for row in flat.itertuples(index=False):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    return table

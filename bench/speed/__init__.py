@@ -7,32 +7,39 @@ the median of several turns and their range; a figure that is lost is printed li
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from bench.errors import UnknownName, did_you_mean
-from bench.speed import loading, recording, scoring, warping
+from bench.speed import epochs, loading, recording, scoring, training, warping
 from bench.speed.figure import Figure, race
 from bench.speed.problem import Problem, problem
 
 FIGURES: dict[str, Callable[[Problem], list[Figure]]] = {
     "data": loading.figures,
     "augment": warping.figures,
+    "step": training.figures,
+    "ablation": training.ablation,
+    "roof": training.roofs,
+    "epoch": epochs.figures,
+    "folds": epochs.folds,
     "eval": scoring.figures,
     "track": recording.figures,
 }
 
+SCALING = "scaling"  # no race but curves: `bench.speed.scaling`
+
 __all__ = ["FIGURES", "Figure", "Problem", "measure", "problem", "race"]
 
 
-def measure(
-    names: Iterable[str] = (), *, folder: Path | None = None, repeats: int = 7, quick: bool = False
-) -> list[Figure]:
-    """The named figures, or all, on the data of `folder`, or on the phantom. Raises `UnknownName`."""
-    chosen = list(names) or list(FIGURES)
-    for name in chosen:
-        if name not in FIGURES:
+def check(names: Iterable[str]) -> None:
+    """Raise `UnknownName` unless there is such a figure."""
+    known = [*FIGURES, SCALING]
+    for name in names:
+        if name not in known:
             raise UnknownName(
-                f"no speed figure '{name}'.{did_you_mean(name, FIGURES)} There are: {', '.join(FIGURES)}."
+                f"no speed figure '{name}'.{did_you_mean(name, known)} There are: {', '.join(known)}."
             )
-    given = problem(folder, repeats=repeats, quick=quick)
-    return [figure for name in chosen for figure in FIGURES[name](given)]
+
+
+def measure(names: Iterable[str], given: Problem) -> list[Figure]:
+    """The named figures, in this order."""
+    return [figure for name in names for figure in FIGURES[name](given)]

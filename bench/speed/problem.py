@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bench import registry
+from bench.device import find_device
 from bench.pack import Pack, Source, packed
 
 BATCH = 16
@@ -22,16 +24,22 @@ class Problem:
     pack: Pack
     repeats: int
     images: int  # a turn
+    device: torch.device = torch.device("cpu")  # noqa: RUF009, it cannot change
+    quick: bool = False  # only to see that it works
 
     def batches(self, seed: int) -> list[NDArray[np.int64]]:
         """Rows of random slices, drawn with replacement: as many a turn however small the data set is."""
-        rows = np.random.default_rng(seed).integers(0, len(self.pack.index), self.images)
+        rows = self.rows(self.images, seed)
         return [rows[at : at + BATCH] for at in range(0, self.images, BATCH)]
 
+    def rows(self, count: int, seed: int) -> NDArray[np.int64]:
+        """Random slices, drawn with replacement."""
+        return np.random.default_rng(seed).integers(0, len(self.pack.index), count)
 
-def problem(folder: Path | None = None, *, repeats: int = 7, quick: bool = False) -> Problem:
+
+def problem(folder: Path | None = None, *, repeats: int = 7, quick: bool = False, device: str = "cpu") -> Problem:
     """The data of `folder`, or a phantom whose patients are as large as those of LGG, or tiny ones if `quick`."""
     size = {"patients": 2, "size": 64, "slices": 6} if quick else {"patients": 6, "size": 256, "slices": 33}
     choice = ("lgg", {"folder": folder}) if folder else ("phantom", size | {"institutions": 1})
     source = registry.dataset[choice[0]].bind(choice[1])()
-    return Problem(source, packed(source), repeats, 2 * BATCH if quick else 32 * BATCH)
+    return Problem(source, packed(source), repeats, 2 * BATCH if quick else 32 * BATCH, find_device(device), quick)

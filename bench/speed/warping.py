@@ -16,6 +16,10 @@ from bench.speed.figure import Figure, one_thread, race
 from bench.speed.problem import Problem
 
 ROTATE, SCALE, ALPHA, SIGMA = 15.0, 0.1, 120.0, 6.0
+OURS = {
+    **{"flip": 0.5, "rotate": ROTATE, "scale": SCALE, "shift": 0},
+    **{"elastic": 1, "elastic_alpha": ALPHA, "elastic_sigma": SIGMA},
+}
 
 
 def peer() -> A.Compose:
@@ -33,8 +37,7 @@ def peer() -> A.Compose:
 def figures(given: Problem) -> list[Figure]:
     """Slices with masks a second, one thread each: ours float32 in batches, albumentations' uint8 one by one."""
     feed = Feed(given.pack, Input(), torch.device("cpu"))
-    amounts = {"rotate": ROTATE, "scale": SCALE, "elastic_alpha": ALPHA, "elastic_sigma": SIGMA}
-    change = registry.augmentation["warp"].bind({"flip": 0.5, "shift": 0, "elastic": 1, **amounts})
+    change = registry.augmentation["warp"].bind(OURS)
     batches = given.batches(0)[:4]
     ready = [(*feed.unit(rows), rows.tolist()) for rows in batches]
     pixels = [
