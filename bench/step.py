@@ -87,6 +87,13 @@ class Stepper:
                 return self._step(images, masks)
             except torch.OutOfMemoryError:
                 self.optimizer.zero_grad(set_to_none=True)
+            except RuntimeError as error:
+                if "does not have a deterministic implementation" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). Leave "
+                    "--deterministic out, or choose a model with another upsampling."
+                ) from None
             # Only here, after the exception and all it held is gone, is there memory to be had.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -126,11 +133,15 @@ class Stepper:
                 self._value = self._step(self._images, self._masks)
         except (RuntimeError, ValueError, TypeError) as error:  # a loss that asks the device for a value, for one
             self._side = None
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = _first_line(error)
             self.how = f"eager (no graph: {reason})"
             self.say(f"the training step cannot be captured as a CUDA graph ({reason}); it runs eagerly")
             return
         self._graph = graph
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _optimizer(

@@ -241,3 +241,12 @@ def test_a_gpu_shows_the_same_as_a_cpu():
     images = feed.standard(feed.unit(ROWS)[0], ROWS)
     assert images.device.type == "cuda"
     assert images.cpu().numpy() == pytest.approx(shown(image_size=16), abs=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_that_cannot_hold_the_data_is_fed_the_same():
+    gpu = torch.device("cuda")
+    resident, streamed = (Feed(PACK, Input(), gpu, resident=resident) for resident in (True, False))
+    batches = [ROWS[start : start + 3] for start in range(0, 18, 3)]
+    for ours, theirs in zip(resident.units(batches), streamed.units(batches), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -120,6 +120,19 @@ def test_clipping_is_of_the_gradient_of_the_whole_batch() -> None:
         assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_what_cannot_be_repeated_is_a_sentence_and_other_errors_are_themselves() -> None:
+    def broken(text: str) -> Stepper:
+        def loss(logits: Tensor, target: Tensor) -> Tensor:
+            raise RuntimeError(text)
+
+        return Stepper(net(), loss, PLAIN, 1.0, CPU)
+
+    with pytest.raises(TrainingError, match=r"bit by bit .*\(bend does not have .*\)\. Leave --deterministic out"):
+        broken("bend does not have a deterministic implementation, but you set\nmore")(*batch(), 0.1)
+    with pytest.raises(RuntimeError, match="^other$"):
+        broken("other")(*batch(), 0.1)
+
+
 def test_on_a_cpu_a_graph_is_an_eager_step_and_says_so() -> None:
     assert Stepper(net(), F.binary_cross_entropy_with_logits, PLAIN, 1.0, CPU, execution="graph").how == "eager"
 
