@@ -91,8 +91,8 @@ class Stepper:
                 if "does not have a deterministic implementation" not in str(error):
                     raise
                 raise TrainingError(
-                    f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). Leave "
-                    "--deterministic out, or choose a model with another upsampling."
+                    f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). "
+                    "Leave --deterministic out, or choose a model with another upsampling."
                 ) from None
             # Only here, after the exception and all it held is gone, is there memory to be had.
             if self.device.type == "cuda":

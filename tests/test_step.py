@@ -129,7 +129,7 @@ def test_what_cannot_be_repeated_is_a_sentence_and_other_errors_are_themselves()
 
     with pytest.raises(TrainingError, match=r"bit by bit .*\(bend does not have .*\)\. Leave --deterministic out"):
         broken("bend does not have a deterministic implementation, but you set\nmore")(*batch(), 0.1)
-    with pytest.raises(RuntimeError, match="^other$"):
+    with pytest.raises(RuntimeError, match=r"^other$"):
         broken("other")(*batch(), 0.1)
 
 
