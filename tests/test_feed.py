@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from bench.config import Input
 from bench.device import autocast
 from bench.errors import BadSetting
-from bench.feed import Feed, levels, logits_of
+from bench.feed import Feed, ahead, levels, logits_of
 from tests.packs import pack_of, tiny_pack
 
 CPU = torch.device("cpu")
@@ -177,27 +179,32 @@ def test_large_batches_are_shared_between_threads_and_come_out_the_same():
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_reading_ahead_changes_neither_order_nor_content(resident):
+def test_units_are_the_unit_of_each_batch_in_order(resident):
     feed = Feed(PACK, Input(), CPU, resident=resident)
     batches = [np.array(rows) for rows in ([3, 1], [7, 9], [0, 0], [11, 2], [5, 4])]
     for (images, masks), rows in zip(feed.units(batches), batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip((images, masks), feed.unit(rows), strict=True))
 
 
-def test_what_is_wrong_with_a_batch_is_raised_where_it_is_used():
-    feed = Feed(PACK, Input(), CPU)
-    batches = feed.units([ROWS[:2], np.array([10**6])])
-    next(batches)
-    with pytest.raises(IndexError):
-        next(batches)
+def test_reading_ahead_keeps_the_order_and_is_never_more_than_its_depth_ahead():
+    read = []
+    for used, value in enumerate(ahead(lambda n: read.append(n) or n * n, range(9), depth=3)):
+        assert value == used**2
+        assert len(read) <= used + 4
+    assert read == list(range(9))
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_where_it_is_used():
+    reading = ahead(lambda n: 1 // n, [1, 0])
+    assert next(reading) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(reading)
 
 
 def test_who_stops_early_leaves_no_reader_behind():
-    import threading
-
-    batches = Feed(PACK, Input(), CPU).units([ROWS[:2]] * 50)
-    next(batches)
-    batches.close()
+    reading = ahead(lambda n: n, range(50))
+    next(reading)
+    reading.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("bench-reader")]
 
 

@@ -284,3 +284,16 @@ def test_each_pass_takes_the_longer_of_computing_and_moving() -> None:
 def test_ceilings_are_positive_and_finite() -> None:
     found = ceilings(torch.device("cpu"))
     assert all(isfinite(ceiling) and ceiling > 0 for ceiling in found)
+
+
+def test_a_model_with_several_outputs_is_trained_on_all() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.coarse, self.fine = nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [self.coarse(images), self.fine(images)]
+
+    forward = 2 * 3 * (2 + 4) * 64
+    assert cost(Two(), (1, 3, 8, 8), torch.float32).flops == 2 * forward  # and the gradients of the weights

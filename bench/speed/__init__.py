@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench.errors import UnknownName, did_you_mean
-from bench.speed import epochs, loading, recording, scoring, training, warping
+from bench.speed import epochs, loading, nnunet, recording, scoring, training, warping
 from bench.speed.figure import Figure, race
 from bench.speed.problem import Problem, problem
 
@@ -24,6 +24,7 @@ FIGURES: dict[str, Callable[[Problem], list[Figure]]] = {
     "eval": scoring.figures,
     "track": recording.figures,
 }
+BY_NAME: dict[str, Callable[[Problem], list[Figure]]] = {"nnunet": nnunet.figures}  # a minute; only when asked for
 
 SCALING = "scaling"  # no race but curves: `bench.speed.scaling`
 
@@ -32,7 +33,7 @@ __all__ = ["FIGURES", "Figure", "Problem", "measure", "problem", "race"]
 
 def check(names: Iterable[str]) -> None:
     """Raise `UnknownName` unless there is such a figure."""
-    known = [*FIGURES, SCALING]
+    known = [*FIGURES, *BY_NAME, SCALING]
     for name in names:
         if name not in known:
             raise UnknownName(
@@ -42,4 +43,4 @@ def check(names: Iterable[str]) -> None:
 
 def measure(names: Iterable[str], given: Problem) -> list[Figure]:
     """The named figures, in this order."""
-    return [figure for name in names for figure in FIGURES[name](given)]
+    return [figure for name in names for figure in (FIGURES | BY_NAME)[name](given)]

@@ -121,16 +121,18 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def cost(model: nn.Module, shape: Sequence[int], dtype: torch.dtype) -> Work:
     """What training `model` on a batch of this shape, (B, C, H, W), takes, all floating-point tensors of `dtype`.
 
-    A copy runs on the `meta` device, whose tensors have no elements: nothing is computed or held.
+    A copy runs on the `meta` device, whose tensors have no elements: nothing is computed or held. A model with
+    several outputs is trained on all of them.
     """
     net = deepcopy(model).to("meta", dtype).to(memory_format=torch.channels_last).train()
     net.zero_grad(set_to_none=True)
     images = torch.empty(*shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     ledger = _Ledger()
     with _FlashAttention(), ledger:
-        logits = net(images)
+        made = net(images)
+        outputs = [made] if isinstance(made, Tensor) else list(made)
         ledger.depth = 1 + max(call.depth for call in ledger.calls)  # the loss stands between
-        logits.backward(torch.empty_like(logits))
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
     return Work(shape[0], tuple(call.alone for call in ledger.calls), tuple(_fused(ledger.calls)))
 
 
