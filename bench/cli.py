@@ -262,7 +262,7 @@ def speed(
         list[str] | None,
         typer.Argument(
             help="data, augment, step, ablation, roof, epoch, folds, eval, track; all of these if none is named. "
-            "Or nnunet (needs the extra nnunet). Or scaling: curves of what an epoch costs, and what a large suite would."
+            "Or nnunet (with the extra of that name), or scaling: what an epoch costs, and a large suite would."
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,

@@ -75,7 +75,7 @@ def test_variables_are_as_before_whatever_happens(monkeypatch: pytest.MonkeyPatc
 def test_without_nnunet_the_figure_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
     (figure,) = nnunet.figures(problem(repeats=2, quick=True), module="bench_no_such_library")
-    assert figure.note == "not installed: pip install nnunetv2"
+    assert figure.note == "not installed: pip install 'medseg-bench[nnunet]'"
     assert figure.theirs == ()
     assert len(figure.ours) == 2
     assert all(rate > 0 for rate in figure.ours)

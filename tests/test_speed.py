@@ -235,7 +235,7 @@ def test_the_notebooks_epoch_shows_every_training_slice_and_validates_on_others(
     job = training.jobs(small)[0]
     rows, held = epochs.parts(small)
     assert set(small.pack.index["case"].iloc[rows]).isdisjoint(held)
-    assert len(rows) + len(small.pack.rows(held)) == len(small.pack.index)
+    assert len(rows) + len(small.pack.rows(held)) == len(small.pack.index)  # two patients, twelve slices
     ours, theirs = epochs.ours(small, job), epochs.notebook(small, job, 1)
     assert ours() == theirs() == len(rows) // job.batch * job.batch
 

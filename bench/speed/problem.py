@@ -42,4 +42,6 @@ def problem(folder: Path | None = None, *, repeats: int = 7, quick: bool = False
     size = {"patients": 2, "size": 64, "slices": 6} if quick else {"patients": 6, "size": 256, "slices": 33}
     choice = ("lgg", {"folder": folder}) if folder else ("phantom", size | {"institutions": 1})
     source = registry.dataset[choice[0]].bind(choice[1])()
-    return Problem(source, packed(source), repeats, 2 * BATCH if quick else 32 * BATCH, find_device(device), quick)
+    found = find_device(device)
+    batches = 2 if quick else 32 if found.type == "cpu" else 256
+    return Problem(source, packed(source), repeats, batches * BATCH, found, quick)
