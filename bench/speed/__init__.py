@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from bench.device import keep_memory
 from bench.errors import UnknownName, did_you_mean
 from bench.speed import epochs, loading, nnunet, recording, scoring, training, warping
 from bench.speed.figure import Figure, race
@@ -42,5 +43,6 @@ def check(names: Iterable[str]) -> None:
 
 
 def measure(names: Iterable[str], given: Problem) -> list[Figure]:
-    """The named figures, in this order."""
+    """The named figures, in this order, in a process that is set up as `bench run` sets it up."""
+    keep_memory()
     return [figure for name in names for figure in (FIGURES | BY_NAME)[name](given)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,8 @@ def jobs(given: Problem) -> list[Job]:
     if given.quick:
         return [Job("U-Net 4", "unet", {"base": 4, "depth": 2}, 2, 32, 1)]
     if given.device.type == "cpu":
-        return [Job("U-Net 16", "unet", {"base": 16}, BATCH, 96, 4)]
+        small = Job("U-Net 16", "unet", {"base": 16}, BATCH, 96, 4)
+        return [small, replace(small, size=256, steps=1)]
     models: dict[str, Mapping[str, Any]] = {
         "U-Net 32": {"base": 32},
         "U-Net ResNet50": {"encoder": "resnet50"},
