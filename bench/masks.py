@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,41 @@ from bench.errors import StoreError
 Mask = NDArray[np.bool_]
 
 
-def save_masks(path: Path, predictions: Mapping[str, Mask], numbers: Mapping[str, list[int]]) -> None:
-    """Write `{case: bool (S, H, W)}` with the slice numbers of each case."""
-    stack = np.concatenate(list(predictions.values()))
+class Masks(Mapping[str, Mask]):
+    """Predicted masks by patient, bool (S, H, W), held as bits: an eighth of the memory that they are shown in."""
+
+    def __init__(self, masks: Iterable[tuple[str, Mask]]) -> None:
+        self.bits = {case: (np.packbits(mask.reshape(len(mask), -1), axis=1), mask.shape) for case, mask in masks}
+
+    @classmethod
+    def joined(cls, parts: Iterable[Masks]) -> Masks:
+        """The patients of several, without unpacking any."""
+        whole = cls(())
+        for part in parts:
+            whole.bits |= part.bits
+        return whole
+
+    def __getitem__(self, case: str) -> Mask:
+        bits, shape = self.bits[case]
+        return _unpacked(bits, shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bits)
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+
+def save_masks(path: Path, masks: Masks, numbers: Mapping[str, list[int]]) -> None:
+    """Write masks of one size with the slice numbers of each case."""
+    packed, shapes = zip(*masks.bits.values(), strict=True)
+    bits = np.concatenate(packed)
     np.savez_compressed(
         path,
-        bits=np.packbits(stack.reshape(len(stack), -1), axis=1),
-        shape=np.array(stack.shape),
-        case=np.repeat(list(predictions), [len(p) for p in predictions.values()]),
-        slice=np.concatenate([numbers[case] for case in predictions]),
+        bits=bits,
+        shape=np.array((len(bits), *shapes[0][1:])),
+        case=np.repeat(list(masks), [len(p) for p in packed]),
+        slice=np.concatenate([numbers[case] for case in masks]),
     )
 
 
@@ -32,9 +58,13 @@ def load_masks(path: Path) -> tuple[pd.DataFrame, Mask]:
     """The index (case, slice) and the masks, bool (N, H, W), row by row. Raises `StoreError`."""
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            count, height, width = file["shape"]
-            bits = np.unpackbits(file["bits"], axis=1, count=height * width)
+            masks = _unpacked(file["bits"], tuple(file["shape"]))
             index = pd.DataFrame({"case": file["case"], "slice": file["slice"]})
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StoreError(f"{path} holds no masks that can be read: {error}.") from None
-    return index, bits.reshape(count, height, width).astype(bool)
+    return index, masks
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> Mask:
+    count, height, width = shape
+    return np.unpackbits(bits, axis=1, count=height * width).reshape(count, height, width).view(bool)

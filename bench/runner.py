@@ -25,7 +25,7 @@ from bench.device import memory_in_use, prepare
 from bench.evaluate import Metric, choose_threshold, needs_pixels, score_case, stacks, tallies
 from bench.feed import Feed
 from bench.leaderboard import summarise
-from bench.masks import Mask, save_masks
+from bench.masks import Mask, Masks, save_masks
 from bench.recipe import Recipe
 from bench.records import SILENT, CaseScore, Counted, FoldResult, Recorder, Stack, Watch
 from bench.report import curves, overlays
@@ -56,7 +56,7 @@ def cross_validate(
     )
     recorder.table("split", split_table(recipe.pack.index, recipe.folds))
 
-    def one(fold: Fold, watch: Watch) -> tuple[FoldResult, dict[str, Mask]]:
+    def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
         with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
             result, predicted = run_fold(recipe, fold, feed, child, execution=plan.execution, watch=watch)
         watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
@@ -65,7 +65,7 @@ def cross_validate(
     wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
     done = together(one, wanted, config.folds_at_once, recipe.device, watch)
     results = [result for result, _ in done]
-    predictions = {case: mask for _, predicted in done for case, mask in predicted.items()}
+    predictions = Masks.joined(predicted for _, predicted in done)
     cases = case_table(results)
     recorder.table("cases", cases)
     values = summarise(cases)
@@ -94,7 +94,7 @@ def run_fold(
     *,
     execution: Execution = "eager",
     watch: Watch = SILENT,
-) -> tuple[FoldResult, dict[str, Mask]]:
+) -> tuple[FoldResult, Masks]:
     """Train on a fold's training patients, choose on its validation patients, score its test patients once.
 
     Gives the result and the predicted masks of the test patients.
@@ -144,7 +144,10 @@ def run_fold(
     recorder.settings({"plan.steps": epoch.how, "plan.parts_of_a_batch": epoch.parts})
     best.restore(model)
     threshold = _threshold(recipe, feed, model, fold)
-    tested = list(_score(recipe, feed, model, fold.test, recipe.metrics, threshold))
+    tested = [
+        (score, Masks([(score.case, mask)]))
+        for score, mask in _score(recipe, feed, model, fold.test, recipe.metrics, threshold)
+    ]
     result = FoldResult(
         fold=fold.number,
         scores=tuple(score for score, _ in tested),
@@ -156,7 +159,7 @@ def run_fold(
         seconds=sum(h["seconds"] for h in history),
         peak_memory=memory,
     )
-    predictions = {score.case: mask for score, mask in tested}
+    predictions = Masks.joined(masks for _, masks in tested)
     _record_fold(recipe, result, predictions, model, pd.DataFrame(history), recorder)
     return result, predictions
 
@@ -236,7 +239,7 @@ def _stacks(
 def _record_fold(
     recipe: Recipe,
     result: FoldResult,
-    predictions: Mapping[str, Mask],
+    predictions: Masks,
     model: nn.Module,
     history: pd.DataFrame,
     recorder: Recorder,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.errors import StoreError
-from bench.masks import load_masks, save_masks
+from bench.masks import Masks, load_masks, save_masks
 
 
 def random_masks(seed: int, *shape: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def random_masks(seed: int, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 1), (3, 13), (16, 9)])
 def test_masks_come_back_as_they_were(tmp_path, height, width):
     given = {"B": random_masks(0, 3, height, width), "A": random_masks(1, 1, height, width)}
-    save_masks(tmp_path / "masks.npz", given, {"A": [4], "B": [1, 2, 9]})
+    save_masks(tmp_path / "masks.npz", Masks(given.items()), {"A": [4], "B": [1, 2, 9]})
     index, masks = load_masks(tmp_path / "masks.npz")
     assert index["case"].tolist() == ["B", "B", "B", "A"]
     assert index["slice"].tolist() == [1, 2, 9, 4]
@@ -24,8 +24,16 @@ def test_masks_come_back_as_they_were(tmp_path, height, width):
     assert np.array_equal(masks, np.concatenate([given["B"], given["A"]]))
 
 
+def test_masks_are_held_as_bits_and_shown_as_they_were():
+    given = {"B": random_masks(0, 3, 9, 13), "A": random_masks(1, 2, 9, 13)}
+    masks = Masks.joined([Masks([(case, mask)]) for case, mask in given.items()])
+    assert list(masks) == ["B", "A"]
+    assert all(masks[case].dtype == bool and np.array_equal(masks[case], mask) for case, mask in given.items())
+    assert sum(bits.nbytes for bits, _ in masks.bits.values()) == 5 * 15  # 117 pixels in 15 bytes
+
+
 def test_eight_pixels_take_at_most_a_byte(tmp_path):
-    save_masks(tmp_path / "masks.npz", {"A": random_masks(0, 50, 64, 64)}, {"A": list(range(50))})
+    save_masks(tmp_path / "masks.npz", Masks([("A", random_masks(0, 50, 64, 64))]), {"A": list(range(50))})
     assert (tmp_path / "masks.npz").stat().st_size < 50 * 64 * 64 / 8 + 2000
 
 
@@ -48,7 +56,7 @@ def array_file(path):
 )
 def test_a_file_that_holds_no_masks_is_refused_with_a_sentence(tmp_path, damage):
     path = tmp_path / "masks.npz"
-    save_masks(path, {"A": random_masks(0, 4, 32, 32)}, {"A": [1, 2, 3, 4]})
+    save_masks(path, Masks([("A", random_masks(0, 4, 32, 32))]), {"A": [1, 2, 3, 4]})
     damage(path)
     with pytest.raises(StoreError, match=r"masks\.npz holds no masks that can be read"):
         load_masks(path)

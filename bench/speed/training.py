@@ -5,6 +5,7 @@ Steps are timed on one batch that lies on the device already: what it costs to g
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -92,7 +93,9 @@ def stepping(
     images = images.contiguous(memory_format=layout)
     settings = Train.model_validate({"precision": precision})
     loss = registry.loss["bce_dice"].bind({})
-    step = Stepper(model, loss, settings, LR, given.device, execution=execution or fastest(given))
+    step = Stepper(
+        model, loss, settings, LR, given.device, execution=execution or fastest(given), say=partial(_aside, job)
+    )
     if not fused:
         step.optimizer = torch.optim.AdamW(
             step.parameters, lr=step.optimizer.param_groups[0]["lr"], capturable=given.device.type == "cuda"
@@ -109,6 +112,10 @@ def stepping(
     for _ in range(EAGER_STEPS if given.device.type == "cuda" else 0):
         step(images, masks, LR)
     return turn
+
+
+def _aside(job: Job, text: str) -> None:
+    print(f"{job}: {text}", file=sys.stderr)
 
 
 def notebook_step(given: Problem, job: Job, *, amp: bool = False) -> Side:
@@ -189,11 +196,11 @@ def _switches(given: Problem, job: Job) -> dict[str, Build]:
         "waiting for every loss": partial(side, waits=True),
     }
     if given.device.type == "cuda":
-        return both | {
-            "without the CUDA graph": partial(side, execution="eager"),
-            "without bfloat16": partial(side, precision="float32"),
-            "compiled as well": partial(side, execution="compile"),
-        }
+        both["without the CUDA graph"] = partial(side, execution="eager")
+        both["without bfloat16"] = partial(side, precision="float32")
+        if job == jobs(given)[0]:  # a minute or two each
+            both["compiled as well"] = partial(side, execution="compile")
+        return both
     return both | {"giving memory back": partial(_giving_back, side), "on one thread": partial(_alone, side)}
 
 
