@@ -91,6 +91,12 @@ def _mallopt(values: Mapping[int, int]) -> bool:
     return all([mallopt(parameter, value) for parameter, value in values.items()])
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is what PyTorch, or oneDNN under it, says when a GPU or the CPU has no more memory to give."""
+    on_cpu = ("can't allocate memory", "could not create a primitive", "could not execute a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
+
+
 def onto(device: torch.device | str, values: NDArray[np.generic] | Tensor) -> Tensor:
     """Values on the device without waiting for it: through pinned memory where it is a GPU."""
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench import counts
-from bench.device import autocast
+from bench.device import autocast, out_of_memory
 from bench.feed import Feed, logits_of
 from bench.records import CaseScore, Counted, Stack
 
@@ -80,8 +80,8 @@ def _predicted(
                 if logits.shape[-2:] != feed.shape:
                     logits = F.interpolate(logits, feed.shape, mode="bilinear", align_corners=False)
                 mean += logits.sigmoid() / len(models)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except RuntimeError as error:
+            if len(batch) == 1 or not out_of_memory(error):
                 raise
             batch_size = len(batch) // 2
             continue

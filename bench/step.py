@@ -7,19 +7,21 @@ captured are real ones: they warm up what the graph will hold, and nothing is co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.config import Train
-from bench.device import autocast
+from bench.device import autocast, out_of_memory
 from bench.errors import TrainingError
 from bench.feed import logits_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Execution = Literal["eager", "graph", "compile"]  # 'compile' is compiled and, on a GPU, captured
 EAGER_STEPS = 3  # before a graph is captured: cuDNN has then chosen its kernels and the optimizer has its state
+_capturing = Lock()
 
 
 class Stepper:
@@ -85,22 +87,24 @@ class Stepper:
         while True:
             try:
                 return self._step(images, masks)
-            except torch.OutOfMemoryError:
-                self.optimizer.zero_grad(set_to_none=True)
             except RuntimeError as error:
-                if "does not have a deterministic implementation" not in str(error):
+                if "does not have a deterministic implementation" in str(error):
+                    raise TrainingError(
+                        f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). "
+                        "Leave --deterministic out, or choose a model with another upsampling."
+                    ) from None
+                if not out_of_memory(error):
                     raise
-                raise TrainingError(
-                    f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). "
-                    "Leave --deterministic out, or choose a model with another upsampling."
-                ) from None
+                reason = _first_line(error)
+            self.optimizer.zero_grad(set_to_none=True)
             # Only here, after the exception and all it held is gone, is there memory to be had.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(images) // (2 * self.parts) < self.smallest:
                 raise TrainingError(
                     f"{len(images) // self.parts} slices of {images.shape[-2]}x{images.shape[-1]} do not fit in "
-                    "the memory of the device. Give a smaller --image-size, another model, or another --device."
+                    f"the memory of the device ({reason}). Give a smaller --image-size, another model, or another "
+                    "--device."
                 )
             self.parts *= 2
             self.say(
@@ -128,8 +132,8 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)  # the graph owns its gradients
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other folds may use the device in threads of their own while this one captures.
-            with torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+            # Other folds may use the device in threads of their own while this one captures, but not capture.
+            with _capturing, torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
                 self._value = self._step(self._images, self._masks)
         except (RuntimeError, ValueError, TypeError) as error:  # a loss that asks the device for a value, for one
             self._side = None

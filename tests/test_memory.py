@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="RLIMIT_DATA limits private memory on Linux only"
+)
+
 # The system refuses this process more private memory than it holds plus half of what the pack's pixels take.
 PROGRAM = """
 import resource, sys
@@ -59,7 +63,39 @@ print("truth", sum(int(t.tp.sum() + t.fn.sum()) for t in counted.values()))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA limits private memory on Linux only")
+# A step of 16 slices of 128x128 through this network takes about a gigabyte; 400 megabytes are left for it.
+OUTGROWN = """
+import resource, torch
+
+from bench import registry
+from bench.config import Train
+from bench.step import Stepper
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = registry.model["unet"].bind({"base": 16})(3)
+step = Stepper(model, registry.loss["bce_dice"].bind({}), Train(), 1e-3, torch.device("cpu"), say=print)
+images, masks = torch.randn(16, 3, 128, 128), torch.zeros(16, 1, 128, 128)
+step(images[:1], masks[:1], 1e-3)
+held = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (held + 400 * 2**20,) * 2)
+print("loss", bool(step(images, masks, 1e-3).isfinite()))
+"""
+
+
+@linux
+def test_a_batch_that_outgrows_the_memory_of_a_cpu_is_trained_in_parts() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", OUTGROWN], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    *said, loss = ran.stdout.splitlines()
+    assert loss == "loss True"
+    assert said
+    assert all("out of memory: each batch of 16 is now taken in" in line for line in said)
+
+
+@linux
 def test_a_data_set_larger_than_the_memory_allowed_trains_and_is_scored(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
