@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def speed(
     given = problem(folder, repeats=repeats, quick=quick, device=device)
     facts, screen = environment(given.device), console()
     raced = [name for name in names if name != SCALING] or ([] if names else list(FIGURES))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as workspace:
-        made = Path(workspace) if out is None else out
-        made.mkdir(parents=True, exist_ok=True)
+        made = Path(workspace)
         found = measure(raced, given) if raced else []
         if found:
             screen.print(table(found))
@@ -46,6 +48,8 @@ def speed(
             for title, frame in {SCALING: curves, **suites}.items():
                 screen.print(frame_table(title, frame))
                 frame.to_csv(made / f"{title.replace(' ', '-').lower()}.csv", index=False, float_format="%.6g")
+        if out is not None:
+            shutil.copytree(made, out, dirs_exist_ok=True)
         tags = {KIND: "speed", **{f"env.{k}": v for k, v in facts.items()}}
         with open_run(connect(uri), f"speed {' '.join(names) or 'all'}", "bench speed", tags) as run:
             run.settings({"data": given.source.name, "repeats": repeats, "quick": quick, "device": given.device})
