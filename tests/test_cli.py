@@ -360,6 +360,7 @@ INTERRUPTED = """
     from bench import runner
     from bench.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     finished = runner.run_fold
     def run_fold(recipe, fold, *rest, **named):
         if fold.number == 1:
