@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from bench.tracking import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; more threads would only fight
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,3 +24,25 @@ def lgg_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("LGG_DIR does not name the folder of the real LGG data (see README, Data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store: making one takes seconds, copying it none."""
+    from bench.tracking import connect
+
+    folder = tmp_path_factory.mktemp("template")
+    connect(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store of the test's own, in a folder of its own."""
+    from bench.tracking import connect
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(template, tmp_path / "mlruns")
+    return connect(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")

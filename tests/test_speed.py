@@ -263,7 +263,7 @@ def test_memory_is_kept_again_after_a_side_that_gives_it_back() -> None:
     def broken() -> int:
         raise ValueError("broken")
 
-    turn = training._giving_back(lambda: broken)
+    turn = training.within(lambda: broken, training.memory_given_back)
     with pytest.raises(ValueError, match="broken"):
         turn()
     assert keep_memory() is sys.platform.startswith("linux")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -18,7 +16,6 @@ import pytest
 
 from bench.errors import StoreError, UnknownName
 from bench.tracking import (
-    Store,
     connect,
     find_run,
     open_run,
@@ -28,23 +25,6 @@ from bench.tracking import (
     store_uri,
     ui_command,
 )
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("template")
-    connect(f"sqlite:///{folder / 'mlflow.db'}")
-    return folder
-
-
-@pytest.fixture
-def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    shutil.copytree(template, tmp_path / "mlruns")
-    return connect(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
-
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import sqlite3
@@ -24,7 +23,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking import MlflowRecorder, Store, connect, open_run, replay
+from bench.tracking import MlflowRecorder, Store, open_run, replay
 from bench.tracking.outbox import BRIEF, Outbox, briefly
 
 
@@ -52,22 +51,6 @@ class Moody:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store: making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("template")
-    connect(f"sqlite:///{folder / 'mlflow.db'}")
-    return folder
-
-
-@pytest.fixture
-def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(template, tmp_path / "mlruns")
-    return connect(f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench import registry
 from bench.config import Input, Train
-from bench.device import keep_memory, prepare, return_memory
+from bench.device import prepare
 from bench.evaluate import tallies
 from bench.feed import IMAGENET, Feed, logits_of
 from bench.metrics.overlap import dice
@@ -24,7 +24,7 @@ from bench.records import SILENT, Watch
 from bench.speed import warping
 from bench.speed.figure import Figure, Side, race
 from bench.speed.problem import Problem
-from bench.speed.training import LR, Job, fastest, jobs
+from bench.speed.training import LR, Job, fastest, jobs, memory_given_back, within
 from bench.together import together
 from bench.train import train
 
@@ -135,15 +135,7 @@ def notebook(given: Problem, job: Job, workers: int) -> Side:
                 total += (2 * (called * masks).sum() / (called.sum() + masks.sum())).item()
         return seen
 
-    def given_back() -> int:
-        return_memory()
-        try:
-            return turn()
-        finally:
-            if given.device.type == "cpu":
-                keep_memory()
-
-    return given_back
+    return within(lambda: turn, memory_given_back)
 
 
 def figures(given: Problem) -> list[Figure]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from bench import registry
 from bench.config import Input, Train
 from bench.device import keep_memory, prepare, return_memory
 from bench.feed import Feed, logits_of
-from bench.speed.figure import Figure, Side, race
+from bench.speed.figure import Figure, Side, one_thread, race
 from bench.speed.problem import BATCH, Problem
 from bench.speed.roof import ceilings, cost, roof
 from bench.step import EAGER_STEPS, Execution, Stepper
@@ -146,7 +146,7 @@ def figures(given: Problem) -> list[Figure]:
     gate = 1.5 if given.device.type == "cuda" else None
     for job in jobs(given):
         plain = partial(notebook_step, given, job)
-        peers: dict[str, Build] = {"eager float32, NCHW": partial(_giving_back, plain)}
+        peers: dict[str, Build] = {"eager float32, NCHW": partial(within, plain, memory_given_back)}
         if given.device.type == "cuda":
             peers["eager autocast, NCHW"] = partial(plain, amp=True)
         rates = _raced(given, [partial(stepping, given, job), *peers.values()])
@@ -201,7 +201,10 @@ def _switches(given: Problem, job: Job) -> dict[str, Build]:
         if job == jobs(given)[0]:  # a minute or two each
             both["compiled as well"] = partial(side, execution="compile")
         return both
-    return both | {"giving memory back": partial(_giving_back, side), "on one thread": partial(_alone, side)}
+    return both | {
+        "giving memory back": partial(within, side, memory_given_back),
+        "on one thread": partial(within, side, one_thread),
+    }
 
 
 def _raced(given: Problem, sides: Sequence[Build]) -> tuple[tuple[float, ...], ...]:
@@ -210,32 +213,20 @@ def _raced(given: Problem, sides: Sequence[Build]) -> tuple[tuple[float, ...], .
     return race(*(side() for side in sides), repeats=given.repeats)
 
 
-def _giving_back(side: Build) -> Side:
+def within(side: Build, setting: Callable[[], AbstractContextManager[None]]) -> Side:
+    """The same work, every turn of it in such a setting."""
     turn = side()
 
-    def slow() -> int:
-        with _memory_given_back():
+    def inside() -> int:
+        with setting():
             return turn()
 
-    return slow
-
-
-def _alone(side: Build) -> Side:
-    turn = side()
-
-    def slow() -> int:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return turn()
-        finally:
-            torch.set_num_threads(threads)
-
-    return slow
+    return inside
 
 
 @contextmanager
-def _memory_given_back() -> Iterator[None]:
+def memory_given_back() -> Iterator[None]:
+    """A CPU's memory goes back to the system when it is freed, as it does without the suite."""
     return_memory()
     try:
         yield
