@@ -93,6 +93,8 @@ class Stepper:
                         f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). "
                         "Leave --deterministic out, or choose a model with another upsampling."
                     ) from None
+                if self._gave_up_compiling(error):
+                    continue
                 if not out_of_memory(error):
                     raise
                 reason = _first_line(error)
@@ -111,6 +113,19 @@ class Stepper:
                 f"out of memory: each batch of {len(images)} is now taken in {self.parts} parts, "
                 "whose gradients are added up"
             )
+
+    def _gave_up_compiling(self, error: RuntimeError) -> bool:
+        """Whether it was the compiler that failed, at the first step; the model then runs as it is."""
+        if self._forward is self.model:
+            return False
+        from torch._dynamo.exc import TorchDynamoException  # slow to import, and there already
+
+        if not isinstance(error, TorchDynamoException):
+            return False
+        self._forward, reason = self.model, _first_line(error)
+        self.how = f"{'graph' if self._side else 'eager'} (not compiled: {reason})"
+        self.say(f"the model cannot be compiled here ({reason}); it runs as it is")
+        return True
 
     def _step(self, images: Tensor, masks: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

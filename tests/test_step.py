@@ -135,6 +135,23 @@ def test_what_cannot_be_repeated_is_a_sentence_and_other_errors_are_themselves()
         broken("other")(*batch(), 0.1)
 
 
+def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_says_why() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    said: list[str] = []
+    step = Stepper(
+        net(), F.binary_cross_entropy_with_logits, PLAIN, 1.0, CPU, execution="compile", say=said.append
+    )
+
+    def compiler(images: Tensor) -> Tensor:
+        raise TorchDynamoException("no C++ compiler\nand more")
+
+    step._forward = compiler
+    assert step(*batch(), 0.5).item() == pytest.approx(plain_step(net(), *batch(), 0.5), rel=1e-6)
+    assert step.how == "eager (not compiled: no C++ compiler)"
+    assert said == ["the model cannot be compiled here (no C++ compiler); it runs as it is"]
+
+
 def test_on_a_cpu_a_graph_is_an_eager_step_and_says_so() -> None:
     assert Stepper(net(), F.binary_cross_entropy_with_logits, PLAIN, 1.0, CPU, execution="graph").how == "eager"
 
