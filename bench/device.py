@@ -67,9 +67,10 @@ def prepare(device: torch.device, *, deterministic: bool, threads: int | None = 
 def keep_memory() -> bool:
     """Let freed memory stay with the process instead of going back to the system. Gives whether that was possible.
 
-    By default glibc asks the system for every large block and returns it when it is freed, so that each activation
-    of each step is zeroed by the kernel page by page: a third of a training step at 256x256 in a process of its own
-    (benchmarks/results/speed-cpu.md). The price is that the process stays as large as it once was.
+    By default glibc asks the system for every large block and returns it when it is freed, so that each
+    activation of each step is zeroed by the kernel page by page: a third of a training step at 256x256 in a
+    process of its own (benchmarks/results/speed-cpu.md). The price is that the process stays as large as it
+    once was.
     """
     return _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 1 << 26})
 
