@@ -12,14 +12,15 @@ import tifffile
 
 from bench import registry
 from bench.console import Display, console
-from bench.datasets.images import find_images, read_slice
+from bench.datasets.images import find_images, read_slice, read_truth
 from bench.device import find_device
 from bench.errors import DataError
-from bench.evaluate import score_case
-from bench.leaderboard import data_tags, summarise
-from bench.pack import Pack, Source, packed
-from bench.records import Stack
-from bench.report import SYNTHETIC_WARNING, side_by_side
+from bench.leaderboard import data_tags
+from bench.masks import Mask
+from bench.pack import Pack, Pixels, Source, packed
+from bench.recipe import task_of
+from bench.report import SYNTHETIC_WARNING, headline, side_by_side
+from bench.runner import slice_table
 from bench.serving import Segmenter
 from bench.tracking import EVALUATION, KIND, connect, find_run, model_folders, open_run, parent_of, patients_of
 
@@ -47,18 +48,19 @@ def evaluate_external(
         if pack.manifest.synthetic:
             display.say(SYNTHETIC_WARNING)
         chosen = segmenter.threshold if threshold is None else threshold
-        metrics = {n: registry.metric[n].bind({}) for n in registry.metric}
+        task = task_of(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"metrics": ()})}))
+        feed = segmenter.feed(pack, tick=display.packing)
         scores = []
         for number, case in enumerate(pack.cases, 1):
-            rows = pack.rows([case])
-            stack = Stack(pack.masks[rows].astype(bool), segmenter.predict(pack.images[rows]), chosen)
-            scores.append(score_case(case, pack.index["slice"].to_numpy()[rows].tolist(), stack, metrics))
+            scores += [score for score, _ in task.score(segmenter.models, feed, [case], chosen)]
             display.bar(number, len(pack.cases), "evaluating", "patients")
         cases = pd.DataFrame([{"case": s.case, "threshold": chosen, **s.values, **s.counts} for s in scores])
-        values = summarise(cases)
+        slices = slice_table(scores)
+        values = task.summarise(cases, slices)
         tags = {
             "mlflow.parentRunId": parent.info.run_id,
             KIND: EVALUATION,
+            "bench.task": task.name,
             **data_tags(pack.manifest),
         }
         title = f"{found.info.run_name} on {folder.resolve().name}"
@@ -74,14 +76,12 @@ def evaluate_external(
             recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
             recorder.metrics(values)
             recorder.table("cases", cases)
-            recorder.table("slices", pd.concat([s.slices for s in scores], ignore_index=True))
+            recorder.table("slices", slices)
+            for name, table in task.tables(slices).items():
+                recorder.table(name, table)
     models = "1 model" if len(segmenter.models) == 1 else f"the mean of {len(segmenter.models)} fold models"
     console().print(
-        f"{title}: {models}, threshold {chosen:.2f}, {len(cases)} patients\n"
-        f"Dice {values['dice']:.3f} (95% interval {values['dice_low']:.3f} to {values['dice_high']:.3f}), "
-        f"median {values['dice_median']:.3f}, HD95 {values['hd95']:.1f} px, "
-        f"missed slices {values['missed_slices']:.0f}, pooled over all pixels {values['dice_global']:.3f}",
-        markup=False,
+        f"{title}: {models}, threshold {chosen:.2f}, {len(cases)} patients\n{headline(values)}", markup=False
     )
     return recorder.run_id
 
@@ -91,7 +91,8 @@ def predict_folder(
 ) -> None:
     """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
 
-    The images of one folder are one patient: they are normalised together, as in training.
+    The images of one folder are one patient: they are normalised together, as in training. Where an image has a
+    mask beside it, the overlay shows it too, with the Dice. Presence models leave `presence.csv` instead.
     """
     scans = find_images(path)
     root = path.parent if path.is_file() else path
@@ -102,8 +103,8 @@ def predict_folder(
             folders = model_folders(store, find_run(store, wanted), Path(workspace), fold=fold)
         segmenter = Segmenter(folders, str(find_device(device)))
         chosen = segmenter.threshold if threshold is None else threshold
-        flair = segmenter.channels.index("flair") if "flair" in segmenter.channels else 0
-        done, of, positive = 0, sum(map(len, scans.values())), 0
+        done, of = 0, sum(map(len, scans.values()))
+        called: list[dict[str, object]] = []
         for folder, files in scans.items():
             slices = [read_slice(file, len(segmenter.channels)) for file in files]
             if len({s.shape for s in slices}) > 1:
@@ -113,17 +114,39 @@ def predict_folder(
             target.mkdir(parents=True, exist_ok=True)
             for file, image, probability in zip(files, images, segmenter.predict(images), strict=True):
                 mask = probability >= chosen
-                positive += bool(mask.any())
-                tifffile.imwrite(
-                    target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack"
+                called.append(
+                    {
+                        "image": str(file.relative_to(root)),
+                        "probability": float(probability.max()),
+                        "called": bool(mask.any()),
+                    }
                 )
-                pixels = side_by_side(image[..., flair], mask)
-                cv2.imwrite(str(target / f"{file.stem}_overlay.png"), pixels[..., ::-1])
+                if not segmenter.presence:
+                    _write(target, file, _shown(segmenter, image), mask)
                 display.bar(done := done + 1, of, "predicting", "images")
-    console().print(
-        f"{of} masks and overlays are in {out}; {positive} images show tumour at threshold {chosen:.2f}",
-        markup=False,
+    positive = sum(bool(row["called"]) for row in called)
+    if segmenter.presence:
+        pd.DataFrame(called).to_csv(out / "presence.csv", index=False)
+    what = (
+        f"{out / 'presence.csv'} tells of {of} images"
+        if segmenter.presence
+        else f"{of} masks and overlays are in {out}"
     )
+    console().print(f"{what}; {positive} images show tumour at threshold {chosen:.2f}", markup=False)
+
+
+def _shown(segmenter: Segmenter, image: Pixels) -> Pixels:
+    """The channel that people look at, (H, W)."""
+    shown: Pixels = image[..., segmenter.channels.index("flair") if "flair" in segmenter.channels else 0]
+    return shown
+
+
+def _write(target: Path, file: Path, image: Pixels, mask: Mask) -> None:
+    tifffile.imwrite(target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack")
+    truth = read_truth(file)
+    if truth is not None and truth.shape != mask.shape:
+        raise DataError(f"the mask beside {file} has another size than the image. Mend or remove it.")
+    cv2.imwrite(str(target / f"{file.stem}_overlay.png"), side_by_side(image, mask, truth)[..., ::-1])
 
 
 def _fit(segmenter: Segmenter, pack: Pack) -> None:

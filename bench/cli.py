@@ -6,15 +6,12 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from bench import __version__
 from bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from bench.config import RunConfig
 
 app = typer.Typer(
     help="Benchmark 2D medical image segmentation: honest folds, tracked in MLflow, ranked with intervals.",
@@ -119,10 +116,13 @@ def run(
         "train.deterministic": deterministic or None,
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
-    settings = _configuration(config, {k: v for k, v in flags.items() if v is not None}, set_ or [])
+    from bench.config import configure, load, parse
     from bench.session import dry_run as plan
     from bench.session import execute
 
+    # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
+    given = {k: v for k, v in flags.items() if v is not None} | dict(parse(a) for a in set_ or [])
+    settings = configure(load(config) if config else {}, given)
     if dry_run:
         plan(settings, only=fold, quiet=quiet)
     else:
@@ -132,7 +132,10 @@ def run(
 @app.command("list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="models, encoders, losses, augmentations, metrics, datasets, schedules, splits")
+        str,
+        typer.Argument(
+            help="models, encoders, losses, augmentations, preprocessing, metrics, datasets, schedules, splits"
+        ),
     ],
     plugin: Plugin = None,
 ) -> None:
@@ -175,7 +178,9 @@ def show(
 
 @app.command()
 def leaderboard(
-    sort: Annotated[str, typer.Option(help="Column to rank by.")] = "dice",
+    sort: Annotated[
+        str | None, typer.Option(help="Column to rank by; else Dice, or AUROC where presence was asked for.")
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -202,6 +207,40 @@ def leaderboard(
 
 
 @app.command()
+def suite(
+    file: Annotated[Path, typer.Argument(help="Benchmark file, such as benchmarks/published/unet-detect.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
+    budget: Annotated[str, typer.Option(help="A budget of the file, such as smoke; full: as it is.")] = "full",
+    status: Annotated[bool, typer.Option("--status", help="Only say what is done, failed and missing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run what has failed again, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+) -> None:
+    """Run the cells of a benchmark file that are missing, and rank them beside what others have published.
+
+    Exit code 1 when a cell has failed.
+    """
+    from bench.published import show
+    from bench.suite import FAILED, read_suite, run_suite, states
+    from bench.tracking import connect
+
+    flags = {"dataset.folder": data and str(data), "device": device}
+    made = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
+    store = connect(tracking_uri)
+    if status:
+        found = states(made, store)
+    else:
+        found = run_suite(made, uri=tracking_uri, retry=retry_failed, quiet=quiet, verbose=verbose)
+    command = f"bench suite {file} --data DIR" if data else f"bench suite {file}"
+    show(made, found, store, command=command if budget == "full" else f"{command} --budget {budget}", out=out)
+    if not status and any(s.state == FAILED for s in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="Name or id of a run.")],
     data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
@@ -214,6 +253,20 @@ def evaluate(
     from bench.apply import evaluate_external
 
     evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+
+
+@app.command()
+def cascade(
+    presence: Annotated[str, typer.Argument(help="Name or id of a presence run (--model classifier).")],
+    segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Segment only the slices that a classifier calls positive, scored as a system against segmentation alone."""
+    from bench.cascade import cascade as command
+
+    command(presence, segmentation, data=data, name=name, uri=tracking_uri)
 
 
 @app.command()
@@ -257,6 +310,25 @@ def ui(
 
 
 @app.command()
+def demo(
+    run: Annotated[str | None, typer.Argument(help="Name or id of the run to open with; else the newest.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of patients with their truth; without it, files are dropped.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default answers this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 7860,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Show logged models on a web page: patients out of fold, or scans dropped on it (needs the extra `demo`)."""
+    from bench.demo.command import open_demo
+
+    open_demo(run, data, host=host, port=port, device=device, uri=tracking_uri)
+
+
+@app.command()
 def speed(
     figures: Annotated[
         list[str] | None,
@@ -291,11 +363,12 @@ def check(folder: Folder) -> None:
 def describe(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG) and tables (CSV).")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for all of it as one page that needs no other.")] = None,
 ) -> None:
-    """Counts, positives, institutions, tumour sizes and intensity, as tables and figures."""
+    """Counts, class balance, institutions, tumour sizes and grey levels, as tables, figures or a page."""
     from bench.inspection import show_description
 
-    show_description(folder, out)
+    show_description(folder, out, html)
 
 
 @data.command("pack")
@@ -332,19 +405,6 @@ def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")
     from bench.datasets.download import download_lgg
 
     typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")
-
-
-def _configuration(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
-    """Defaults, then what the data set suggests, then the file, then flags and --set."""
-    from bench import registry
-    from bench.config import RunConfig, load, override, parse
-
-    # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
-    layers = (load(path) if path else {}, flags | dict(parse(a) for a in assignments))
-    first = override(RunConfig(), *layers)
-    _plugins([Path(p) for p in first.plugins])
-    suggested = registry.dataset[first.dataset.name].facts.get("defaults", {})
-    return override(RunConfig(), suggested, *layers)
 
 
 def _plugins(paths: list[Path] | None) -> None:

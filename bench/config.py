@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -55,12 +56,31 @@ class Component(Settings):
         return {"name": self.name, **self.params}
 
 
+def _steps(given: Any) -> Any:
+    """None, a name or a list of names as the mapping that it stands for."""
+    names = [] if given in (None, "none") else [given] if isinstance(given, str) else given
+    return {str(name): {} for name in names} if isinstance(names, list) else given
+
+
+Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(_steps)]  # one after another: name -> settings
+
+
+class Patch(Settings):
+    """Training on one random patch a slice, prediction by overlapping tiles of the same size."""
+
+    size: int = Field(128, ge=32, le=4096)  # pixels a side
+    overlap: float = Field(0.5, ge=0, lt=0.95)  # share of a tile's side that its neighbour covers too
+    tumour_share: float = Field(0.5, ge=0, le=1)  # patches of slices with tumour that are sure to hold some
+
+
 class Input(Settings):
     """How packed slices become model input."""
 
     image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
     channels: str | tuple[str, ...] = "all"  # 'all', or names of the data set's channels, such as 'flair'
     normalise: Literal["patient", "image", "imagenet"] = "patient"
+    patch: Patch | None = None  # None: whole slices
+    preprocess: Steps = {}  # of the packed slices, once, before their grey levels are measured
 
 
 class Train(Settings):
@@ -108,7 +128,7 @@ class RunConfig(Settings):
     split: Component = Component(name="patients")
     model: Component = Component(name="unet")
     loss: Component = Component(name="bce_dice")
-    augment: dict[str, dict[str, Any]] = {"warp": {}, "intensity": {}}
+    augment: Steps = {"warp": {}, "intensity": {}}
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, lt=2**32)
@@ -117,14 +137,6 @@ class RunConfig(Settings):
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.step`)
     folds_at_once: int = Field(1, ge=1)
     plugins: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_augmentation(cls, value: Any) -> Any:
-        """`augment: none` and `augment: warp` are the mappings that they stand for."""
-        if isinstance(value, Mapping) and "augment" in value:
-            return {**value, "augment": _augmentations(value["augment"])}
-        return value
 
     @property
     def title(self) -> str:
@@ -138,6 +150,9 @@ class RunConfig(Settings):
         def full(kind: registry.Registry, component: Component) -> dict[str, Any]:
             return {"name": component.name, **kind[component.name].settings(component.params)}
 
+        def each(kind: registry.Registry, steps: Steps) -> dict[str, dict[str, Any]]:
+            return {name: kind[name].settings(params) for name, params in steps.items()}
+
         return RunConfig.model_validate(
             self.model_dump()
             | {
@@ -145,27 +160,37 @@ class RunConfig(Settings):
                 "split": full(registry.split, self.split),
                 "model": full(registry.model, self.model),
                 "loss": full(registry.loss, self.loss),
-                "augment": {n: registry.augmentation[n].settings(p) for n, p in self.augment.items()},
+                "input": self.input.model_dump()
+                | {"preprocess": each(registry.preprocessing, self.input.preprocess)},
+                "augment": each(registry.augmentation, self.augment),
                 "train": self.train.model_dump() | {"schedule": full(registry.schedule, self.train.schedule)},
             }
         )
 
     def flat(self) -> dict[str, Any]:
-        """`{dotted.key: value}`; single values of the run itself are under `run.`."""
+        """`{dotted.key: value}`; single values of the run itself are under `run.`.
+
+        `input.preprocess` lists the steps in their order, which keys alone would not tell.
+        """
         nested = self.model_dump(mode="json")
         own = {f"run.{k}": nested.pop(k) for k in ("seed", *NOT_DECISIVE)}
-        return dict(_flatten(nested)) | own
+        return dict(_flatten(nested)) | {"input.preprocess": list(self.input.preprocess)} | own
 
     def fingerprint(self) -> str:
         """What a result depends on, hashed: equal fingerprints on equal data are the same experiment."""
         decisive = self.completed().model_dump(mode="json", exclude=set(NOT_DECISIVE))
         decisive["dataset"].pop("folder", None)  # the pack's own key says what was in it
+        given = decisive["input"] | {"preprocess": list(decisive["input"]["preprocess"].items())}  # in their order
+        decisive["input"] = {k: v for k, v in given.items() if v or k not in LATER}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 NOT_DECISIVE = ("name", "device", "threads", "execution", "folds_at_once", "plugins")
+LATER = ("patch", "preprocess")  # of the input; not hashed where they are off, or runs from before were not found
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
-_CHOICES = (*_COMPONENTS, "augment")
+_CHAINS = ("augment", "input.preprocess")
+_GROUPS = ("input.patch",)  # off as None, and turned on by any of their settings
+_CHOICES = (*_COMPONENTS, *_CHAINS)
 
 
 class _Reader(yaml.SafeLoader):
@@ -188,6 +213,11 @@ for _tag, _pattern in (
 
 def load(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings, nested or dotted, as `{dotted.key: value}`."""
+    return dict(_flatten(read_yaml(path)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises `DataError`."""
     try:
         content = yaml.load(path.read_text(), _Reader)
     except OSError:
@@ -196,7 +226,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DataError(f"the settings file {path} must hold 'key: value' lines.")
-    return dict(_flatten(content))
+    return content
 
 
 def parse(assignment: str) -> tuple[str, Any]:
@@ -219,8 +249,7 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
     tree = config.model_dump()
     for layer in layers:
         changes = {_canonical(key): value for key, value in _flatten(layer)}
-        # Choices come before the settings of what was chosen, whatever the order in which they were given.
-        for key in sorted(changes, key=lambda key: (key not in _CHOICES, key)):
+        for key in _in_turn(changes):
             _place(tree, key, changes[key])
     try:
         return RunConfig.model_validate(tree)
@@ -228,15 +257,36 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
         raise BadSetting(_sentence(error)) from None
 
 
-def _augmentations(given: Any) -> Any:
-    """None, a name or a list of names as the mapping that it stands for."""
-    names = [] if given in (None, "none") else [given] if isinstance(given, str) else given
-    return {str(name): {} for name in names} if isinstance(names, list) else given
+def configure(*layers: Mapping[str, Any]) -> RunConfig:
+    """A configuration of defaults, then what the chosen data set and model suggest, then each layer in turn.
+
+    Plugins are loaded on the way. Raises `BenchError`.
+    """
+    first = override(RunConfig(), *layers)
+    for plugin in first.plugins:
+        registry.load_plugin(Path(plugin))
+    chosen = registry.dataset[first.dataset.name], registry.model[first.model.name]
+    return override(RunConfig(), *(entry.facts.get("defaults", {}) for entry in chosen), *layers)
 
 
 def _canonical(key: str) -> str:
     """`model` and `model.name` are the same choice."""
     return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
+
+
+def _in_turn(keys: Iterable[str]) -> list[str]:
+    """Choices before the settings of what was chosen, whatever the order given; steps of a chain as given."""
+    keys = list(keys)
+    places = {step: place for place, step in enumerate(dict.fromkeys(map(_step, keys)))}
+    return sorted(keys, key=lambda key: (key not in _CHOICES, places[_step(key)], key))
+
+
+def _step(key: str) -> str:
+    """`input.preprocess.clahe` for that and for what is below it; nothing for a key outside of chains."""
+    for chain in _CHAINS:
+        if key.startswith(f"{chain}."):
+            return f"{chain}.{key.removeprefix(f'{chain}.').partition('.')[0]}"
+    return ""
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -246,22 +296,25 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
         if node[last]["name"] != value:
             node[last] = {"name": value}
         return
-    if key == "augment":
-        node[last] = _augmentations(value)
-    elif parents == ["augment"] and value in (None, "none", False):
+    in_chain = ".".join(parents) in _CHAINS
+    if key in _CHAINS:
+        node[last] = _steps(value)
+    elif in_chain and value in (None, "none", False):
         node.pop(last, None)
     else:
-        node[last] = {} if parents == ["augment"] and value is True else value
+        node[last] = {} if in_chain and value is True else value
 
 
 def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, Any]:
     node: Any = tree
     for depth, part in enumerate(parents):
         if part not in node:
-            if parents[0] == "augment" and depth == 1:
+            if ".".join(parents[:depth]) in _CHAINS:
                 node[part] = {}
             else:
                 raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
+        if node[part] is None and ".".join(parents[: depth + 1]) in _GROUPS:
+            node[part] = {}
         node = node[part]
         if not isinstance(node, dict):
             raise BadSetting(f"'{'.'.join(parents[: depth + 1])}' is a single value and has no '{key}'.")
@@ -274,7 +327,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, Mapping):
-            yield f"{prefix}{key}", True if prefix == "augment." else {}
+            yield f"{prefix}{key}", True if prefix.removesuffix(".") in _CHAINS else {}
         else:
             yield f"{prefix}{key}", value
 
@@ -288,7 +341,8 @@ def _sentence(error: ValidationError) -> str:
         *parents, last = key.split(".")
         model: Any = RunConfig
         for part in parents:
-            model = model.model_fields[part].annotation
+            annotation = model.model_fields[part].annotation
+            model = next(a for a in (*get_args(annotation), annotation) if a is not type(None))
         names = list(model.model_fields)
         return f"no setting '{key}'; there are {', '.join(names)}.{did_you_mean(last, names)}"
     reason = first["msg"].removeprefix("Value error, ").rstrip(".")

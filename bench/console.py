@@ -6,6 +6,7 @@ Progress goes to standard error, results to standard output. `NO_COLOR` is honou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import nan
 from threading import local
 from types import TracebackType
 from typing import Self
@@ -29,7 +30,8 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
     table = Table(title=title, title_justify="left")
     flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
     for column in flat.columns:
-        table.add_column(str(column), justify="left" if flat[column].dtype == object else "right")
+        number = pd.api.types.is_numeric_dtype(flat[column])
+        table.add_column(str(column), justify="right" if number else "left", overflow="fold")
     for row in flat.itertuples(index=False):
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
     return table
@@ -103,8 +105,8 @@ class Display(Watch):
 
     def scored(self, number: int, values: Mapping[str, float]) -> None:
         self._close()
-        dice, patients = values.get("dice", float("nan")), values["patients"]
-        self.say(f"fold {number}: test Dice {dice:.3f} over {patients:.0f} patients")
+        what, name = ("Dice", "dice") if "dice" in values else ("AUROC", "auroc")
+        self.say(f"fold {number}: test {what} {values.get(name, nan):.3f} over {values['patients']:.0f} patients")
 
     def _close(self) -> None:
         if self._task is not None:

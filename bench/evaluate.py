@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench import counts
 from bench.device import autocast, out_of_memory
 from bench.feed import Feed, logits_of
+from bench.patches import tiled
 from bench.records import CaseScore, Counted, Stack
 
 Metric = Callable[[Any], float]  # of a Stack, or of a Counted
@@ -24,16 +25,23 @@ THRESHOLDS = np.arange(1, 100) / 100
 
 @torch.inference_mode()
 def predict(
-    models: Sequence[nn.Module], feed: Feed, rows: NDArray[np.int64], *, batch_size: int, precision: str = "auto"
+    models: Sequence[nn.Module],
+    feed: Feed,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int,
+    precision: str = "auto",
+    shape: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
     """Probabilities (S, H, W) of these rows on the packed grid, averaged over `models`.
 
     A model that was trained on smaller slices has its logits interpolated, so that every configuration is
-    scored on the same pixels.
+    scored on the same pixels. A model with one logit a slice is asked for the shape (1, 1).
     """
-    stack = np.empty((len(rows), *feed.shape), np.float32)
+    shape = shape or feed.shape
+    stack = np.empty((len(rows), *shape), np.float32)
     done = 0
-    for probability, _ in _predicted(models, feed, rows, batch_size, precision):
+    for probability, _ in _predicted(models, feed, rows, batch_size, precision, shape):
         stack[done : done + len(probability)] = probability.cpu().numpy()
         done += len(probability)
     return stack
@@ -51,7 +59,7 @@ def count(
 ) -> NDArray[np.int64]:
     """Pixels tp, fp, fn and tn of every row, (S, 4), counted on the device and fetched once, at the end."""
     found = []
-    for probability, truth in _predicted(models, feed, rows, batch_size, precision):
+    for probability, truth in _predicted(models, feed, rows, batch_size, precision, feed.shape):
         called = probability >= threshold
         hits, calls, there = (m.sum((1, 2)) for m in (called & truth, called, truth))
         found.append(torch.stack((hits, calls - hits, there - hits, truth[0].numel() - calls - there + hits), 1))
@@ -60,12 +68,19 @@ def count(
 
 
 def _predicted(
-    models: Sequence[nn.Module], feed: Feed, rows: NDArray[np.int64], batch_size: int, precision: str
+    models: Sequence[nn.Module],
+    feed: Feed,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    precision: str,
+    shape: tuple[int, int],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch, on the device: probability float32 and truth bool, both (B, H, W) on the packed grid.
+    """Batch by batch, on the device: probability float32 (B, *shape) and truth bool (B, H, W) on the packed grid.
 
     Batches that do not fit in memory are halved.
     """
+    patch = feed.patch
+    forward = logits_of if patch is None else partial(tiled, size=patch.size, overlap=patch.overlap)
     for model in models:
         model.eval()
     start = 0
@@ -73,12 +88,12 @@ def _predicted(
         batch = rows[start : start + batch_size]
         try:
             images, masks = feed.ready(batch)
-            mean = torch.zeros((len(batch), 1, *feed.shape), device=feed.device)
+            mean = torch.zeros((len(batch), 1, *shape), device=feed.device)
             for model in models:
                 with autocast(feed.device, precision):
-                    logits = logits_of(model, images)
-                if logits.shape[-2:] != feed.shape:
-                    logits = F.interpolate(logits, feed.shape, mode="bilinear", align_corners=False)
+                    logits = forward(model, images)
+                if logits.shape[-2:] != shape:
+                    logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
                 mean += logits.sigmoid() / len(models)
         except RuntimeError as error:
             if len(batch) == 1 or not out_of_memory(error):

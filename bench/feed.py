@@ -93,9 +93,10 @@ class Feed:
     """
 
     def __init__(self, pack: Pack, settings: Input, device: torch.device, *, resident: bool | None = None) -> None:
-        self.pack, self.device, self.size = pack, device, settings.image_size
+        self.pack, self.device, self.size, self.patch = pack, device, settings.image_size, settings.patch
         self.channels = channel_numbers(pack.manifest.channels, settings.channels)
-        found = levels(pack.histograms, pack.index["case"].tolist(), settings.normalise)
+        whose = pack.index["patient" if "patient" in pack.index else "case"]
+        found = levels(pack.histograms, whose.tolist(), settings.normalise)
         self._levels = [
             torch.from_numpy(v[:, self.channels].copy()).to(device)[..., None, None]
             for v in (found.low, found.high, found.mean, found.deviation)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from bench import registry
 from bench.console import Display, console, frame_table
 from bench.datasets.audit import Finding, audit
-from bench.datasets.describe import describe, figures
+from bench.datasets.describe import describe
+from bench.datasets.figures import figures
+from bench.datasets.page import DPI, page
+from bench.errors import DataError
 from bench.pack import Pack, open_pack, packed
 
 SHOWN = 5  # names a finding prints; the rest is counted
@@ -28,30 +33,41 @@ def check(folder: Path) -> bool:
     return not found.errors
 
 
-def show_description(folder: Path, out: Path | None) -> None:
-    """Print the tables of a data set; with `out`, write tables (CSV) and figures (PNG) there."""
+def show_description(folder: Path, out: Path | None, html: Path | None) -> None:
+    """Print the tables of a data set; `out` gets tables (CSV) and figures (PNG), `html` all of it as one page."""
+    if html is not None and html.is_dir():
+        raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
     pack = _packed(folder)
-    tables = describe(pack)
+    about = describe(pack)
     screen = console()
     for name, frame in (
-        ("counts", tables.counts),
-        ("institutions", tables.institutions),
-        ("tumour size in pixels", tables.tumours),
-        (
-            "grey levels, median over patients",
-            tables.intensity.groupby("channel", sort=False).median(numeric_only=True),
-        ),
+        ("counts", about.counts),
+        ("institutions", about.institutions),
+        ("tumour size in pixels", about.tumours),
+        ("grey levels, median over patients", _by_channel(about.intensity)),
+        ("tumour against the rest of the head, median over patients", _by_channel(about.contrast)),
     ):
         screen.print(frame_table(name, frame))
-    if out is None:
-        screen.print("every patient and the figures: add --out FOLDER")
+    if out is None and html is None:
+        screen.print("every patient and the figures: add --out FOLDER, or --html FILE for one page")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    for name, frame in vars(tables).items():
-        frame.to_csv(out / f"{name}.csv")
-    for name, figure in figures(pack).items():
-        figure.savefig(out / f"{name}.png", dpi=120)
-    screen.print(f"tables and figures are in {out}", markup=False)
+    drawn = figures(pack, about)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, frame in about.tables.items():
+            frame.to_csv(out / f"{name}.csv")
+        for name, figure in drawn.items():
+            figure.savefig(out / f"{name}.png", dpi=DPI)
+        screen.print(f"tables and figures are in {out}", markup=False)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(pack, about, drawn), encoding="utf-8")
+        screen.print(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)", markup=False)
+
+
+def _by_channel(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over patients."""
+    return table.groupby(level="channel", sort=False).median()
 
 
 def show_pack(folder: Path, *, verify: bool) -> None:

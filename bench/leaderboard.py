@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,19 +59,70 @@ class Row:
 
 
 @dataclass(frozen=True)
+class PresenceRow:
+    """One classifier on a board. Scores are over all slices, their intervals over patients."""
+
+    rank: int
+    name: str
+    model: str
+    encoder: str
+    loss: str
+    auroc: float
+    low: float  # ends of the 95% interval of the AUROC
+    high: float
+    average_precision: float
+    accuracy: float
+    sensitivity: float
+    specificity: float
+    brier: float
+    ece: float
+    missed_slices: int
+    false_positive_slices: int
+    patients: int
+    epochs: float
+    images: int
+    parameters: int
+    wall_seconds: float
+    weights: str
+    seed: str
+    data: str
+    split: str
+    synthetic: bool
+    run_id: str
+
+
+ROWS: Mapping[str, type[Row] | type[PresenceRow]] = {"segmentation": Row, "presence": PresenceRow}
+HEADLINE = {"segmentation": "dice", "presence": "auroc"}
+LOWER_IS_BETTER = (
+    "hd95",
+    "missed_slices",
+    "false_positive_slices",
+    "under_half",
+    "brier",
+    "ece",
+    "parameters",
+    "wall_seconds",
+    "epochs",
+    "images",
+)
+
+
+@dataclass(frozen=True)
 class Board:
     """Rows that may be compared, and what they have in common."""
 
+    task: str
     dataset: str
     data_key: str
     split_hash: str
     patients: int
     synthetic: bool
-    rows: tuple[Row, ...]
+    rows: tuple[Row | PresenceRow, ...]
 
     @property
     def title(self) -> str:
         what = f"{self.dataset}{' (SYNTHETIC, not patients)' if self.synthetic else ''}"
+        what += " · presence of tumour" if self.task == "presence" else ""
         return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {self.patients} patients"
 
 
@@ -122,29 +174,29 @@ def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, f
     return values | {f"{name}_global": float(value) for name, value in pooled.items()}
 
 
-def boards(records: Sequence[RunRecord], *, sort: str = "dice") -> list[Board]:
-    """Group comparable records and rank each group by `sort`, best first; ties share a rank.
+def boards(records: Sequence[RunRecord], *, sort: str | None = None) -> list[Board]:
+    """Group comparable records and rank each group, best first; ties share a rank.
 
-    Raises `UnknownName` for a column that cannot be sorted by.
+    They are ranked by `sort` where their task has such a column, else by its headline: Dice or AUROC. Raises
+    `UnknownName` for a column that no board can be sorted by.
     """
-    sortable = [name for name, kind in Row.__annotations__.items() if kind in ("float", "int") and name != "rank"]
-    if sort not in sortable:
-        raise UnknownName(
-            f"cannot sort by '{sort}'; there are {', '.join(sortable)}.{did_you_mean(sort, sortable)}"
-        )
+    sortable = {task: _sortable(kind) for task, kind in ROWS.items()}
+    every = list(dict.fromkeys(name for names in sortable.values() for name in names))
+    if sort is not None and sort not in every:
+        raise UnknownName(f"cannot sort by '{sort}'; there are {', '.join(every)}.{did_you_mean(sort, every)}")
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in records:
         groups.setdefault(_comparable(record), []).append(record)
     made = []
-    for group in groups.values():
-        ordered = sorted((_row(r) for r in group), key=lambda row: (_badness(row, sort), row.name, row.run_id))
-        badness = [_badness(row, sort) for row in ordered]
-        ranked = [
-            Row(**{**row.__dict__, "rank": badness.index(b) + 1}) for row, b in zip(ordered, badness, strict=True)
-        ]
+    for (task, *_), group in groups.items():
+        by = sort if sort in sortable[task] else HEADLINE[task]
+        ordered = sorted((_row(r, task) for r in group), key=lambda row: (_badness(row, by), row.name, row.run_id))
+        badness = [_badness(row, by) for row in ordered]
+        ranked = [replace(row, rank=badness.index(b) + 1) for row, b in zip(ordered, badness, strict=True)]
         tags = group[0].tags
         made.append(
             Board(
+                task=task,
                 dataset=tags["bench.dataset"],
                 data_key=tags["bench.data"],
                 split_hash=tags["bench.split"],
@@ -153,60 +205,63 @@ def boards(records: Sequence[RunRecord], *, sort: str = "dice") -> list[Board]:
                 rows=tuple(ranked),
             )
         )
-    return sorted(made, key=lambda b: (b.synthetic, -len(b.rows), b.title))
+    return sorted(made, key=lambda b: (b.synthetic, b.task == "presence", -len(b.rows), b.title))
+
+
+def _sortable(kind: type[Row] | type[PresenceRow]) -> list[str]:
+    return [name for name, type_ in kind.__annotations__.items() if type_ in ("float", "int") and name != "rank"]
 
 
 def _comparable(record: RunRecord) -> tuple[str, ...]:
     tested = hashlib.sha256("\n".join(sorted(record.cases["case"])).encode()).hexdigest()
-    return (*(record.tags[f"bench.{k}"] for k in ("data", "split", "convention")), tested)
+    task = record.tags.get("bench.task", "segmentation")
+    return (task, *(record.tags[f"bench.{k}"] for k in ("data", "split", "convention")), tested)
 
 
-def _badness(row: Row, sort: str) -> float:
+def _badness(row: Row | PresenceRow, sort: str) -> float:
     value = float(getattr(row, sort))
     if math.isnan(value):
         return math.inf
-    lower_is_better = sort in (
-        "hd95",
-        "missed_slices",
-        "under_half",
-        "parameters",
-        "wall_seconds",
-        "epochs",
-        "images",
-    )
-    return value if lower_is_better else -value
+    return value if sort in LOWER_IS_BETTER else -value
 
 
-def _row(record: RunRecord) -> Row:
+def _row(record: RunRecord, task: str) -> Row | PresenceRow:
     value, setting, tag = record.metrics, record.settings, record.tags
     nan = math.nan
+    shared: dict[str, Any] = {
+        "rank": 0,
+        "name": record.name,
+        "model": setting.get("model.name", "?"),
+        "encoder": _said(setting.get("model.encoder")),
+        "loss": setting.get("loss.name", "?"),
+        "low": value.get(f"{HEADLINE[task]}_low", nan),
+        "high": value.get(f"{HEADLINE[task]}_high", nan),
+        "missed_slices": int(value.get("missed_slices", 0)),
+        "patients": len(record.cases),
+        "epochs": value.get("cost/epochs", nan),
+        "images": int(value.get("cost/images", 0)),
+        "parameters": int(value.get("cost/parameters", 0)),
+        "wall_seconds": value.get("cost/wall_seconds", nan),
+        "weights": _said(setting.get("model.weights")) or "scratch",
+        "seed": setting.get("run.seed", "?"),
+        "data": tag["bench.data"][:8],
+        "split": tag["bench.split"],
+        "synthetic": tag.get("bench.synthetic") == "true",
+        "run_id": record.run_id,
+    }
+    if task == "presence":
+        names = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity", "brier", "ece")
+        shared |= {name: value.get(name, nan) for name in names}
+        return PresenceRow(**shared, false_positive_slices=int(value.get("false_positive_slices", 0)))
     return Row(
-        rank=0,
-        name=record.name,
-        model=setting.get("model.name", "?"),
-        encoder=_said(setting.get("model.encoder")),
-        loss=setting.get("loss.name", "?"),
+        **shared,
         dice=value.get("dice", nan),
-        low=value.get("dice_low", nan),
-        high=value.get("dice_high", nan),
         median=value.get("dice_median", nan),
         p5=value.get("dice_p5", nan),
         under_half=int(value.get("dice_under_half", 0)),
         positive_slices=value.get("dice_positive_slices", nan),
         hd95=value.get("hd95", nan),
-        missed_slices=int(value.get("missed_slices", 0)),
         dice_global=value.get("dice_global", nan),
-        patients=len(record.cases),
-        epochs=value.get("cost/epochs", nan),
-        images=int(value.get("cost/images", 0)),
-        parameters=int(value.get("cost/parameters", 0)),
-        wall_seconds=value.get("cost/wall_seconds", nan),
-        weights=_said(setting.get("model.weights")) or "scratch",
-        seed=setting.get("run.seed", "?"),
-        data=tag["bench.data"][:8],
-        split=tag["bench.split"],
-        synthetic=tag.get("bench.synthetic") == "true",
-        run_id=record.run_id,
     )
 
 

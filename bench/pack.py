@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ class Pack:
     def profile(self) -> dict[str, Any]:
         """What it holds, in numbers, for whoever logs it."""
         return {
-            "patients": len(self.cases),
+            "patients": int(self.index["patient" if "patient" in self.index else "case"].nunique()),
             "slices": len(self.index),
             "positive_slices": int(self.index["positive"].sum()),
             "institutions": int(self.index["institution"].nunique()),
@@ -162,6 +162,13 @@ def packed(
         finally:
             shutil.rmtree(writing, ignore_errors=True)
     return open_pack(folder)
+
+
+def by_slice(pack: Pack) -> Pack:
+    """The same pack as if every slice were a patient: `case` is <patient>#<slice>, `patient` its own."""
+    index = pack.index
+    alone = index["case"] + "#" + index["slice"].astype(str)
+    return replace(pack, index=index.assign(patient=index["case"], case=alone))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -14,12 +14,16 @@ from bench import registry
 from bench.config import RunConfig
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
-from bench.evaluate import Metric
 from bench.feed import Feed, channel_numbers
-from bench.pack import Pack, Source, packed
+from bench.pack import Pack, Source, by_slice, packed
+from bench.patches import random_patch
+from bench.prepared import prepared
 from bench.records import SILENT, Watch
 from bench.splits import Fold, split_hash
 from bench.step import Loss
+from bench.tasks import Task
+from bench.tasks.presence import Presence
+from bench.tasks.segmentation import Segmentation
 from bench.train import Augment, Schedule, steps_per_epoch
 
 
@@ -34,13 +38,17 @@ class Recipe:
     loss: Loss
     augment: tuple[Augment, ...]
     schedule: Schedule
-    metrics: Mapping[str, Metric]
-    sign: int  # +1 where a higher primary score is better, else -1
+    task: Task
     parameters: int
 
     @property
     def split_hash(self) -> str:
         return split_hash(self.folds)
+
+    @property
+    def leaky(self) -> bool:
+        """Whether slices of one patient are on two sides of the split: to show the leak, never to be ranked."""
+        return _leaks(self.config)
 
     @property
     def channels(self) -> int:
@@ -67,18 +75,13 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     for plugin in config.plugins:
         registry.load_plugin(Path(plugin))
     config = config.completed()
-    names = config.evaluate.metrics or tuple(registry.metric)
-    if config.evaluate.primary not in names:
-        names = (*names, config.evaluate.primary)
-    metrics = {name: registry.metric[name].bind({}) for name in names}
-    higher = registry.metric[config.evaluate.primary].facts.get("higher")
-    if higher is None:
-        raise BadSetting(
-            f"'{config.evaluate.primary}' is neither better high nor low. Choose evaluate.primary=dice."
-        )
+    task = task_of(config)
     device = find_device(config.device)
     source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-    pack = packed(source, tick=watch.packing)
+    raw = packed(source, tick=watch.packing)
+    pack = prepared(raw, config.input.preprocess, tick=watch.packing)
+    if _leaks(config):
+        pack = by_slice(pack)
     folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
     if only is not None and only not in [f.number for f in folds]:
         raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
@@ -88,10 +91,9 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         folds=tuple(folds),
         device=device,
         loss=registry.loss[config.loss.name].bind(config.loss.params),
-        augment=tuple(registry.augmentation[n].bind(p) for n, p in config.augment.items()),
+        augment=_augmentations(config),
         schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
-        metrics=metrics,
-        sign=1 if higher else -1,
+        task=task,
         parameters=0,
     )
     _check_training(recipe)
@@ -101,6 +103,25 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
             f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
         )
     return replace(recipe, parameters=sum(p.numel() for p in built.parameters()))
+
+
+def task_of(config: RunConfig) -> Task:
+    """What the model of a configuration is asked for. Raises `BenchError`."""
+    name = registry.model[config.model.name].facts.get("task", Segmentation.name)
+    kinds: dict[str, type[Segmentation] | type[Presence]] = {k.name: k for k in (Segmentation, Presence)}
+    return kinds[name](config.evaluate, config.train.precision)
+
+
+def _leaks(config: RunConfig) -> bool:
+    return bool(registry.split[config.split.name].facts.get("leaky"))
+
+
+def _augmentations(config: RunConfig) -> tuple[Augment, ...]:
+    """The augmentations in their order; a patch is cut out of what they give."""
+    given = [registry.augmentation[n].bind(p) for n, p in config.augment.items()]
+    if (patch := config.input.patch) is not None:
+        given.append(partial(random_patch, size=patch.size, tumour_share=patch.tumour_share))
+    return tuple(given)
 
 
 def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
@@ -129,7 +150,20 @@ def _check_training(recipe: Recipe) -> None:
         raise BadSetting(
             f"{config.model.name} needs a batch of {recipe.smallest_batch} or more. Give --batch-size."
         )
-    if (size or min(recipe.pack.masks.shape[1:])) < facts.get("smallest_image", 1):
+    side = size or min(recipe.pack.masks.shape[1:])
+    if (patch := config.input.patch) is not None:
+        if recipe.task.name == Presence.name:
+            raise BadSetting("a presence model judges whole slices. Leave out input.patch.")
+        if patch.size > side:
+            raise BadSetting(
+                f"input.patch.size = {patch.size} is more than the {side} pixels of a slice. Give less."
+            )
+        side = patch.size
+    if recipe.leaky and recipe.task.name == Presence.name:
+        raise BadSetting(
+            f"the leak that split={config.split.name} shows is one of segmentation. Use split=patients."
+        )
+    if side < facts.get("smallest_image", 1):
         raise BadSetting(
             f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
         )

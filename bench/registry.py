@@ -163,8 +163,9 @@ metric = Registry("metric", "bench.metrics")
 dataset = Registry("dataset", "bench.datasets")
 schedule = Registry("schedule", "bench.schedules")
 split = Registry("split", "bench.splits")
+preprocessing = Registry("preprocessing", "bench.preprocess", plural="preprocessing")
 
-REGISTRIES = {r.plural: r for r in (model, loss, augmentation, metric, dataset, schedule, split)}
+REGISTRIES = {r.plural: r for r in (model, loss, augmentation, preprocessing, metric, dataset, schedule, split)}
 
 
 def load_plugin(path: Path) -> None:

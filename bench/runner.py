@@ -6,39 +6,44 @@ Validation patients choose epoch and threshold; the test patients of a fold are 
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bench.checkpoint import Best, save_model
 from bench.device import memory_in_use, prepare
-from bench.evaluate import Metric, choose_threshold, needs_pixels, score_case, stacks, tallies
 from bench.feed import Feed
-from bench.leaderboard import summarise
-from bench.masks import Mask, Masks, save_masks
+from bench.masks import Masks, save_masks
 from bench.recipe import Recipe
-from bench.records import SILENT, CaseScore, Counted, FoldResult, Recorder, Stack, Watch
-from bench.report import curves, overlays
+from bench.records import SILENT, CaseScore, FoldResult, Recorder, Watch
+from bench.report import curves
 from bench.splits import Fold, split_table
 from bench.step import Execution
+from bench.tasks.segmentation import Segmentation
 from bench.together import together
 from bench.train import train
 from bench.tune import choose, throughput
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a cross-validation gives: its folds, and what all tested patients say together."""
+
+    results: tuple[FoldResult, ...]
+    values: Mapping[str, float]
+
+
 def cross_validate(
     recipe: Recipe, recorder: Recorder, *, only: int | None = None, watch: Watch = SILENT
-) -> list[FoldResult]:
+) -> Outcome:
     """Run the folds (or one of them) as children of the recorder's run, then record what they give together."""
     started = time.perf_counter()
     config = recipe.config
@@ -59,16 +64,19 @@ def cross_validate(
     def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
         with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
             result, predicted = run_fold(recipe, fold, feed, child, execution=plan.execution, watch=watch)
-        watch.scored(fold.number, summarise(case_table([result]), with_interval=False))
+        watch.scored(fold.number, _means(recipe, result, predicted))
         return result, predicted
 
     wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
     done = together(one, wanted, config.folds_at_once, recipe.device, watch)
     results = [result for result, _ in done]
     predictions = Masks.joined(predicted for _, predicted in done)
-    cases = case_table(results)
+    scores = [s for r in results for s in r.scores]
+    cases, slices = _cases(recipe, results, predictions), slice_table(scores)
     recorder.table("cases", cases)
-    values = summarise(cases)
+    for name, table in recipe.task.tables(slices).items():
+        recorder.table(name, table)
+    values = recipe.task.summarise(cases, slices)
     recorder.metrics(
         values
         | {
@@ -80,10 +88,10 @@ def cross_validate(
             "cost/parameters": recipe.parameters,
         }
     )
-    primary = recipe.config.evaluate.primary
-    for name, pixels in overlays(recipe.pack, cases, predictions, primary, sign=recipe.sign).items():
-        recorder.image(f"overlays/{name}", pixels)
-    return results
+    if not recipe.leaky:
+        for name, pixels in recipe.task.pictures(recipe.pack, cases, slices, predictions).items():
+            recorder.image(name, pixels)
+    return Outcome(tuple(results), values)
 
 
 def run_fold(
@@ -100,7 +108,7 @@ def run_fold(
     Gives the result and the predicted masks of the test patients.
     """
     config = recipe.config
-    settings, primary = config.train, config.evaluate.primary
+    settings, task = config.train, recipe.task
     seed = seed_of(config.seed, fold.number)
     model = recipe.model(seed)
     if recipe.device.type == "cuda":
@@ -121,20 +129,21 @@ def run_fold(
         seed=seed,
         scores=scores,
         execution=execution,
+        target=task.target,
         smallest=recipe.smallest_batch,
         tick=watch.images,
         say=watch.say,
     )
     for epoch in epochs:
-        value = _validate(recipe, feed, model, fold)
-        scores.append(recipe.sign * value)
+        value = task.validate(feed, model, fold.val)
+        scores.append(task.sign * value)
         best.consider(model, scores[-1], epoch.number)
         memory = max(memory, memory_in_use(recipe.device))
         row = {
             "train/loss": epoch.loss,
             "train/lr": epoch.lr,
             "train/images_per_second": epoch.images / epoch.seconds,
-            f"val/{primary}": value,
+            f"val/{task.primary}": value,
         }
         history.append({"epoch": epoch.number, **row, "images": epoch.images, "seconds": epoch.seconds})
         recorder.metrics(row, epoch.number)
@@ -143,17 +152,14 @@ def run_fold(
             break
     recorder.settings({"plan.steps": epoch.how, "plan.parts_of_a_batch": epoch.parts})
     best.restore(model)
-    threshold = _threshold(recipe, feed, model, fold)
-    tested = [
-        (score, Masks([(score.case, mask)]))
-        for score, mask in _score(recipe, feed, model, fold.test, recipe.metrics, threshold)
-    ]
+    threshold = task.threshold(feed, model, fold.val)
+    tested = list(task.score([model], feed, fold.test, threshold))
     result = FoldResult(
         fold=fold.number,
         scores=tuple(score for score, _ in tested),
         threshold=threshold,
         best_epoch=best.epoch,
-        best_score=recipe.sign * best.score,
+        best_score=task.sign * best.score,
         epochs=len(history),
         images=sum(h["images"] for h in history),
         seconds=sum(h["seconds"] for h in history),
@@ -175,6 +181,11 @@ def case_table(results: Sequence[FoldResult]) -> pd.DataFrame:
     )
 
 
+def slice_table(scores: Sequence[CaseScore]) -> pd.DataFrame:
+    """One row a test slice, as the task scores it."""
+    return pd.concat([s.slices for s in scores], ignore_index=True)
+
+
 def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     """Seconds that the run will take: one training step and one prediction on a throwaway model are timed."""
     settings = recipe.config.train
@@ -184,7 +195,7 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     per_image = 1 / throughput(recipe, feed, choose(recipe, feed).execution)
     started = time.perf_counter()
     case = next(iter(sorted(recipe.folds[0].val)))
-    list(_stacks(recipe, feed, model, [case]))
+    list(recipe.task.score([model], feed, [case], 0.5))
     per_slice = (time.perf_counter() - started) / len(recipe.pack.rows([case]))
     folds = [f for f in recipe.folds if only is None or f.number == only]
     return sum(
@@ -192,48 +203,6 @@ def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
         + (settings.epochs * len(recipe.pack.rows(f.val)) + len(recipe.pack.rows(f.test))) * per_slice
         for f in folds
     )
-
-
-def _validate(recipe: Recipe, feed: Feed, model: nn.Module, fold: Fold) -> float:
-    """The mean primary score of the validation patients, at threshold 0.5."""
-    metric = recipe.metrics[recipe.config.evaluate.primary]
-    given: Iterable[Counted]
-    if needs_pixels(metric):
-        given = (stack for _, _, stack in _stacks(recipe, feed, model, fold.val))
-    else:
-        settings = recipe.config.evaluate.batch_size, recipe.config.train.precision
-        counted = tallies([model], feed, fold.val, threshold=0.5, batch_size=settings[0], precision=settings[1])
-        given = (tally for _, tally in counted)
-    scores = np.array([metric(case) for case in given])
-    return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
-
-
-def _score(
-    recipe: Recipe,
-    feed: Feed,
-    model: nn.Module,
-    cases: frozenset[str],
-    metrics: Mapping[str, Metric],
-    threshold: float,
-) -> Iterator[tuple[CaseScore, Mask]]:
-    numbers = recipe.pack.index["slice"].to_numpy()
-    for case, rows, stack in _stacks(recipe, feed, model, cases, threshold):
-        yield score_case(case, numbers[rows].tolist(), stack, metrics), stack.prediction
-
-
-def _threshold(recipe: Recipe, feed: Feed, model: nn.Module, fold: Fold) -> float:
-    given = recipe.config.evaluate.threshold
-    if given != "validation":
-        return given
-    return choose_threshold(stack for _, _, stack in _stacks(recipe, feed, model, fold.val))
-
-
-def _stacks(
-    recipe: Recipe, feed: Feed, model: nn.Module, cases: Iterable[str], threshold: float = 0.5
-) -> Iterator[tuple[str, NDArray[np.int64], Stack]]:
-    """`evaluate.stacks` of one model, as the recipe has it."""
-    size, precision = recipe.config.evaluate.batch_size, recipe.config.train.precision
-    return stacks([model], feed, cases, threshold=threshold, batch_size=size, precision=precision)
 
 
 def _record_fold(
@@ -244,13 +213,12 @@ def _record_fold(
     history: pd.DataFrame,
     recorder: Recorder,
 ) -> None:
-    cases = case_table([result])
-    recorder.table("cases", cases)
-    recorder.table("slices", pd.concat([s.slices for s in result.scores], ignore_index=True))
+    primary = recipe.task.primary
+    recorder.table("cases", _cases(recipe, [result], predictions))
+    recorder.table("slices", slice_table(result.scores))
     recorder.table("history", history)
-    primary = recipe.config.evaluate.primary
     recorder.metrics(
-        {f"test/{k}": v for k, v in summarise(cases, with_interval=False).items()}
+        {f"test/{k}": v for k, v in _means(recipe, result, predictions).items()}
         | {
             f"best/val_{primary}": result.best_score,
             "best/epoch": result.best_epoch,
@@ -259,14 +227,37 @@ def _record_fold(
         }
     )
     recorder.image("curves", curves(history, primary))
-    numbers = {s.case: s.slices["slice"].tolist() for s in result.scores}
-    with tempfile.TemporaryDirectory() as folder:
-        save_masks(Path(folder) / "masks.npz", predictions, numbers)
-        recorder.files(Path(folder), "masks")
+    if predictions:
+        numbers = {s.case: s.slices["slice"].tolist() for s in result.scores}
+        with tempfile.TemporaryDirectory() as folder:
+            save_masks(Path(folder) / "masks.npz", predictions, numbers)
+            recorder.files(Path(folder), "masks")
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "segmenter"
         save_model(saved, model, describe_model(recipe, result))
         recorder.model(saved, recipe.pack.images.shape[-1])
+
+
+def _means(recipe: Recipe, result: FoldResult, predictions: Masks) -> dict[str, float]:
+    cases = _cases(recipe, [result], predictions)
+    return recipe.task.summarise(cases, slice_table(result.scores), with_interval=False)
+
+
+def _cases(recipe: Recipe, results: Sequence[FoldResult], predictions: Masks) -> pd.DataFrame:
+    return _of_patients(recipe, predictions) if recipe.leaky else case_table(results)
+
+
+def _of_patients(recipe: Recipe, predictions: Masks) -> pd.DataFrame:
+    """`case_table` of the patients whose slices a leaky split has tested one by one, put together again."""
+    assert isinstance(recipe.task, Segmentation)
+    index = recipe.pack.index
+    rows = []
+    for patient, slices in index[index["case"].isin(set(predictions))].groupby("patient", sort=False):
+        mask = np.concatenate([predictions[case] for case in slices["case"]])
+        truth = recipe.pack.masks[slices.index.to_numpy()].astype(bool)
+        scored = recipe.task.score_mask(str(patient), slices["slice"].tolist(), truth, mask)
+        rows.append({"case": scored.case, **scored.values, **scored.counts})
+    return pd.DataFrame(rows)
 
 
 def describe_model(recipe: Recipe, result: FoldResult) -> dict[str, Any]:

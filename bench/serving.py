@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from bench import registry
 from bench.checkpoint import load_model
 from bench.config import RunConfig
 from bench.evaluate import predict
 from bench.feed import Feed
-from bench.pack import transient
+from bench.pack import Pack, transient
+from bench.prepared import Tick, prepared
 
 
 class Segmenter:
@@ -29,16 +31,29 @@ class Segmenter:
         self.threshold = float(np.mean([d["threshold"] for d in self.descriptions]))
 
     @property
+    def presence(self) -> bool:
+        """Whether the models say that a slice shows tumour, rather than where."""
+        return registry.model[self.config.model.name].facts.get("task") == "presence"
+
+    @property
     def channels(self) -> tuple[str, ...]:
         return tuple(self.descriptions[0]["channel_names"])
 
+    def feed(self, pack: Pack, *, tick: Tick = lambda done, of: None) -> Feed:
+        """A raw pack as these models' input, `prepared` as in their run. `tick(done, of)` after each slice."""
+        return Feed(prepared(pack, self.config.input.preprocess, tick=tick), self.config.input, self.device)
+
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C), averaged over the models."""
+        """Probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C), averaged over the models.
+
+        Models of the presence task give one a slice, (S, 1, 1).
+        """
         images = np.asarray(model_input, np.uint8)
-        feed = Feed(transient(images, self.channels), self.config.input, self.device)
+        feed = self.feed(transient(images, self.channels))
         rows = np.arange(len(images))
         size, precision = self.config.evaluate.batch_size, self.config.train.precision
-        return predict(self.models, feed, rows, batch_size=size, precision=precision)
+        shape = (1, 1) if self.presence else None
+        return predict(self.models, feed, rows, batch_size=size, precision=precision, shape=shape)
 
 
 def _load_pyfunc(path: str) -> Segmenter:

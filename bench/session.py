@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.environment import environment
-from bench.leaderboard import boards, data_tags, summarise
+from bench.leaderboard import boards, data_tags
 from bench.recipe import Recipe, resolve
-from bench.report import SYNTHETIC_WARNING, board_table, duration, model_card
-from bench.runner import case_table, cross_validate, estimate_seconds
-from bench.tracking import connect, open_run, records
+from bench.report import LEAKY_WARNING, SYNTHETIC_WARNING, board_table, duration, model_card
+from bench.runner import cross_validate, estimate_seconds
+from bench.tracking import KIND, LEAKY, PARENT, connect, open_run, records
 
 
 def execute(
@@ -17,17 +19,18 @@ def execute(
     *,
     only: int | None = None,
     uri: str | None = None,
+    tags: Mapping[str, str] | None = None,
     quiet: bool = False,
     verbose: bool = False,
 ) -> str:
-    """Run one configuration, log it, print the board it stands on. Gives the run's id."""
+    """Run one configuration, log it with these tags, print the board it stands on. Gives the run's id."""
     store = connect(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
         recipe = resolve(config, only=only, watch=display)
         _announce(recipe, display)
         title, manifest = recipe.config.title, recipe.pack.manifest
-        tags = _tags(recipe)
-        with open_run(store, title, manifest.dataset, tags, say=display.say) as recorder:
+        own = _tags(recipe) | ({} if only is None else {"bench.only": str(only)}) | dict(tags or {})
+        with open_run(store, title, manifest.dataset, own, say=display.say) as recorder:
             recorder.settings(recipe.config.flat())
             facts = environment(recipe.device)
             recorder.tags({f"env.{k}": v for k, v in facts.items()})
@@ -35,13 +38,20 @@ def execute(
                 recorder.tags({"mlflow.source.git.commit": facts["git_commit"].removesuffix("-dirty")})
             recorder.data(manifest.dataset, manifest.key, recipe.pack.profile())
             try:
-                results = cross_validate(recipe, recorder, only=only, watch=display)
+                outcome = cross_validate(recipe, recorder, only=only, watch=display)
             except KeyboardInterrupt:
                 display.say("interrupted: the run is marked KILLED, and the folds that were finished are kept")
                 raise
-            values = summarise(case_table(results))
-            recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), values)})
-    comparable = boards(records(store, tags={k: tags[k] for k in ("bench.data", "bench.split")}))
+            recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), outcome.values)})
+    if recipe.leaky:
+        dice, low, high = (outcome.values[f"dice{end}"] for end in ("", "_low", "_high"))
+        console().print(
+            f"{title}: LEAKY, on no leaderboard: per-patient Dice {dice:.3f} "
+            f"(95% interval {low:.3f} to {high:.3f})\n{LEAKY_WARNING}",
+            markup=False,
+        )
+        return recorder.run_id
+    comparable = boards(records(store, tags={k: own[k] for k in ("bench.data", "bench.split")}))
     board = next(b for b in comparable if any(row.run_id == recorder.run_id for row in b.rows))
     console().print(board_table(board))
     return recorder.run_id
@@ -75,28 +85,40 @@ def _announce(recipe: Recipe, display: Display) -> None:
     manifest, index = recipe.pack.manifest, recipe.pack.index
     if manifest.synthetic:
         display.say(SYNTHETIC_WARNING)
+    if recipe.leaky:
+        display.say(LEAKY_WARNING)
     for note in manifest.notes:
         display.say(f"note: {note}")
     display.say(
-        f"{recipe.config.title}: {len(recipe.pack.cases)} patients, {len(index)} slices "
+        f"{recipe.config.title}: {_patients(recipe)} patients, {len(index)} slices "
         f"({index['positive'].mean():.0%} with tumour), {len(recipe.folds)} folds, "
         f"{recipe.parameters / 1e6:.1f} M parameters, on {recipe.device}"
     )
 
 
 def _tags(recipe: Recipe) -> dict[str, str]:
-    own = {"bench.split": recipe.split_hash, "bench.fingerprint": recipe.config.fingerprint()}
+    own = {
+        "bench.split": recipe.split_hash,
+        "bench.fingerprint": recipe.config.fingerprint(),
+        "bench.task": recipe.task.name,
+        KIND: LEAKY if recipe.leaky else PARENT,
+    }
     return data_tags(recipe.pack.manifest) | own
+
+
+def _patients(recipe: Recipe) -> int:
+    return int(recipe.pack.index["patient" if recipe.leaky else "case"].nunique())
 
 
 def _card(recipe: Recipe, only: int | None) -> dict[str, object]:
     manifest, config = recipe.pack.manifest, recipe.config
     return {
-        "Data": f"{manifest.dataset}, {len(recipe.pack.cases)} patients, key {manifest.key}"
+        "Data": f"{manifest.dataset}, {_patients(recipe)} patients, key {manifest.key}"
         + (", SYNTHETIC" if manifest.synthetic else ""),
         "Protocol": f"{config.split.name}, {len(recipe.folds)} folds"
         + ("" if only is None else f", only fold {only}")
-        + f", split {recipe.split_hash}; epoch chosen on validation patients, test patients scored once",
+        + f", split {recipe.split_hash}; "
+        + (LEAKY_WARNING if recipe.leaky else "epoch chosen on validation patients, test patients scored once"),
         "Budget": f"{config.train.epochs} epochs of batch {config.train.batch_size}, seed {config.seed}",
         "Model": f"{config.model.name} {config.model.params}, {recipe.parameters / 1e6:.1f} M parameters",
         "Licence of the data": manifest.licence,

@@ -79,6 +79,18 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0)
     return made
 
 
+@split(leaky=True)
+def leaky_slices(
+    index: pd.DataFrame, *, folds: Annotated[int, Field(ge=2)] = 5, validation: Share = 0.2, seed: int = 0
+) -> list[Fold]:
+    """LEAKY: slices at random, whoever they are of, as many notebooks split them. To show the leak, never to rank.
+
+    Each slice counts as a patient of its own, so that nearly every test slice has its neighbour in the training
+    set. Such a run is scored patient by patient like any other, marked, and kept off every leaderboard.
+    """
+    return patients(index, folds=folds, validation=validation, seed=seed)
+
+
 def split_hash(folds: Sequence[Fold]) -> str:
     """The content of a split as 12 hex digits: equal exactly when the same patients play the same parts."""
     content = [[f.number, sorted(f.train), sorted(f.val), sorted(f.test)] for f in folds]
@@ -96,7 +108,10 @@ def split_table(index: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
         for part in ("train", "val", "test")
         for case in sorted(getattr(f, part))
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if "patient" in index:  # a leaky split: said of the patients that there really are
+        table["case"] = table["case"].map(index.set_index("case")["patient"])
+    return table
 
 
 def _stratified(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -7,7 +7,8 @@ seed gives the same interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,48 @@ def clustered_interval(
     rising = np.argsort(x)  # added up in one order, so that not even rounding depends on the order of the rows
     sums = np.bincount(cluster[rising], weights=x[rising], minlength=len(names)).astype(np.float64)
     return _bca(sums, sizes, level, resamples, seed)
+
+
+def clustered_statistic(
+    statistic: Callable[[NDArray[np.float64]], float],
+    clusters: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> Interval:
+    """BCa bootstrap interval of any statistic of rows, when rows of one cluster are not independent.
+
+    `statistic(weight)` has the weight (N,) of every row: how often its cluster was drawn. NaN below two clusters,
+    and where a resample leaves the statistic undefined. Of percentiles where leaving out any cluster leaves it as
+    it is, so that BCa has nothing to correct by.
+    """
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(names) < 2:
+        return Interval(np.nan, np.nan)
+
+    def drawn(numbers: NDArray[np.float64]) -> float:
+        return statistic(np.bincount(numbers.astype(int), minlength=len(names))[cluster].astype(np.float64))
+
+    # It warns where all resamples agree, and divides by zero where leaving any cluster out changes nothing.
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            (np.arange(len(names), dtype=np.float64),),
+            drawn,
+            vectorized=False,
+            confidence_level=level,
+            n_resamples=resamples,
+            method="BCa",
+            rng=seed,
+        )
+    every = found.bootstrap_distribution
+    if np.ptp(every) <= 1e-12:
+        return Interval(float(every[0]), float(every[0]))
+    ends = np.array((found.confidence_interval.low, found.confidence_interval.high))
+    if np.isnan(ends).any() and not np.isnan(every).any():  # nothing to correct by: plain percentiles
+        ends = np.quantile(every, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(ends[0]), float(ends[1]))
 
 
 def paired(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Paired:

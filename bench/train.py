@@ -37,6 +37,7 @@ def train(
     settings: Train,
     seed: int,
     scores: Sequence[float] = (),
+    target: Callable[[Tensor], Tensor] = lambda masks: masks,
     execution: Execution = "eager",
     smallest: int = 1,
     tick: Callable[[int], None] = lambda images: None,
@@ -46,8 +47,8 @@ def train(
 
     With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
     its own run of the schedule. `execution`, `smallest` and `say` are those of `bench.step.Stepper`.
-    `tick(images)` is called after each step. Raises `TrainingError` on a loss that is not a number, naming the
-    slices of the batch.
+    `target` makes of masks (B, 1, H, W) what the loss sees. `tick(images)` is called after each step. Raises
+    `TrainingError` on a loss that is not a number, naming the slices of the batch.
     """
     positive = feed.pack.index["positive"].to_numpy()[rows]
     size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
@@ -75,7 +76,7 @@ def train(
                 draws = Draws(seed, epoch, keys[number * size :][: len(batch)].tolist(), feed.device)
                 for change in augment:
                     images, masks = change(images, masks, draws)
-                losses.append(step(feed.standard(images, batch), masks, lr))
+                losses.append(step(feed.standard(images, batch), target(masks), lr))
                 tick(len(batch))
             values = torch.stack(losses).cpu()  # the only wait for the device in an epoch
             if not values.isfinite().all():

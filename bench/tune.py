@@ -73,6 +73,7 @@ def throughput(recipe: Recipe, feed: Feed, execution: Execution) -> float:
         schedule=recipe.schedule,
         settings=once,
         seed=0,
+        target=recipe.task.target,
         execution=execution,
         smallest=recipe.smallest_batch,
     )

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench import registry
-from bench.config import RunConfig, load, override, parse
+from bench.config import Input, RunConfig, load, override, parse
 from bench.errors import BadSetting, DataError, UnknownName
 
 DEFAULT = RunConfig()
@@ -148,6 +148,73 @@ def test_a_configuration_may_be_made_with_the_name_of_an_augmentation():
     assert RunConfig(augment="warp").augment == RunConfig(augment=["warp"]).augment == {"warp": {}}
 
 
+# Preprocessing
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ([], []),
+        (["input.preprocess=none"], []),
+        (["input.preprocess=median"], [("median", {})]),
+        (["input.preprocess=[median, clahe]"], [("median", {}), ("clahe", {})]),
+        (["input.preprocess={median: {size: 5}, clahe: {}}"], [("median", {"size": 5}), ("clahe", {})]),
+        (["input={preprocess: {median: {}, clahe: {clip: 2}}}"], [("median", {}), ("clahe", {"clip": 2})]),
+        (["input.preprocess.clahe.clip=2"], [("clahe", {"clip": 2})]),
+        (
+            ["input.preprocess.median.size=5", "input.preprocess.clahe=true"],
+            [("median", {"size": 5}), ("clahe", {})],
+        ),
+        (
+            ["input.preprocess.clahe.clip=2", "input.preprocess=[sharpen, clahe]"],
+            [("sharpen", {}), ("clahe", {"clip": 2})],
+        ),
+    ],
+)
+def test_preprocessing_is_spelt_as_augmentation_is_and_keeps_its_order(assignments, expected, written):
+    assert list(given(*assignments).input.preprocess.items()) == expected
+    lines = "".join(f"{key}: {value}\n" for key, _, value in (a.partition("=") for a in assignments))
+    assert list(override(DEFAULT, written(lines or "seed: 0")).input.preprocess.items()) == expected
+
+
+def test_a_later_layer_adds_to_preprocessing_replaces_it_or_takes_steps_out():
+    file = {"input.preprocess": {"median": {}, "clahe": {"clip": 2}}}
+
+    def then(**layer):
+        return list(override(DEFAULT, file, {"input": {"preprocess": layer}}).input.preprocess.items())
+
+    assert then(clahe={"tiles": 4}) == [("median", {}), ("clahe", {"clip": 2, "tiles": 4})]
+    assert then(bilateral={}) == [("median", {}), ("clahe", {"clip": 2}), ("bilateral", {})]
+    assert then(median=None) == [("clahe", {"clip": 2})]
+    swapped = override(DEFAULT, file, {"input.preprocess": ["clahe", "median"]})
+    assert list(swapped.input.preprocess.items()) == [("clahe", {}), ("median", {})]
+
+
+def test_a_configuration_may_be_made_with_the_name_of_a_preprocessing():
+    assert Input(preprocess="none").preprocess == Input(preprocess=None).preprocess == {}
+    assert Input(preprocess="clahe").preprocess == Input(preprocess=["clahe"]).preprocess == {"clahe": {}}
+
+
+def test_the_order_of_steps_is_another_experiment_and_survives_being_logged():
+    one, other = (given(f"input.preprocess={steps}") for steps in ("[median, clahe]", "[clahe, median]"))
+    assert one.fingerprint() != other.fingerprint()
+    for config in (one, other):
+        full = config.completed()
+        flat = full.flat()
+        assert flat["input.preprocess"] == list(config.input.preprocess)
+        assert (flat["input.preprocess.median.size"], flat["input.preprocess.clahe.clip"]) == (3, 3.0)
+        back = override(DEFAULT, {k: v for k, v in flat.items() if not k.startswith("run.")})
+        assert list(back.input.preprocess.items()) == list(full.input.preprocess.items())
+
+
+def test_defaults_of_preprocessing_are_written_out_and_mistakes_named():
+    assert given("input.preprocess=median").completed().input.preprocess == {"median": {"size": 3}}
+    with pytest.raises(UnknownName, match=r"no preprocessing named 'clahee'\. Did you mean 'clahe'"):
+        given("input.preprocess=clahee").completed()
+    with pytest.raises(BadSetting, match="preprocessing 'clahe' has no setting 'limit'; it has clip, tiles"):
+        given("input.preprocess.clahe.limit=2").completed()
+
+
 # Faults
 
 
@@ -163,6 +230,9 @@ def test_a_configuration_may_be_made_with_the_name_of_an_augmentation():
         ("train=5", "train = 5 is refused"),
         ("augment=5", "augment = 5 is refused"),
         ("augment.warp=5", "augment.warp = 5 is refused"),
+        ("input.preprocess=5", "input.preprocess = 5 is refused"),
+        ("input.preprocess.clahe=5", "input.preprocess.clahe = 5 is refused"),
+        ("input.prepocess.clahe=true", "no setting 'input.prepocess.clahe'. Did you mean 'preprocess'?"),
         ("augment.name=warp", "augment.name = 'warp' is refused"),
         ("train.lr=0", "train.lr = 0 is refused: input should be greater than 0"),
         ("train.lr=fast", "train.lr = 'fast' is refused"),
@@ -243,6 +313,12 @@ def test_defaults_written_out_have_the_fingerprint_of_defaults_left_out():
     assert given("model.base=32", "train.schedule.floor=0").fingerprint() == DEFAULT.fingerprint()
 
 
+def test_settings_that_came_later_leave_the_fingerprint_of_older_runs_as_it_was():
+    """Computed at commit 469a69f, before there was any preprocessing."""
+    assert DEFAULT.fingerprint() == "af335290c99ddc60"
+    assert given("model=resunet", "augment=none", "input.image_size=64").fingerprint() == "f3bb443760cd136f"
+
+
 @pytest.mark.parametrize(
     "same", ["name=other", "device=cpu", "threads=1", "execution=graph", "folds_at_once=2", "plugins=[a.py]"]
 )
@@ -259,6 +335,7 @@ def test_the_fingerprint_leaves_out_where_the_data_lies():
 def test_everything_else_changes_the_fingerprint():
     others = [
         *("dataset.patients=7", "input.image_size=64", "input.channels=flair", "input.normalise=image"),
+        *("input.preprocess=median", "input.preprocess.median.size=5", "input.preprocess=clahe"),
         *("split.folds=3", "split.seed=1", "split=institutions", "model=resunet", "model.base=8", "loss=dice"),
         *("loss.bce_weight=0.1", "augment=none", "augment.warp.flip=0.1", "train.schedule=constant", "seed=1"),
         *("train.epochs=1", "train.batch_size=1", "train.optimizer=sgd", "train.lr=0.1", "train.weight_decay=0"),

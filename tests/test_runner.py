@@ -57,7 +57,7 @@ def ran(cache: Path):
         patch.setenv("BENCH_CACHE", str(cache))
         recipe = resolve(config())
         recorder = MemoryRecorder()
-        return recipe, recorder, cross_validate(recipe, recorder)
+        return recipe, recorder, cross_validate(recipe, recorder).results
 
 
 def test_every_patient_is_tested_exactly_once(ran):
@@ -134,7 +134,7 @@ def test_pictures_of_the_best_the_median_and_the_worst_patient_are_left(ran):
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     def dices(seed: int) -> list[float]:
         recipe = resolve(config(seed=seed), only=0)
-        return [s.values["dice"] for s in cross_validate(recipe, MemoryRecorder(), only=0)[0].scores]
+        return [s.values["dice"] for s in cross_validate(recipe, MemoryRecorder(), only=0).results[0].scores]
 
     first = dices(0)
     assert first == dices(0)
@@ -156,7 +156,7 @@ def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
 def test_folds_at_once_give_what_they_give_one_after_another():
     def run(at_once: int) -> tuple[MemoryRecorder, list[Any]]:
         recorder = MemoryRecorder()
-        return recorder, cross_validate(resolve(config(folds_at_once=at_once, threads=1)), recorder)
+        return recorder, cross_validate(resolve(config(folds_at_once=at_once, threads=1)), recorder).results
 
     (alone, one), (together, many) = run(1), run(3)
     for a, b in zip(one, many, strict=True):
@@ -216,13 +216,13 @@ def test_another_seed_keeps_the_split():
 
 def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
     """A spy on scoring: until the weights are chosen, nobody but validation patients is predicted."""
-    from bench import runner
+    from bench.tasks import segmentation
 
     asked: list[frozenset[str]] = []
     for name in ("stacks", "tallies"):
-        real = getattr(runner, name)
+        real = getattr(segmentation, name)
         spy = lambda m, f, cases, real=real, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw)  # noqa: E731
-        monkeypatch.setattr(runner, name, spy)
+        monkeypatch.setattr(segmentation, name, spy)
     recipe = resolve(config(evaluate__threshold="validation"))
     cross_validate(recipe, MemoryRecorder(), only=1)
     fold = recipe.folds[1]
@@ -231,7 +231,7 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
 
 def test_early_stopping_ends_a_fold(monkeypatch):
     recipe = resolve(config(train__epochs=9, train__patience=2, train__lr=1e-12))
-    result = cross_validate(recipe, MemoryRecorder(), only=0)[0]
+    result = cross_validate(recipe, MemoryRecorder(), only=0).results[0]
     assert result.epochs < 9
     assert result.epochs == result.best_epoch + 2
 
@@ -239,7 +239,7 @@ def test_early_stopping_ends_a_fold(monkeypatch):
 def test_a_lower_score_can_be_the_better_one():
     recipe = resolve(config(evaluate__primary="hd95"), only=0)
     recorder = MemoryRecorder()
-    result = cross_validate(recipe, recorder, only=0)[0]
+    result = cross_validate(recipe, recorder, only=0).results[0]
     assert result.best_score == min(v for _, v in recorder.children["fold 0"].values["val/hd95"])
 
 
@@ -324,7 +324,7 @@ def test_a_run_on_the_real_data_scores_every_patient_of_a_fold(lgg_folder):
         only=0,
     )
     assert len(recipe.pack.cases) == 88
-    table = case_table(cross_validate(recipe, MemoryRecorder(), only=0))
+    table = case_table(cross_validate(recipe, MemoryRecorder(), only=0).results)
     assert set(table["case"]) == recipe.folds[0].test
     assert isinstance(summarise(table)["dice"], float)
     assert isinstance(recipe.model(0), nn.Module)

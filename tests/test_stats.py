@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from math import isnan, nan, sqrt
 
@@ -145,6 +146,100 @@ def test_clusters_without_a_spread_and_of_another_length() -> None:
     assert ends(stats.clustered_interval([1, 3, 2, 1, 3], [0, 0, 1, 2, 2])) == (2, 2)
     with pytest.raises(ValueError, match="3 values need one cluster each, got 2"):
         stats.clustered_interval([1, 2, 3], [0, 1])
+
+
+# Any statistic of clusters
+
+SIZES = np.random.default_rng(12).integers(1, 9, 30)
+MEMBERS = np.repeat([f"unit {i}" for i in range(30)], SIZES)
+VALUES = SKEWED[:30].repeat(SIZES) * np.random.default_rng(14).beta(9, 1, MEMBERS.size)
+
+
+def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
+    return lambda weight: float(np.average(values, weights=weight))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_with_the_mean_as_statistic_it_is_the_clustered_interval_of_the_mean(level: float) -> None:
+    """9,999 resamples of their own: an end moves by about 0.01 of the width (1 sd); four times that is allowed."""
+    known = stats.clustered_interval(VALUES, MEMBERS, level=level)
+    found = stats.clustered_statistic(mean_of(VALUES), MEMBERS, level=level, resamples=9999, seed=1)
+    assert ends(found) == pytest.approx(ends(known), abs=0.04 * (known.high - known.low))
+
+
+def test_a_statistic_is_given_how_often_each_cluster_was_drawn() -> None:
+    """Rows of one cluster weigh the same; as many clusters are drawn as there are, or one fewer (jackknife)."""
+    seen: list[np.ndarray] = []
+
+    def spy(weight: np.ndarray) -> float:
+        seen.append(weight)
+        return float(np.average(VALUES, weights=weight))
+
+    stats.clustered_statistic(spy, MEMBERS, resamples=50)
+    first = np.unique(MEMBERS, return_index=True)[1]
+    drawn = {weight[first].sum() for weight in seen}
+    assert drawn == {29, 30}
+    for weight in seen:
+        assert weight.shape == MEMBERS.shape
+        assert np.array_equal(weight, weight[first][np.unique(MEMBERS, return_inverse=True)[1]])
+    assert max(weight.max() for weight in seen) > 1
+
+
+def test_the_interval_of_a_statistic_covers_where_one_over_rows_does_not() -> None:
+    """How often one of 12 units is above one of 12 others, from 4 rows each that hardly differ within a unit.
+
+    For pairs of different units the truth is Phi(1 / sqrt(2 (1 + 0.3 ** 2))). 200 samples, binomial sd 0.016; BCa
+    with so few units is known to miss somewhat more often than it says, so 0.95 is allowed to be 0.88.
+    """
+    truth = scipy_stats.norm.cdf(1 / sqrt(2 * (1 + 0.3**2)))
+    clusters = np.repeat(np.arange(24), 4)
+    above = clusters < 12
+    rng, honest, naive = np.random.default_rng(0), [], []
+    for _ in range(200):
+        rows = above + rng.normal(size=24)[clusters] + 0.3 * rng.normal(size=96)
+        wins = (rows[above][:, None] > rows[~above]).astype(float)
+
+        def area(weight: np.ndarray, wins: np.ndarray = wins) -> float:
+            return float(weight[above] @ wins @ weight[~above] / (weight[above].sum() * weight[~above].sum()))
+
+        honest.append(covers(stats.clustered_statistic(area, clusters, resamples=199), truth))
+        naive.append(covers(stats.clustered_statistic(area, np.arange(96), resamples=199), truth))
+    assert 0.88 < np.mean(honest) < 0.99
+    assert np.mean(naive) < 0.8
+
+
+def test_a_statistic_of_fewer_than_two_clusters_has_no_interval() -> None:
+    assert isnan(stats.clustered_statistic(mean_of(np.arange(3)), ["a", "a", "a"]).low)
+    assert isnan(stats.clustered_statistic(lambda weight: 1.0, []).high)
+
+
+def test_the_seed_decides_the_interval_of_a_statistic_and_the_order_of_rows_does_not() -> None:
+    def interval(seed: int, order: np.ndarray) -> tuple[float, float]:
+        return ends(stats.clustered_statistic(mean_of(VALUES[order]), MEMBERS[order], resamples=299, seed=seed))
+
+    order, shuffled = np.arange(MEMBERS.size), np.random.default_rng(1).permutation(MEMBERS.size)
+    assert interval(4, order) == interval(4, order)
+    assert interval(4, order) != interval(5, order)
+    assert interval(4, shuffled) == pytest.approx(interval(4, order), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "expected"),
+    [
+        (lambda weight: 0.7, (0.7, 0.7)),
+        (lambda weight: float(weight.sum() / 4), (1, 1)),
+        # 3 of 4 units are left whichever is taken out: nothing to correct by. Of the 256 ways to draw four, 4 give
+        # one unit (1.6%), 84 give two and 24 give all (9.4%).
+        (lambda weight: float((weight > 0).sum()), (2, 4)),
+        (lambda weight: nan, (nan, nan)),
+        (lambda weight: 1 / weight[0] if weight[0] else nan, (nan, nan)),  # not defined where 1 is not drawn
+    ],
+)
+def test_a_statistic_without_spread_or_sometimes_undefined_makes_no_warning(
+    statistic: Callable[[np.ndarray], float], expected: tuple[float, float]
+) -> None:
+    found = stats.clustered_statistic(statistic, np.arange(4))
+    assert ends(found) == pytest.approx(expected, nan_ok=True)
 
 
 # Pairs

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.datasets._tiff import read_image
+from bench.datasets._tiff import read_image, read_mask
 from bench.errors import DataError
 from bench.pack import Pixels
 
@@ -42,6 +43,17 @@ def read_slice(path: Path, channels: int) -> Pixels:
     if image.shape[-1] != channels:
         raise DataError(f"{path} has {image.shape[-1]} channels; the model was trained on {channels}.")
     return np.ascontiguousarray(image)
+
+
+def read_truth(path: Path) -> NDArray[np.bool_] | None:
+    """The mask beside an image, <name>_mask of the same type, bool (H, W); None where there is none."""
+    beside = path.with_name(f"{path.stem}_mask{path.suffix}")
+    if not beside.is_file():
+        return None
+    if beside.suffix.lower() in (".tif", ".tiff"):
+        return read_mask(beside).astype(bool)
+    mask: NDArray[np.bool_] = read_slice(beside, 3).max(-1) > 0
+    return mask
 
 
 def _number(path: Path) -> tuple[int, str]:

@@ -28,7 +28,7 @@ def region(stack: Stack, margin: int) -> NDArray[np.bool_]:
     return np.stack([cv2.dilate(image, disc) for image in union]).astype(bool)
 
 
-@metric(higher=False, unit="")
+@metric(higher=False, unit="", probability=True)
 def brier(stack: Stack, *, margin: Margin = 5) -> float:
     """Brier score around the tumour: the mean of (probability - truth)².
 
@@ -40,7 +40,7 @@ def brier(stack: Stack, *, margin: Margin = 5) -> float:
     return float(np.square(stack.probability[inside].astype(np.float64) - stack.truth[inside]).mean())
 
 
-@metric(higher=False, unit="")
+@metric(higher=False, unit="", probability=True)
 def ece(stack: Stack, *, bins: Annotated[int, Field(ge=1, le=1000)] = 15, margin: Margin = 5) -> float:
     """Expected calibration error around the tumour: |share of tumour - mean probability|, averaged over bins.
 

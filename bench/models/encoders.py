@@ -45,12 +45,19 @@ def encoder_exists(name: str) -> bool:
 
 
 def over_encoder(
-    name: str, decoder: Callable[..., nn.Module], channels: int, encoder: str, weights: str | None
+    name: str,
+    decoder: Callable[..., nn.Module],
+    channels: int,
+    encoder: str,
+    weights: str | None,
+    *,
+    logits: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width),
 ) -> nn.Module:
     """The smp `decoder`, registered as model `name`, over `encoder`; its encoder is `.encoder`.
 
     Layers that the decoder makes no use of (PSPNet takes three of five stages) are removed, so that the
-    parameters counted are parameters that compute. Raises `UnknownName`, `BadSetting` and `DataError`.
+    parameters counted are parameters that compute. `logits` gives the size of the output for that of an image.
+    Raises `UnknownName`, `BadSetting` and `DataError`.
     """
     known = _resolved(encoder)
     if known is None:
@@ -76,7 +83,7 @@ def over_encoder(
         raise _unsuited(name, known, error) from error
     if file:
         load(net.get_submodule("encoder"), file, known)
-    _trial(name, known, net, channels)
+    _trial(name, known, net, channels, logits)
     return net
 
 
@@ -118,7 +125,9 @@ def _unsuited(name: str, encoder: str, error: Exception) -> BadSetting:
     )
 
 
-def _trial(name: str, encoder: str, net: nn.Module, channels: int) -> None:
+def _trial(
+    name: str, encoder: str, net: nn.Module, channels: int, size_of: Callable[[int, int], tuple[int, int]]
+) -> None:
     """Pass one small image through `net`: refuse what does not work, remove layers that nothing depends on.
 
     Its sides differ, and the longer is no power of two. Evaluation mode draws no random number and leaves the
@@ -130,7 +139,7 @@ def _trial(name: str, encoder: str, net: nn.Module, channels: int) -> None:
     net.eval()
     try:
         logits = net(image)
-        if logits.shape != (1, 1, height, width):
+        if logits.shape != (1, 1, *size_of(height, width)):
             raise ValueError(f"an image of {height}x{width} came out {logits.shape[2]}x{logits.shape[3]}")
         gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     except _UNSUITED as error:

@@ -6,35 +6,47 @@ adopted as the parent.
 """
 
 from bench.tracking.history import (
+    Run,
     download_model,
     find_run,
+    folds_of,
+    masks_of,
     model_folders,
     parent_of,
     patients_of,
     read_table,
     records,
+    runs_with,
+    settings_of,
 )
 from bench.tracking.outbox import replay
-from bench.tracking.recorder import MlflowRecorder, open_run
-from bench.tracking.store import EVALUATION, FOLD, KIND, PARENT, Store, connect, store_uri, ui_command
+from bench.tracking.recorder import MlflowRecorder, note_failure, open_run
+from bench.tracking.store import EVALUATION, FOLD, KIND, LEAKY, PARENT, Store, connect, store_uri, ui_command
 
 __all__ = [
     "EVALUATION",
     "FOLD",
     "KIND",
+    "LEAKY",
     "PARENT",
     "MlflowRecorder",
+    "Run",
     "Store",
     "connect",
     "download_model",
     "find_run",
+    "folds_of",
+    "masks_of",
     "model_folders",
+    "note_failure",
     "open_run",
     "parent_of",
     "patients_of",
     "read_table",
     "records",
     "replay",
+    "runs_with",
+    "settings_of",
     "store_uri",
     "ui_command",
 ]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import Run as Run  # so that others can name it without knowing MLflow
 from mlflow.exceptions import MlflowException
 
+from bench.config import parse
 from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.masks import Masks, load_masks
 from bench.records import RunRecord
 from bench.tracking.store import FOLD, KIND, PARENT, Store
 
@@ -47,17 +50,12 @@ def find_run(store: Store, wanted: str) -> Run:
 
 def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
     """Download the models of a run, one a fold, as folders that `checkpoint.load_model` reads."""
-    client, run_id = store.client, run.info.run_id
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}' and tags.`{KIND}` = '{FOLD}'"
-    )
-    owners = {int(r.data.tags["bench.fold"]): r for r in children if r.info.status == "FINISHED"}
-    if run.data.tags.get("bench.kind") == FOLD:
-        owners = {int(run.data.tags["bench.fold"]): run}
+    run_id = run.info.run_id
+    owners = folds_of(store, run)
     if fold is not None:
         owners = {n: r for n, r in owners.items() if n == fold}
     folders = []
-    for number, owner in sorted(owners.items()):
+    for number, owner in owners.items():
         outputs = owner.outputs.model_outputs if owner.outputs else []
         if outputs:
             local = download_model(store, outputs[0].model_id, into / str(number))
@@ -68,11 +66,53 @@ def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None
     return folders
 
 
+def folds_of(store: Store, run: Run) -> dict[int, Run]:
+    """The finished folds of a run by number; a fold is its own."""
+    if run.data.tags.get(KIND) == FOLD:
+        return {int(run.data.tags["bench.fold"]): run}
+    where = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{KIND}` = '{FOLD}'"
+    children = store.client.search_runs([run.info.experiment_id], where)
+    found = {int(r.data.tags["bench.fold"]): r for r in children if r.info.status == "FINISHED"}
+    return dict(sorted(found.items()))
+
+
 def download_model(store: Store, model_id: str, into: Path) -> Path:
     """Copy a logged MLflow model into a new folder, where `mlflow.pyfunc.load_model` finds it too."""
     into.mkdir(parents=True)
     where = store.client.get_logged_model(model_id).artifact_location  # models:/ would ignore the store's address
     return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=store.uri))
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The settings that a run has logged, as `bench.config.override` takes them."""
+    own = {
+        k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(("plan.", "cascade."))
+    }
+    return dict(parse(f"{key}={value}") for key, value in own.items())
+
+
+def masks_of(store: Store, run: Run) -> Masks:
+    """The out-of-fold masks of a run, patient by patient, slices in their order. Raises `StoreError`."""
+    parts = []
+    for fold in folds_of(store, run).values():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = store.client.download_artifacts(fold.info.run_id, "masks/masks.npz", folder)
+            except (MlflowException, OSError) as error:
+                raise StoreError(
+                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost the masks of {fold.info.run_name}. "
+                    "Run it again."
+                ) from error
+            index, masks = load_masks(Path(path))
+        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
+    return Masks.joined(parts)
+
+
+def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
+    """All runs that carry these tags, in whatever state, the newest first."""
+    where = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    experiments = [e.experiment_id for e in store.client.search_experiments()]
+    return list(store.client.search_runs(experiments, where, max_results=1000))
 
 
 def parent_of(store: Store, run: Run) -> Run:

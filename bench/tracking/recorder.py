@@ -154,6 +154,13 @@ def open_run(
         ) from error
 
 
+def note_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str], problem: str) -> None:
+    """A run that was refused before it could begin, so that the store knows of it: FAILED, with what was wrong."""
+    all_tags = {KIND: PARENT, "bench.error": problem[:PARAM_LIMIT], **tags}
+    run = store.client.create_run(store.experiment(experiment), run_name=name, tags=all_tags)
+    store.client.set_terminated(run.info.run_id, "FAILED")
+
+
 @contextmanager
 def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
     try:

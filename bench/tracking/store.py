@@ -22,6 +22,7 @@ from bench.errors import StoreError
 
 KIND = "bench.kind"  # the tag that tells parents, folds and evaluations apart
 PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"
+LEAKY = "leaky"  # a parent whose split leaks: it is nowhere ranked
 VIEW = "leaderboard"
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,25 @@ from bench.models.resunet import residual_unit
 torch.set_num_threads(1)
 
 
+def unless_missing(name: str) -> Any:
+    """The name as a parameter of a test, skipped where packages that the model needs are not installed."""
+    missing = [package for package in registry.model[name].facts.get("needs", ()) if find_spec(package) is None]
+    reason = f"{name} needs {' and '.join(missing)}: pip install 'medseg-bench[monai]'"
+    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=reason))
+
+
+EVERY = [unless_missing(name) for name in registry.model]
+
+
 def small(name: str) -> dict[str, Any]:
     """Settings that make a model quick to build."""
     fields = registry.model[name].schema.model_fields
     if name == "dpt":
         return {"encoder": "test_vit"}  # timm's own, for tests
+    if name == "segresnet":
+        return {"init_filters": 8}
+    if name == "swin_unetr":
+        return {"feature_size": 12}
     if "base" in fields:
         return {"base": 4}
     return {"encoder": "mobilenetv3_small_050"} if "encoder" in fields else {}
@@ -61,19 +76,20 @@ def parameters(net: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", registry.model)
-def test_every_model_gives_one_float32_logit_a_pixel(name: str, channels: int) -> None:
+@pytest.mark.parametrize("name", EVERY)
+def test_every_model_gives_one_float32_logit_a_pixel_or_a_slice(name: str, channels: int) -> None:
     net = built(name, channels).eval()
     for taller in (0, 32):
         x = images(name, 1, channels, taller=taller)
         with torch.no_grad():
             logits = net(x)
-        assert logits.shape == (1, 1, *x.shape[2:])
+        whole = registry.model[name].facts.get("task") != "presence"  # which gives one logit a slice
+        assert logits.shape == (1, 1, *(x.shape[2:] if whole else (1, 1)))
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", registry.model)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_of_every_model_gets_a_finite_gradient(name: str) -> None:
     net = built(name, 3).train()
     net.zero_grad(set_to_none=True)
@@ -82,7 +98,7 @@ def test_every_parameter_of_every_model_gets_a_finite_gradient(name: str) -> Non
     assert any(p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", registry.model)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_model_trains_on_the_smallest_batch_that_it_states_and_on_no_smaller(name: str) -> None:
     net = built(name, 3).train()
     if registry.model[name].facts.get("smallest_batch", 1) == 2:
@@ -92,7 +108,7 @@ def test_every_model_trains_on_the_smallest_batch_that_it_states_and_on_no_small
         assert net(images(name, 1)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", registry.model)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_seed_decides_every_models_weights_and_a_state_dict_carries_them(name: str) -> None:
     first, again, other = built(name, 3), build(name), build(name, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

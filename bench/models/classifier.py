@@ -1,0 +1,53 @@
+"""A classifier of slices: an encoder, its last features averaged, and one logit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import Tensor, nn
+
+from bench.models.encoders import over_encoder
+from bench.registry import model
+
+
+class Pooled(nn.Module):
+    """Images (B, C, H, W) to logits (B, 1, 1, 1)."""
+
+    def __init__(self, encoder: nn.Module, width: int, hidden: int | None, dropout: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)]
+        if hidden is not None:
+            layers += [nn.Conv2d(width, hidden, 1), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*layers, nn.Dropout(dropout), nn.Conv2d(hidden or width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x)[-1])
+        return logits
+
+
+@model(task="presence", defaults={"loss": "bce", "evaluate.primary": "auroc"})
+def classifier(
+    channels: int,
+    *,
+    encoder: str = "resnet50",
+    weights: str | None = None,
+    hidden: Annotated[int, Field(ge=1)] | None = None,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+) -> nn.Module:
+    """Does a slice show tumour? Any encoder with global average pooling and one logit, (B, 1, 1, 1).
+
+    The presence task: trained on the slice's label with `bce` or `focal`, scored by AUROC and its like, ranked on
+    a board of its own. `hidden` puts a layer of that width between pooling and logit. `encoder` and `weights` as
+    in the other models; the encoder is `.encoder`, and can be frozen.
+    """
+
+    def build(
+        encoder_name: str, encoder_weights: Any, in_channels: int, classes: int, **options: Any
+    ) -> nn.Module:
+        body = get_encoder(encoder_name, in_channels=in_channels, depth=5, weights=encoder_weights, **options)
+        return Pooled(body, body.out_channels[-1], hidden, dropout)
+
+    return over_encoder("classifier", build, channels, encoder, weights, logits=lambda height, width: (1, 1))

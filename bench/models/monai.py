@@ -1,0 +1,107 @@
+"""Networks of MONAI, in two dimensions. MONAI is imported when one is built: it takes seconds, and is an extra."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from bench.errors import BadSetting
+from bench.registry import model
+
+_SMALLEST = 64  # pixels a side: 1/32 of 32 pixels is one, and an instance norm of one pixel is refused by torch
+_UPSAMPLING = {"bilinear": "nontrainable", "transposed": "deconv"}  # ours and MONAI's words
+
+
+def nowhere_empty(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if min(blocks, default=0) < 1:
+        raise ValueError("every level needs one block or more")
+    return blocks
+
+
+Blocks = Annotated[tuple[int, ...], AfterValidator(nowhere_empty)]
+
+
+@model(needs=("monai",))
+def segresnet(
+    channels: int,
+    *,
+    init_filters: Annotated[int, Field(ge=8, multiple_of=8)] = 32,
+    blocks_down: Annotated[Blocks, Field(min_length=2, max_length=6)] = (1, 2, 2, 4),
+    up: Literal["bilinear", "transposed"] = "bilinear",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+) -> nn.Module:
+    """SegResNet: residual blocks, most of them in the encoder, and skips that are added (Myronenko 2018).
+
+    MONAI's, without the paper's variational branch. `blocks_down` has the residual blocks of each level, from full
+    resolution down; every level of the decoder has one. `init_filters` is the width of the first level, a multiple
+    of 8 for its group norms. `dropout` takes whole channels after the first convolution, as in the paper.
+    """
+    net: nn.Module = _nets("segresnet").SegResNet(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=1,
+        init_filters=init_filters,
+        blocks_down=blocks_down,
+        blocks_up=(1,) * (len(blocks_down) - 1),
+        upsample_mode=_UPSAMPLING[up],
+        dropout_prob=dropout or None,
+    )
+    return net
+
+
+@model(needs=("monai", "einops"), smallest_image=_SMALLEST)
+def swin_unetr(
+    channels: int,
+    *,
+    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 24,
+    depths: Annotated[Blocks, Field(min_length=4, max_length=4)] = (2, 2, 2, 2),
+    window: Annotated[int, Field(ge=2, le=16)] = 7,
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    v2: bool = False,
+) -> nn.Module:
+    """Swin UNETR: a transformer of shifted windows with a convolutional decoder (Hatamizadeh et al. 2022).
+
+    MONAI's. `feature_size` is the width of the first level, a multiple of 12; the paper's is 48. `depths` are the
+    blocks of the transformer's levels, `drop_path` is its stochastic depth, and `v2` puts a residual block of
+    convolutions before each level (He et al. 2023). Where a level has fewer than `window` tokens a side, as the
+    last one has under 112 pixels, MONAI looks its relative positions up as if its rows were `window` long.
+    """
+    net: nn.Module = _nets("swin_unetr").SwinUNETR(
+        spatial_dims=2,
+        in_channels=channels,
+        out_channels=1,
+        feature_size=feature_size,
+        depths=depths,
+        window_size=window,
+        dropout_path_rate=drop_path,
+        use_v2=v2,
+    )
+    net.register_forward_pre_hook(_refuse_small)
+    return net
+
+
+def _nets(name: str) -> Any:
+    """`monai.networks.nets`, or `BadSetting` where what the model `name` needs is missing or too old."""
+    lacking = [package for package in model[name].facts["needs"] if find_spec(package) is None]
+    if not lacking and tuple(map(int, version("monai").split(".")[:2])) < (1, 5):  # where img_size was an argument
+        lacking = ["monai 1.5 or later"]
+    if lacking:
+        raise BadSetting(
+            f"model '{name}' needs {' and '.join(lacking)}: pip install 'medseg-bench[monai]', or choose another "
+            "model from `bench list models`."
+        )
+    return import_module("monai.networks.nets")
+
+
+def _refuse_small(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    height, width = inputs[0].shape[-2:]
+    if min(height, width) < _SMALLEST:
+        raise BadSetting(
+            f"model 'swin_unetr' needs images of at least {_SMALLEST} pixels a side and got {height}x{width}. "
+            "Raise input.image_size, or take another model such as segresnet."
+        )

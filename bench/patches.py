@@ -1,0 +1,75 @@
+"""Patches: what a model trains on where a slice is too much, and how whole slices are predicted with it.
+
+Training takes one patch a slice, at random; prediction covers the slice with overlapping tiles and blends their
+logits, each weighing most in its middle (Isensee et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import ceil, floor
+
+import torch
+from torch import Tensor
+
+from bench.draws import Draws
+from bench.feed import logits_of
+
+
+def random_patch(
+    images: Tensor, masks: Tensor, draws: Draws, *, size: int, tumour_share: float
+) -> tuple[Tensor, Tensor]:
+    """One patch of `size` pixels a side out of each slice: images (B, C, size, size), masks (B, 1, size, size).
+
+    With probability `tumour_share` the patch of a slice with tumour holds a tumour pixel, any with the same
+    chance, at any place of the patch that the border allows; all others lie anywhere, each place as likely.
+    """
+    count, _, height, width = images.shape
+    corner, pixel, within = draws.uniform(0, 1, 2), draws.uniform(), draws.uniform(0, 1, 2)
+    room = torch.tensor((height - size, width - size), device=images.device)
+    anywhere = (corner * (room + 1)).long()
+    tumour = masks.flatten(1) > 0.5
+    before = tumour.cumsum(1)
+    total = before[:, -1:]
+    chosen = torch.searchsorted(before, (pixel[:, None] * total).floor().clamp(max=total - 1).long() + 1)[:, 0]
+    at = torch.stack((chosen // width, chosen % width), 1)
+    around = at - (within * size).long()
+    wanted = (draws.uniform() < tumour_share) & (total[:, 0] > 0)
+    first = torch.minimum(torch.where(wanted[:, None], around, anywhere).clamp(min=0), room)
+    reach = torch.arange(size, device=images.device)
+    rows, columns = (first[:, axis, None] + reach for axis in (0, 1))
+    item = torch.arange(count, device=images.device)[:, None, None]
+    where = item, slice(None), rows[:, :, None], columns[:, None, :]
+    return images[where].permute(0, 3, 1, 2), masks[where].permute(0, 3, 1, 2)
+
+
+def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overlap: float) -> Tensor:
+    """Logits (B, 1, H, W) float32 of whole slices, from tiles of `size` pixels a side that overlap by a share."""
+    height, width = images.shape[-2:]
+    tall, wide = min(size, height), min(size, width)  # a slice from elsewhere may be smaller than a patch
+    weight = _importance(tall, wide, images.device)
+    total, weights = (torch.zeros(n, 1, height, width, device=images.device) for n in (len(images), 1))
+    for top in starts(height, tall, overlap):
+        for left in starts(width, wide, overlap):
+            window = ..., slice(top, top + tall), slice(left, left + wide)
+            total[window] += weight * logits_of(model, images[window])
+            weights[window] += weight
+    return total / weights
+
+
+def starts(length: int, size: int, overlap: float) -> list[int]:
+    """Where tiles begin: evenly spaced, from border to border, sharing `overlap` of their length or more."""
+    farthest = floor(size * (1 - overlap) + 1e-9)  # whole pixels, or rounding could take some of the overlap
+    steps = ceil((length - size) / farthest)
+    return [round(step * (length - size) / max(steps, 1)) for step in range(steps + 1)]
+
+
+@lru_cache(8)
+def _importance(tall: int, wide: int, device: torch.device) -> Tensor:
+    """(tall, wide): a Gaussian, its deviation an eighth of a side, never so small that a corner would be lost."""
+    down, across = (
+        torch.exp(-((torch.arange(side, device=device) - (side - 1) / 2) ** 2) / (2 * (side / 8) ** 2))
+        for side in (tall, wide)
+    )
+    return (down[:, None] * across).clamp(min=1e-3)
