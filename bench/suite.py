@@ -137,12 +137,13 @@ def run_suite(
     todo.sort(key=lambda cell: isinstance(cell.what, Parts))
     for number, cell in enumerate(todo, 1):
         console().print(f"[{number}/{len(todo)}] {suite.title}: {cell.name}", markup=False)
+        before = len(runs_with(store, _identity(cell)))
         try:
             _run(suite, cell, store, uri, quiet=quiet, verbose=verbose)
         except Exception as error:  # whatever it is, the other cells are not to blame; it is logged and said
             said = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
             console().print(f"{cell.name} failed: {said}", markup=False)
-            if _state(cell, store).state == MISSING:  # refused before a run was opened
+            if len(runs_with(store, _identity(cell))) == before:  # refused before a run was opened
                 own = _identity(cell) | suite.tags(cell)
                 note_failure(store, cell.name, cell.data.dataset, own, said)
     return states(suite, store)

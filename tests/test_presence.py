@@ -1,4 +1,4 @@
-"""The presence task: slices are judged out of fold, validation chooses, and classifiers stand on their own board."""
+"""The presence task: slices are judged out of fold, validation chooses, classifiers have a board of their own."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ TINY = {
     "split.folds": 3,
     "train.epochs": 2,
     "train.batch_size": 4,
+    "train.lr": 0.01,
     "evaluate.threshold": "validation",
 }
 
@@ -295,7 +296,7 @@ def test_what_says_nothing_of_presence_is_refused(changes, error, sentence):
 
 
 def test_a_classifier_without_its_suggestions_is_refused_for_its_score():
-    with pytest.raises(BadSetting, match="evaluate.primary = 'dice' is no score of a presence model"):
+    with pytest.raises(BadSetting, match=r"evaluate\.primary = 'dice' is no score of a presence model"):
         resolve(override(RunConfig(), {"model": "classifier"}))
 
 
@@ -363,7 +364,7 @@ def test_boards_are_sorted_by_a_column_of_theirs_else_by_their_headline(sort, se
 
 
 def test_a_column_of_no_board_is_refused_with_those_of_all():
-    with pytest.raises(UnknownName, match="there are dice, .*hd95.*auroc.*Did you mean 'auroc'"):
+    with pytest.raises(UnknownName, match=r"there are dice, .*hd95.*auroc.*Did you mean 'auroc'"):
         boards([GOOD], sort="aurocc")
 
 

@@ -46,10 +46,11 @@ def strip(scan: Scan, at: int, answers: Sequence[tuple[str, Prediction, float]])
         areas.append((letter, colour, prediction.mask(threshold).sum((1, 2))))
     count, most = len(scan.images), max((int(area.max()) for _, _, area in areas), default=0)
     lines = "".join(
-        f"<polyline points='{_points(area, most)}' stroke='{colour}'"
-        f" fill='{colour if name == 'truth' else 'none'}' fill-opacity='.25'/>"
-        for name, colour, area in areas
+        f"<polyline points='{_points(area, most)}' stroke='{colour}' fill='none'/>" for name, colour, area in areas
     )
+    if scan.truth is not None:
+        ground = f"0,29 {_points(areas[0][2], most)} 100,29"
+        lines = f"<polygon points='{ground}' fill='{TRUTH}' fill-opacity='.25'/>{lines}"
     here = 100 * at / (count - 1) if count > 1 else 50.0
     keys = " ".join(_key(colour, name) for name, colour, _ in areas)
     return (
@@ -61,11 +62,10 @@ def strip(scan: Scan, at: int, answers: Sequence[tuple[str, Prediction, float]])
 
 
 def _points(area: NDArray[np.int64], most: int) -> str:
-    """Points of a line in a box of 100 x 30, from the first slice to the last, closed along the ground."""
+    """Points of a line in a box of 100 x 30, from the first slice to the last."""
     x = np.linspace(0, 100, len(area)) if len(area) > 1 else np.array([50.0])
     y = 29 - 27 * area / max(most, 1)
-    tops = " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
-    return f"{x[0]:.2f},29 {tops} {x[-1]:.2f},29"
+    return " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
 
 
 def heading(letter: str, scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:

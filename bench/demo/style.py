@@ -3,8 +3,7 @@
 TITLE = """<div class="title"><h1>medseg-bench</h1><span>what logged models see</span>
 <b>Research software, not for clinical use</b></div>"""
 
-SAVED = """<p class="note">TIFF of 0 and 255, a file a slice, as <code>bench predict</code> writes them; several
-in a zip.</p>"""
+SAVED = '<p class="note">a TIFF of 0/255 a slice, as <code>bench predict</code>; many as zip</p>'
 
 DARKEN = "() => document.body.classList.add('dark')"
 
@@ -25,7 +24,7 @@ body, gradio-app, .gradio-container { background: var(--ground) !important; colo
 .gradio-container { max-width: 1560px !important; margin: 0 auto; padding: 10px 16px !important; }
 .gradio-container .main, .gradio-container .html-container { padding: 0 !important; }
 .gradio-container .row, .gradio-container .column { gap: 8px; }
-.unseen { display: none !important; }
+.unseen, .form:has(> .unseen) { display: none !important; }
 #banner:not(:has(p)), #status:not(:has(p)) { display: none; }
 .title { display: flex; align-items: baseline; gap: 14px; }
 .title h1 { font-size: 22px; font-weight: 650; margin: 0; }
@@ -51,7 +50,7 @@ body, gradio-app, .gradio-container { background: var(--ground) !important; colo
 .heading h2 i { font-style: normal; color: #17181a; background: var(--ink); border-radius: 4px; padding: 0 7px;
   margin-right: 4px; }
 .heading p { margin: 2px 0; font-size: 14px; }
-.heading .who > p:not(.caution) { color: var(--quiet); }
+.heading .who > p:not(.caution, .problem) { color: var(--quiet); }
 .numbers table { border-collapse: collapse; margin: 0; width: auto; font-size: 14px; }
 .numbers table, .numbers th, .numbers td, .numbers tr { border: 0 !important; font-variant-numeric: tabular-nums; }
 .numbers th { color: var(--quiet); font-weight: 400; text-align: right; padding: 0 0 0 20px; white-space: nowrap; }

@@ -1,0 +1,208 @@
+"""Benchmark files: what is missing is run, what is done is left alone, and what is bad stops nobody else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from bench.errors import BadSetting, DataError, UnknownName
+from bench.published import comparison, counted, page, status
+from bench.stats import interval
+from bench.suite import DONE, FAILED, MISSING, Suite, board_of, read_suite, run_suite, states
+from bench.tracking import Store, connect, find_run, masks_of, read_table
+
+BASE = {
+    "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
+    "split": {"name": "patients", "folds": 3},
+    "train": {"epochs": 3, "batch_size": 4, "lr": 0.01},
+}
+SMALL = {"model": {"name": "unet", "base": 4, "depth": 2}}
+ENTRIES = {
+    "both": {"cascade": {"presence": "gate", "segmentation": "small"}},  # before its parts: order is no matter
+    "gate": {"model": {"name": "classifier", "encoder": "mobilenetv3_small_050"}},
+    "small": SMALL,
+    "leak": {**SMALL, "split": "leaky_slices"},
+    "far": {"model": {"name": "unet", "encoder": "resnet18", "weights": "imagenet"}},  # cannot be fetched offline
+}
+PUBLISHED = [
+    {"entry": "small", "what": "Dice", "value": 0.9, "metric": "dice_global", "where": "a table"},
+    {"entry": "small", "what": "something else", "value": 0.8, "where": "a table"},
+    {"entry": "far", "what": "Dice", "value": 0.95, "metric": "dice", "where": "a table"},
+]
+
+
+def write(path: Path, **changes: object) -> Path:
+    content = {"title": "tiny", "base": BASE, "entries": ENTRIES, "published": PUBLISHED, **changes}
+    content["budgets"] = {"smoke": {"train": {"epochs": 1}}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(template: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A suite at the budget smoke in a store of its own, run once: suite, its states and the store."""
+    folder = tmp_path_factory.mktemp("suite")
+    shutil.copytree(template, folder / "mlruns")
+    uri = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder / "cache"))
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.chdir(folder)
+        suite = read_suite(write(folder / "tiny.yaml"), budget="smoke")
+        before = [s.state for s in states(suite, connect(uri))]
+        found = run_suite(suite, uri=uri, quiet=True)
+        yield suite, before, found, connect(uri), folder
+
+
+def state_of(found, name: str) -> str:
+    return next(s.state for s in found if s.cell.name == name)
+
+
+def test_all_is_missing_before_and_done_after_but_for_the_bad_one(ran) -> None:
+    suite, before, found, _, _ = ran
+    assert [c.name for c in suite.cells] == list(ENTRIES)
+    assert before == [MISSING] * 5
+    assert {s.cell.name: s.state for s in found} == {name: DONE for name in ENTRIES} | {"far": FAILED}
+
+
+def test_the_budget_is_over_the_file_and_another_budget_is_another_cell(ran) -> None:
+    suite, _, _, store, folder = ran
+    assert suite.cells[2].what.train.epochs == 1
+    full = read_suite(folder / "tiny.yaml")
+    assert full.cells[2].what.train.epochs == 3
+    assert {s.state for s in states(full, store)} == {MISSING}
+    assert len({c.fingerprint for c in (*suite.cells, *full.cells)}) == 10
+
+
+def test_what_is_done_or_failed_is_not_run_again_and_a_new_entry_runs_alone(ran) -> None:
+    _, _, found, store, folder = ran
+    known = {s.run.info.run_id for s in found}
+    entries = ENTRIES | {"other": {"model": {"name": "unet", "base": 2, "depth": 1}}}
+    grown = read_suite(write(folder / "grown.yaml", entries=entries), budget="smoke")
+    assert counted(states(grown, store)) == "4 done, 1 failed, 1 missing"
+    after = run_suite(grown, uri=store.uri, quiet=True)
+    assert {s.run.info.run_id for s in after} - known == {find_run(store, "other").info.run_id}
+
+
+def test_what_has_failed_is_tried_again_when_asked(ran) -> None:
+    suite, _, found, store, _ = ran
+    again = run_suite(suite, uri=store.uri, retry=True, quiet=True)
+    old, new = (next(s.run.info.run_id for s in f if s.cell.name == "far") for f in (found, again))
+    assert old != new
+    assert state_of(again, "far") == FAILED
+
+
+def test_the_store_says_what_was_wrong(ran) -> None:
+    _, _, found, _, _ = ran
+    table = status(found).set_index("entry")
+    assert "cannot be fetched" in table.loc["far", "problem"]
+    assert table.loc["small", "problem"] == ""
+
+
+def test_the_leaky_run_is_marked_and_on_no_board(ran) -> None:
+    _, _, found, store, _ = ran
+    assert status(found).set_index("entry").loc["leak", "score"].startswith("LEAKY Dice")
+    names = {board.task: {row.name for row in board.rows} for board in board_of(found, store)}
+    assert names == {"segmentation": {"small", "both"}, "presence": {"gate"}}
+
+
+def test_published_figures_stand_beside_ours_by_the_same_definition(ran) -> None:
+    suite, _, found, store, _ = ran
+    cases = read_table(store, find_run(store, "small"), "cases")
+    tp, fp, fn = (cases[c].sum() for c in ("tp", "fp", "fn"))
+    ends = interval(cases["dice"])
+    rows = comparison(suite, found)
+    assert rows["published"].tolist() == ["0.9", "0.8", "0.95"]
+    assert rows["same definition"].tolist() == [f"{2 * tp / (2 * tp + fp + fn):.4f} (dice_global)", "–", "–"]
+    assert rows["per patient"][0] == f"Dice {cases['dice'].mean():.3f} [{ends.low:.3f}, {ends.high:.3f}]"
+    assert rows["per patient"][2] == "–"
+
+
+def test_the_page_holds_cells_boards_figures_and_the_command(ran) -> None:
+    suite, _, found, store, _ = ran
+    text = page(suite, found, board_of(found, store), "bench suite tiny.yaml --budget smoke")
+    assert text.startswith("# tiny\n")
+    for part in ("bench suite tiny.yaml --budget smoke", "4 done, 1 failed", "presence of tumour", "a table"):
+        assert part in text
+
+
+def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
+    """Counted from the tables that the two parts have logged."""
+    _, _, _, store, _ = ran
+    gate = read_table(store, find_run(store, "gate"), "slices")
+    masks = masks_of(store, find_run(store, "small"))
+    both = read_table(store, find_run(store, "both"), "slices").merge(gate, on=["case", "slice"])
+    assert len(both) == len(gate) == 36
+    for case, slices in both.groupby("case"):
+        wanted = masks[str(case)].sum((1, 2)) * slices.sort_values("slice")["called"].to_numpy()
+        assert (slices.sort_values("slice")["tp"] + slices.sort_values("slice")["fp"]).tolist() == wanted.tolist()
+    cases = read_table(store, find_run(store, "both"), "cases")
+    assert sorted(cases["case"]) == sorted(gate["case"].unique())
+    assert not {"brier", "ece"} & set(cases.columns)  # a gated mask has no probabilities
+
+
+def test_the_cost_of_a_cascade_is_that_of_both(ran) -> None:
+    _, _, _, store, _ = ran
+    both, *parts = (find_run(store, name).data.metrics for name in ("both", "gate", "small"))
+    assert both["cost/parameters"] == sum(p["cost/parameters"] for p in parts)
+
+
+def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
+    from bench.cascade import cascade
+
+    _, _, _, store, _ = ran
+    with pytest.raises(BadSetting, match="no finished presence cross-validation"):
+        cascade("small", "small", uri=store.uri)
+    with pytest.raises(BadSetting, match="no finished segmentation cross-validation"):
+        cascade("gate", "leak", uri=store.uri)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"entries": {"a": {"model": "unnet"}}, "published": []}, UnknownName, "Did you mean 'unet'"),
+        ({"entries": {"a": {"train.epoch": 3}}, "published": []}, BadSetting, "epoch"),
+        ({"entries": {"a": {"cascade": {"presence": "b"}}}, "published": []}, BadSetting, "a cascade is"),
+        (
+            {"entries": {"a": {"cascade": {"presence": "b", "segmentation": "c"}}}, "published": []},
+            UnknownName,
+            "names no entry 'b'",
+        ),
+        ({"published": [PUBLISHED[0] | {"entry": "smal"}]}, UnknownName, "Did you mean 'small'"),
+        ({"entires": {}}, BadSetting, "entires"),
+        ({"base": BASE | {"dataset": {"name": "lgg", "folder": "/nowhere"}}}, DataError, "/nowhere"),
+    ],
+)
+def test_a_bad_file_is_refused_before_anything_runs(tmp_path, monkeypatch, changes, error, says) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(error, match=says):
+        read_suite(write(tmp_path / "bad.yaml", **changes))
+
+
+def test_an_unknown_budget_and_a_file_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(UnknownName, match="it has full, smoke"):
+        read_suite(write(tmp_path / "tiny.yaml"), budget="smok")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_suite(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("benchmarks/published/*.yaml")), ids=str)
+def test_every_published_file_can_be_read_at_every_budget(file: Path, lgg_folder: Path) -> None:
+    for budget in ("full", "smoke"):
+        suite: Suite = read_suite(file, budget=budget, given={"dataset.folder": str(lgg_folder)})
+        assert suite.cells
+        assert len({c.fingerprint for c in suite.cells}) == len(suite.cells)
+
+
+def test_a_run_of_one_fold_does_not_make_a_cell_done(store: Store, tmp_path: Path, monkeypatch) -> None:
+    from bench.session import execute
+
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    suite = read_suite(write(tmp_path / "one.yaml", entries={"small": SMALL}, published=[]), budget="smoke")
+    execute(suite.cells[0].what, only=0, uri=store.uri, quiet=True)
+    assert [s.state for s in states(suite, store)] == [MISSING]
+    assert isinstance(status(states(suite, store)), pd.DataFrame)
