@@ -215,6 +215,71 @@ def test_defaults_of_preprocessing_are_written_out_and_mistakes_named():
         given("input.preprocess.clahe.limit=2").completed()
 
 
+# Patches
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ([], None),
+        (["input.patch={}"], (128, 0.5, 0.5)),
+        (["input={patch: {}}"], (128, 0.5, 0.5)),
+        (["input.patch.size=64"], (64, 0.5, 0.5)),
+        (["input.patch={size: 64}"], (64, 0.5, 0.5)),
+        (["input={patch: {overlap: 0.25}}"], (128, 0.25, 0.5)),
+        (["input.patch.tumour_share=1", "input.patch.size=32"], (32, 0.5, 1)),
+        (["input.patch=none"], None),
+    ],
+)
+def test_patches_are_off_until_any_of_their_settings_is_given(assignments, expected, written):
+    patch = given(*assignments).input.patch
+    assert (patch and (patch.size, patch.overlap, patch.tumour_share)) == expected
+    lines = "".join(f"{key}: {value}\n" for key, _, value in (a.partition("=") for a in assignments))
+    assert override(DEFAULT, written(lines or "seed: 0")).input.patch == patch
+
+
+def test_a_later_layer_changes_patches_or_turns_them_off_and_on_again():
+    file = {"input.patch.size": 64, "input.patch.overlap": 0.25}
+    changed = override(DEFAULT, file, {"input.patch.size": 96}).input.patch
+    assert (changed.size, changed.overlap) == (96, 0.25)
+    off = override(DEFAULT, file, {"input.patch": None})
+    assert off == DEFAULT
+    again = override(off, {"input.patch.size": 96}).input.patch
+    assert (again.size, again.overlap) == (96, 0.5)
+    assert override(DEFAULT, file, {"input.image_size": 48}).input.patch.size == 64
+
+
+def test_patches_are_logged_setting_by_setting_and_make_another_experiment():
+    patched = given("input.patch.size=64")
+    flat = patched.flat()
+    assert [flat[f"input.patch.{key}"] for key in ("size", "overlap", "tumour_share")] == [64, 0.5, 0.5]
+    assert "input.patch" not in flat
+    assert override(DEFAULT, {k: v for k, v in flat.items() if not k.startswith("run.")}) == patched
+    assert DEFAULT.flat()["input.patch"] is None
+    others = map(given, ("input.patch.size=65", "input.patch={size: 64, overlap: 0.4}", "input.patch=none"))
+    assert len({config.fingerprint() for config in (patched, *others)}) == 4
+    assert patched.completed().fingerprint() == patched.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("input.patch.sizes=64", "no setting 'input.patch.sizes'; there are size, overlap, tumour_share. Did"),
+        ("input.patch={sizes: 64}", "no setting 'input.patch.sizes'; there are size, overlap, tumour_share."),
+        ("input.pach.size=64", "no setting 'input.pach.size'. Did you mean 'patch'?"),
+        ("input.patch.size.side=64", "no setting 'input.patch.size.side'"),
+        ("input.patch=64", "input.patch = 64 is refused"),
+        ("input.patch.size=16", "input.patch.size = 16 is refused: input should be greater than or equal to 32"),
+        ("input.patch.overlap=0.95", "input.patch.overlap = 0.95 is refused: input should be less than 0.95"),
+        ("input.patch.tumour_share=2", "input.patch.tumour_share = 2 is refused"),
+    ],
+)
+def test_a_fault_in_the_settings_of_patches_gets_a_sentence(assignment, sentence):
+    with pytest.raises(BadSetting) as refused:
+        given(assignment)
+    assert sentence in str(refused.value)
+
+
 # Faults
 
 

@@ -261,12 +261,17 @@ def test_a_tumour_pixel_lies_anywhere_in_its_patch():
     assert chisquare(np.bincount(4 * down + across, minlength=16)).pvalue > 0.001
 
 
-def test_every_tumour_pixel_is_as_likely_to_be_chosen():
-    """A tumour of three pixels far from one of a single pixel has three quarters of the patches."""
+@pytest.mark.parametrize("share", [0.5, 1])
+def test_every_tumour_pixel_is_as_likely_to_be_chosen(share):
+    """A tumour of three pixels has three quarters of the patches, one of a single pixel far from it the rest.
+
+    Of the patches that may lie anywhere, 50 of 89 places are to the left.
+    """
     masks = pixel(10, 100, 1000, 40, 120)
     masks[:, :, 20, 5:8] = 1
-    left = corners(cut(masks, share=1)[0])[:, 1]
-    assert binomtest(int((left < 50).sum()), 1000, 3 / 4).pvalue > 0.001
+    left = corners(cut(masks, share=share)[0])[:, 1]
+    expected = share * 3 / 4 + (1 - share) * 50 / 89
+    assert binomtest(int((left < 50).sum()), 1000, expected).pvalue > 0.001
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])

@@ -183,7 +183,7 @@ def test_validation_patients_choose_and_test_patients_are_judged_once(monkeypatc
     assert asked == [*sorted(fold.val) * 3, *sorted(fold.test)]  # two epochs, the threshold, the end
 
 
-def test_the_threshold_is_the_best_for_validation_slices(ran, tmp_path):
+def test_epoch_and_threshold_are_the_best_for_validation_slices(ran, tmp_path):
     task = ran.recipe.task
     feed = Feed(ran.recipe.pack, ran.recipe.config.input, torch.device("cpu"))
     chosen = []
@@ -193,6 +193,7 @@ def test_the_threshold_is_the_best_for_validation_slices(ran, tmp_path):
         assert set(judged["case"]) == fold.val
         expected = best_threshold(judged["truth"].to_numpy(), judged["probability"].to_numpy())
         assert result.threshold == description["threshold"] == expected
+        assert result.best_score == pytest.approx(metrics.roc_auc_score(judged["truth"], judged["probability"]))
         chosen.append(expected)
     assert set(chosen) != {0.5}
 
