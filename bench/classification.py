@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.probabilities import THRESHOLDS
 from bench.stats import Interval, clustered_interval, clustered_statistic
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 BINS = 15  # of equal width, for calibration
-THRESHOLDS = np.arange(1, 100) / 100
 
 
 @dataclass(frozen=True)

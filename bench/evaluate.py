@@ -17,10 +17,10 @@ from bench import counts
 from bench.device import autocast, out_of_memory
 from bench.feed import Feed, logits_of
 from bench.patches import tiled
+from bench.probabilities import THRESHOLDS, hundredths
 from bench.records import CaseScore, Counted, Stack
 
 Metric = Callable[[Any], float]  # of a Stack, or of a Counted
-THRESHOLDS = np.arange(1, 100) / 100
 
 
 @torch.inference_mode()
@@ -183,8 +183,7 @@ def choose_threshold(pairs: Iterable[Stack]) -> float:
 
 def _dice_curve(stack: Stack) -> NDArray[np.float64]:
     """Dice of the stack at every threshold, from one histogram of probabilities."""
-    # Bin k holds THRESHOLDS[k - 1] <= p < THRESHOLDS[k]: summing from the top counts p >= threshold.
-    bins = np.digitize(stack.probability, THRESHOLDS.astype(np.float32))
+    bins = hundredths(stack.probability)  # summed from the top: pixels that reach a threshold
     inside = np.bincount(bins[stack.truth], minlength=100)
     outside = np.bincount(bins[~stack.truth], minlength=100)
     tp = inside[::-1].cumsum()[::-1][1:]

@@ -12,22 +12,30 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.errors import StoreError
+from bench.probabilities import Hundredths, Probabilities
 
 Mask = NDArray[np.bool_]
 
 
 class Masks(Mapping[str, Mask]):
-    """Predicted masks by patient, bool (S, H, W), held as bits: an eighth of the memory that they are shown in."""
+    """Predicted masks by patient, bool (S, H, W), held as bits: an eighth of the memory that they are shown in.
 
-    def __init__(self, masks: Iterable[tuple[str, Mask]]) -> None:
+    `probabilities` are what they were called from, where that is known.
+    """
+
+    def __init__(
+        self, masks: Iterable[tuple[str, Mask]], probabilities: Iterable[tuple[str, Hundredths]] = ()
+    ) -> None:
+        self.probabilities = Probabilities(probabilities)
         self.bits = {case: (np.packbits(mask.reshape(len(mask), -1), axis=1), mask.shape) for case, mask in masks}
 
     @classmethod
     def joined(cls, parts: Iterable[Masks]) -> Masks:
         """The patients of several, without unpacking any."""
-        whole = cls(())
-        for part in parts:
+        whole, every = cls(()), list(parts)
+        for part in every:
             whole.bits |= part.bits
+        whole.probabilities = Probabilities.joined(part.probabilities for part in every)
         return whole
 
     def __getitem__(self, case: str) -> Mask:

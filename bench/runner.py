@@ -22,6 +22,7 @@ from bench.checkpoint import Best, save_model
 from bench.device import memory_in_use, prepare
 from bench.feed import Feed
 from bench.masks import Masks, save_masks
+from bench.probabilities import save_probabilities
 from bench.recipe import Recipe
 from bench.records import SILENT, CaseScore, FoldResult, Recorder, Watch
 from bench.report import curves
@@ -231,6 +232,7 @@ def _record_fold(
         numbers = {s.case: s.slices["slice"].tolist() for s in result.scores}
         with tempfile.TemporaryDirectory() as folder:
             save_masks(Path(folder) / "masks.npz", predictions, numbers)
+            save_probabilities(Path(folder) / "probabilities.npz", predictions.probabilities, numbers)
             recorder.files(Path(folder), "masks")
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "segmenter"

@@ -16,7 +16,6 @@ from bench.classification import (
     HIGHER,
     LOWER,
     SCORES,
-    THRESHOLDS,
     Calls,
     bin_of,
     confusion,
@@ -25,6 +24,7 @@ from bench.classification import (
     summarise_calls,
 )
 from bench.classification import best_threshold as best
+from bench.probabilities import THRESHOLDS
 
 
 def table(case: str, truth: str, probability: list[float], threshold: float = 0.5) -> pd.DataFrame:

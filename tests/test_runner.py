@@ -18,6 +18,7 @@ from bench.config import RunConfig, override
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
 from bench.leaderboard import summarise
 from bench.masks import load_masks
+from bench.probabilities import load_probabilities, reached
 from bench.recipe import resolve
 from bench.records import Watch
 from bench.runner import case_table, cross_validate, estimate_seconds, seed_of
@@ -90,6 +91,20 @@ def test_the_logged_masks_give_the_logged_scores(ran, tmp_path):
             mine = masks[(index["case"] == row.case).to_numpy()]
             truth = recipe.pack.masks[recipe.pack.rows([row.case])].astype(bool)
             assert 2 * (mine & truth).sum() / (mine.sum() + truth.sum()) == pytest.approx(row.dice)
+
+
+def test_the_logged_probabilities_called_at_the_threshold_are_the_logged_masks(ran, tmp_path):
+    recipe, recorder, _ = ran
+    for fold in recipe.folds:
+        child = recorder.children[f"fold {fold.number}"]
+        for name, content in child.paths["masks"].items():
+            (tmp_path / name).write_bytes(content)
+        index, masks = load_masks(tmp_path / "masks.npz")
+        kept, probabilities = load_probabilities(tmp_path / "probabilities.npz")
+        pd.testing.assert_frame_equal(kept, index)
+        threshold = float(child.tables["cases"]["threshold"].iloc[0])
+        for case, values in probabilities.items():
+            assert np.array_equal(reached(values, threshold), masks[(index["case"] == case).to_numpy()])
 
 
 def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):

@@ -25,8 +25,8 @@ from bench import counts
 from bench.demo.honesty import cautions, listed, origin, speakers, spoken
 from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
-from bench.evaluate import THRESHOLDS
 from bench.masks import Mask
+from bench.probabilities import THRESHOLDS
 from bench.records import RunRecord
 from bench.serving import Segmenter
 from bench.tracking import Store, find_run, folds_of, model_folders, parent_of, read_table, records

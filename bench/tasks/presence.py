@@ -115,13 +115,13 @@ class Presence:
             rows = feed.pack.rows([case])
             size = self.settings.batch_size
             found = predict(models, feed, rows, batch_size=size, precision=self.precision, shape=(1, 1))
-            probability = found[:, 0, 0]
+            probability = found[:, 0, 0].astype(np.float64)  # as the threshold was chosen
             yield pd.DataFrame(
                 {
                     "case": case,
                     "slice": index["slice"].to_numpy()[rows],
                     "truth": index["positive"].to_numpy()[rows],
-                    "probability": probability.astype(np.float64),
+                    "probability": probability,
                     "called": probability >= threshold,
                 }
             )

@@ -21,6 +21,7 @@ from bench.feed import Feed
 from bench.leaderboard import summarise
 from bench.masks import Mask, Masks
 from bench.pack import Pack
+from bench.probabilities import hundredths
 from bench.records import CaseScore, Counted, Stack
 from bench.report import overlays
 
@@ -82,7 +83,7 @@ class Segmentation:
         found = stacks(models, feed, cases, threshold=threshold, batch_size=size, precision=self.precision)
         for case, rows, stack in found:
             scored = score_case(case, numbers[rows].tolist(), stack, metrics)
-            yield scored, Masks([(case, stack.prediction)])
+            yield scored, Masks([(case, stack.prediction)], [(case, hundredths(stack.probability))])
 
     def score_mask(self, case: str, numbers: Sequence[int], truth: Mask, mask: Mask) -> CaseScore:
         """Score a predicted mask, bool (S, H, W), by all metrics that need no probability."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
@@ -15,8 +15,11 @@ from mlflow.exceptions import MlflowException
 from bench.config import parse
 from bench.errors import StoreError, UnknownName, did_you_mean
 from bench.masks import Masks, load_masks
+from bench.probabilities import Probabilities, load_probabilities
 from bench.records import RunRecord
 from bench.tracking.store import FOLD, KIND, PARENT, Store
+
+T = TypeVar("T")
 
 
 def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
@@ -94,18 +97,29 @@ def settings_of(run: Run) -> dict[str, Any]:
 def masks_of(store: Store, run: Run) -> Masks:
     """The out-of-fold masks of a run, patient by patient, slices in their order. Raises `StoreError`."""
     parts = []
+    for index, masks in _of_folds(store, run, "masks", load_masks):
+        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
+    return Masks.joined(parts)
+
+
+def probabilities_of(store: Store, run: Run) -> Probabilities:
+    """The out-of-fold probabilities of a run in hundredths, patient by patient. Raises `StoreError`."""
+    return Probabilities.joined(found for _, found in _of_folds(store, run, "probabilities", load_probabilities))
+
+
+def _of_folds(
+    store: Store, run: Run, name: str, load: Callable[[Path], tuple[pd.DataFrame, T]]
+) -> Iterator[tuple[pd.DataFrame, T]]:
     for fold in folds_of(store, run).values():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                path = store.client.download_artifacts(fold.info.run_id, "masks/masks.npz", folder)
+                path = store.client.download_artifacts(fold.info.run_id, f"masks/{name}.npz", folder)
             except (MlflowException, OSError) as error:
                 raise StoreError(
-                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost the masks of {fold.info.run_name}. "
-                    "Run it again."
+                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has no {name} of {fold.info.run_name}: they "
+                    "are lost, or were not kept by the version that ran it. Run it again."
                 ) from error
-            index, masks = load_masks(Path(path))
-        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
-    return Masks.joined(parts)
+            yield load(Path(path))
 
 
 def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
