@@ -38,6 +38,14 @@ class Masks(Mapping[str, Mask]):
         whole.probabilities = Probabilities.joined(part.probabilities for part in every)
         return whole
 
+    def of(self, cases: Iterable[str]) -> Masks:
+        """Those of some patients alone."""
+        wanted, part = set(cases), Masks(())
+        part.bits = {case: bits for case, bits in self.bits.items() if case in wanted}
+        kept = self.probabilities.deflated
+        part.probabilities.deflated = {case: data for case, data in kept.items() if case in wanted}
+        return part
+
     def __getitem__(self, case: str) -> Mask:
         bits, shape = self.bits[case]
         return _unpacked(bits, shape)

@@ -187,6 +187,16 @@ def slice_table(scores: Sequence[CaseScore]) -> pd.DataFrame:
     return pd.concat([s.slices for s in scores], ignore_index=True)
 
 
+def record_masks(recorder: Recorder, masks: Masks, scores: Sequence[CaseScore]) -> None:
+    """Leave masks, and the probabilities that they were called from, under `masks/`."""
+    numbers = {s.case: s.slices["slice"].tolist() for s in scores}
+    with tempfile.TemporaryDirectory() as folder:
+        save_masks(Path(folder) / "masks.npz", masks, numbers)
+        if masks.probabilities:
+            save_probabilities(Path(folder) / "probabilities.npz", masks.probabilities, numbers)
+        recorder.files(Path(folder), "masks")
+
+
 def estimate_seconds(recipe: Recipe, only: int | None = None) -> float:
     """Seconds that the run will take: one training step and one prediction on a throwaway model are timed."""
     settings = recipe.config.train
@@ -229,11 +239,7 @@ def _record_fold(
     )
     recorder.image("curves", curves(history, primary))
     if predictions:
-        numbers = {s.case: s.slices["slice"].tolist() for s in result.scores}
-        with tempfile.TemporaryDirectory() as folder:
-            save_masks(Path(folder) / "masks.npz", predictions, numbers)
-            save_probabilities(Path(folder) / "probabilities.npz", predictions.probabilities, numbers)
-            recorder.files(Path(folder), "masks")
+        record_masks(recorder, predictions, result.scores)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "segmenter"
         save_model(saved, model, describe_model(recipe, result))

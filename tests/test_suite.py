@@ -143,6 +143,10 @@ def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     cases = read_table(store, find_run(store, "both"), "cases")
     assert sorted(cases["case"]) == sorted(gate["case"].unique())
     assert not {"brier", "ece"} & set(cases.columns)  # a gated mask has no probabilities
+    gated = masks_of(store, find_run(store, "both"))
+    assert {case: int(mask.sum()) for case, mask in gated.items()} == {
+        row.case: row.tp + row.fp for row in cases.itertuples()
+    }
 
 
 def test_the_cost_of_a_cascade_is_that_of_both(ran) -> None:

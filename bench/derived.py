@@ -1,0 +1,123 @@
+"""Runs made of other runs: masks that were predicted out of fold, put together or changed, and scored as a run.
+
+Nothing is trained. Such a run stands on the board of the runs that it is made of, with its own masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from bench import registry
+from bench.config import configure
+from bench.console import Display
+from bench.errors import BadSetting, DataError
+from bench.leaderboard import summarise
+from bench.masks import Mask, Masks
+from bench.pack import Pack, Source, packed
+from bench.records import CaseScore
+from bench.report import model_card
+from bench.runner import record_masks, slice_table
+from bench.tasks.segmentation import Segmentation
+from bench.tracking import KIND, PARENT, Run, Store, open_run, read_table, settings_of
+
+SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
+COSTS = ("wall_seconds", "train_seconds", "images", "epochs", "parameters")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What is to be logged: the scores and masks of all patients, and what they were made of.
+
+    `source` is the run whose data, split and folds it shares; `parts` all runs whose cost it bears.
+    """
+
+    title: str
+    source: Run
+    parts: Sequence[Run]
+    fingerprint: str
+    scores: Sequence[CaseScore]
+    masks: Masks
+    settings: Mapping[str, str]
+    facts: Mapping[str, str]  # for its model card
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def log_derived(
+    store: Store, made: Derived, pack: Pack, *, display: Display
+) -> tuple[str, pd.DataFrame, dict[str, float]]:
+    """Log it as a finished cross-validation. Gives the run's id, a row a patient, and what they say together."""
+    source, task = made.source, Segmentation(configure(settings_of(made.source)).evaluate, "auto")
+    folds = read_table(store, source, "cases")[["case", "fold"]]
+    cases = folds.merge(case_rows(made.scores), on="case")
+    values = summarise(cases)
+    tags = {tag: source.data.tags[tag] for tag in (*SHARED, "bench.dataset", "bench.synthetic")}
+    tags |= {"bench.task": task.name, "bench.fingerprint": made.fingerprint, KIND: PARENT, **made.tags}
+    experiment = store.client.get_experiment(source.info.experiment_id).name
+    with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
+        recorder.settings(made.settings)
+        recorder.metrics(
+            values | {f"cost/{n}": sum(r.data.metrics[f"cost/{n}"] for r in made.parts) for n in COSTS}
+        )
+        recorder.table("cases", cases)
+        recorder.table("slices", slice_table(made.scores))
+        recorder.table("split", read_table(store, source, "split"))
+        for fold, members in folds.groupby("fold")["case"]:
+            with recorder.child(f"fold {fold}", {"bench.fold": str(fold)}) as child:
+                record_masks(child, made.masks.of(members), made.scores)
+        for name, pixels in task.pictures(pack, cases, slice_table(made.scores), made.masks).items():
+            recorder.image(name, pixels)
+        recorder.tags({"mlflow.note.content": model_card(made.title, made.facts, values)})
+    return recorder.run_id, cases, values
+
+
+def pack_of(run: Run, data: Path | None, display: Display) -> Pack:
+    """The data of a logged run, in `data` or where the run found them. Raises `DataError` if they have changed."""
+    config = configure(settings_of(run), {} if data is None else {"dataset.folder": str(data)})
+    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
+    pack = packed(source, tick=display.packing)
+    if pack.manifest.key != run.data.tags["bench.data"]:
+        raise DataError(
+            f"the data are not those of run {run.info.run_name}. Give --data the folder it was run on."
+        )
+    return pack
+
+
+def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> list[CaseScore]:
+    """Every patient by all metrics that need no probability."""
+    numbers = pack.index["slice"].to_numpy()
+    scores = []
+    for case, mask in masks.items():
+        rows = pack.rows([case])
+        scores.append(task.score_mask(case, numbers[rows].tolist(), pack.masks[rows].astype(bool), mask))
+    return scores
+
+
+def case_rows(scores: Sequence[CaseScore]) -> pd.DataFrame:
+    """A row a patient."""
+    return pd.DataFrame([{"case": s.case, **s.values, **s.counts} for s in scores])
+
+
+def finished(run: Run, task: str, wanted: str) -> None:
+    """Raise `BadSetting` unless the run is a finished cross-validation of this task; `wanted` is the way out."""
+    found = run.data.tags.get("bench.task", "segmentation")
+    if run.data.tags.get(KIND) != PARENT or found != task or run.info.status != "FINISHED":
+        raise BadSetting(
+            f"run {run.info.run_name} ({run.info.run_id[:8]}) is no finished {task} cross-validation. {wanted}"
+        )
+
+
+def alike(runs: Sequence[Run]) -> None:
+    """Raise `BadSetting` unless all runs share data, split and metric convention."""
+    first, *others = runs
+    for other in others:
+        for tag in SHARED:
+            if first.data.tags[tag] != other.data.tags[tag]:
+                raise BadSetting(
+                    f"{first.info.run_name} and {other.info.run_name} differ in {tag.removeprefix('bench.')} "
+                    f"({first.data.tags[tag]} and {other.data.tags[tag]}): what one has learnt from, the other "
+                    "would be tested on. Run both alike."
+                )
