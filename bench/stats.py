@@ -147,6 +147,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(q) for q in multipletests(p, method="holm")[1]] if p.size else []
 
 
+@dataclass(frozen=True)
+class Procedure:
+    """What folds say of two ways to train: `difference` of their means, with an interval and p that know that
+    folds share training patients. `better` and `worse` are the posterior probabilities that the difference is
+    beyond `rope` on either side, and `same` that it is within."""
+
+    difference: float
+    interval: Interval
+    p: float
+    better: float
+    same: float
+    worse: float
+    n: int
+
+
+def corrected_resampled(
+    differences: ArrayLike, *, test_share: float, rope: float = 0.01, level: float = 0.95
+) -> Procedure:
+    """Differences of two procedures on each fold (and seed): the corrected resampled t-test (Nadeau and Bengio
+    2003) and, from the same Student distribution, the Bayesian correlated t-test (Corani and Benavoli 2015).
+
+    `test_share` is the share of patients that a fold tests, 1 / k: the correlation of its training sets. `rope` is
+    the difference that counts for nothing. NaN below two folds.
+    """
+    d = _finite(differences)
+    if not 0 < test_share < 1:
+        raise ValueError(f"a fold tests a share of the patients between 0 and 1, not {test_share}")
+    if d.size < 2:
+        nan = np.nan
+        return Procedure(float(d.mean()) if d.size else nan, Interval(nan, nan), nan, nan, nan, nan, d.size)
+    mean = float(d.mean())
+    deviation = np.sqrt((1 / d.size + test_share / (1 - test_share)) * d.var(ddof=1))
+    if deviation <= 1e-12:  # all folds agree
+        sure = float(mean > rope), float(abs(mean) <= rope), float(mean < -rope)
+        return Procedure(mean, Interval(mean, mean), float(abs(mean) <= 1e-12), *sure, d.size)
+    posterior = stats.t(d.size - 1, loc=mean, scale=deviation)
+    low, high = posterior.interval(level)
+    worse, better = float(posterior.cdf(-rope)), float(posterior.sf(rope))
+    p = float(2 * stats.t.sf(abs(mean) / deviation, d.size - 1))
+    return Procedure(mean, Interval(float(low), float(high)), p, better, 1 - better - worse, worse, d.size)
+
+
 def summary(values: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Summary:
     """Describe a sample; the percentiles interpolate linearly. Of no units, all but n is NaN."""
     x = _finite(values)

@@ -1,0 +1,169 @@
+"""Which of several models is best, and how sure that is. Pure: arrays in, `Standing`s out.
+
+All are judged on the same patients, whose scores are paired. Means are ranked; what can be said of a rank comes
+from drawing patients (and seeds) again and again, and from paired tests corrected for being many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from bench.stats import Interval, holm, interval
+
+Floats = NDArray[np.float64]
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one model stands.
+
+    `difference` is its mean less the leader's, over the same patients. `p` is Wilcoxon's of that difference, Holm
+    corrected over all pairs of models, since who leads was not known before. Models of one `group` cannot be told
+    from its best one. `first` is the probability that the model is the best for patients drawn anew, `ranks` the
+    interval of its rank.
+    """
+
+    rank: int
+    mean: float
+    interval: Interval
+    difference: float
+    difference_interval: Interval
+    p: float
+    group: int
+    first: float
+    ranks: tuple[int, int]
+
+
+def standings(
+    scores: Sequence[ArrayLike], *, higher: bool = True, level: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> list[Standing]:
+    """Rank models by their mean score, given (runs, patients) or (patients,) each, in the order given.
+
+    Runs are seeds of one configuration: a patient's score is their mean, and a draw takes patients and, where
+    there are several, runs. Intervals of single runs are BCa, of several percentiles of the draws (Davison and
+    Hinkley 1997). Raises `ValueError` for unequal patients or undefined scores.
+    """
+    runs = [np.atleast_2d(np.asarray(s, np.float64)) for s in scores]
+    if len({r.shape[1] for r in runs}) > 1:
+        raise ValueError(f"models were judged on unequal patients: {sorted({r.shape[1] for r in runs})}")
+    if not all(np.isfinite(r).all() for r in runs):
+        raise ValueError("a score is not defined: decide first what that means")
+    patients = np.stack([r.mean(0) for r in runs])
+    means, leader = patients.mean(1), int(np.argmax(patients.mean(1) * (1 if higher else -1)))
+    draws = drawn_means(runs, resamples=resamples, seed=seed)
+
+    def bounds(own: int, other: int | None) -> Interval:
+        several = len(runs[own]) > 1 or (other is not None and len(runs[other]) > 1)
+        if several:
+            values = draws[own] if other is None else draws[own] - draws[other]
+            return percentiles(values, level)
+        values = patients[own] if other is None else np.round(patients[own] - patients[other], 12)
+        return interval(values, level=level, resamples=resamples, seed=seed)
+
+    return placed(
+        means,
+        draws,
+        wilcoxon(patients),
+        [bounds(m, None) for m in range(len(runs))],
+        [bounds(m, leader) for m in range(len(runs))],
+        higher=higher,
+        level=level,
+    )
+
+
+def placed(
+    means: Floats,
+    draws: Floats,
+    p: Floats,
+    intervals: Sequence[Interval],
+    differences: Sequence[Interval],
+    *,
+    higher: bool = True,
+    level: float = 0.95,
+) -> list[Standing]:
+    """Standings of M models from their scores (M,), those of drawn patients (M, B) and p-values (M, M)."""
+    sign = 1 if higher else -1
+    leader = int(np.argmax(sign * means))
+    corrected = holm_pairs(p)
+    rank = ranks(sign * means[:, None])[:, 0]
+    drawn = ranks(sign * draws)
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=1, method="closest_observation")
+    best = (drawn == 1) / (drawn == 1).sum(0)  # a first place that is shared is shared out
+    group = groups(sign * means, corrected)
+    return [
+        Standing(
+            rank=int(rank[m]),
+            mean=float(means[m]),
+            interval=intervals[m],
+            difference=float(means[m] - means[leader]),
+            difference_interval=differences[m],
+            p=float(corrected[m, leader]),
+            group=int(group[m]),
+            first=float(best[m].mean()),
+            ranks=(int(low[m]), int(high[m])),
+        )
+        for m in range(len(means))
+    ]
+
+
+def drawn_means(runs: Sequence[Floats], *, resamples: int = 9999, seed: int = 0) -> Floats:
+    """Means (M, B) of patients drawn with replacement, the same for all models, and of drawn runs of each."""
+    rng = np.random.default_rng(seed)
+    n = runs[0].shape[1]
+    weight = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    means = np.empty((len(runs), resamples))
+    for m, values in enumerate(runs):
+        each = values @ weight.T
+        taken = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
+        means[m] = (each * taken.T).sum(0) / len(values)
+    return means
+
+
+def wilcoxon(patients: Floats) -> Floats:
+    """Two-sided p-values (M, M) of all pairs, of scores (M, patients); 1 where two models are the same."""
+    p = np.ones((len(patients), len(patients)))
+    for a, b in combinations(range(len(patients)), 2):
+        d = np.round(patients[a] - patients[b], 12)  # smaller is rounding, which would break ties between ranks
+        if d.any():
+            p[a, b] = p[b, a] = stats.wilcoxon(d).pvalue
+    return p
+
+
+def holm_pairs(p: Floats) -> Floats:
+    """A symmetric matrix of p-values, corrected for all its pairs (Holm 1979)."""
+    above = np.triu_indices(len(p), 1)
+    corrected = np.ones_like(p)
+    corrected[above] = holm(p[above].tolist())
+    return np.minimum(corrected, corrected.T)
+
+
+def groups(goodness: Floats, p: Floats, alpha: float = ALPHA) -> NDArray[np.int64]:
+    """Tie groups from 1: the best model and all that cannot be told from it, then the same among the rest."""
+    group = np.zeros(len(goodness), np.int64)
+    number = 0
+    while (left := np.flatnonzero(group == 0)).size:
+        number += 1
+        head = left[np.argmax(goodness[left])]
+        group[left[p[head, left] >= alpha]] = number
+        group[head] = number
+    return group
+
+
+def ranks(goodness: Floats) -> NDArray[np.int64]:
+    """Ranks from 1 down each column of (M, B); equal values (to rounding) share the better rank."""
+    found = stats.rankdata(-np.round(goodness, 12), method="min", axis=0).astype(np.int64)
+    return np.asarray(found)
+
+
+def percentiles(values: Floats, level: float = 0.95) -> Interval:
+    """The middle `level` of drawn values; undefined where any draw is."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
