@@ -18,10 +18,11 @@ from bench.errors import DataError
 from bench.leaderboard import data_tags
 from bench.masks import Mask
 from bench.pack import Pack, Pixels, Source, packed
+from bench.pictures import side_by_side
 from bench.recipe import task_of
-from bench.report import SYNTHETIC_WARNING, headline, side_by_side
 from bench.runner import slice_table
 from bench.serving import Segmenter
+from bench.tables import SYNTHETIC_WARNING, headline
 from bench.tracking import EVALUATION, KIND, connect, find_run, model_folders, open_run, parent_of, patients_of
 
 

@@ -15,12 +15,11 @@ import pandas as pd
 
 from bench.config import Evaluate
 from bench.console import Display, console
-from bench.derived import Derived, alike, case_rows, finished, log_derived, pack_of, score_masks
+from bench.derived import Derived, alike, case_rows, compared, finished, log_derived, pack_of, score_masks
 from bench.errors import DataError
 from bench.masks import Mask, Masks
 from bench.pack import Pack
-from bench.report import headline
-from bench.stats import paired
+from bench.tables import headline
 from bench.tasks.segmentation import Segmentation
 from bench.tracking import Run, connect, find_run, masks_of, read_table
 
@@ -51,7 +50,7 @@ def cascade(
         before = masks_of(store, model)
         after = Masks((case, mask & _called(pack, calls, case)[:, None, None]) for case, mask in before.items())
         scores = score_masks(Segmentation(Evaluate(), "auto"), pack, after)
-        said = _compared(case_rows(scores), read_table(store, model, "cases"))
+        said = compared(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
         made = Derived(
             title=name or f"cascade of {gate.info.run_name} and {model.info.run_name}",
             source=model,
@@ -93,18 +92,3 @@ def _settings(gate: Run, model: Run) -> dict[str, str]:
         "cascade.presence": gate.info.run_id,
         "cascade.segmentation": model.info.run_id,
     }
-
-
-def _compared(after: pd.DataFrame, before: pd.DataFrame) -> str:
-    """One sentence: what the gate has changed, patient by patient."""
-    both = after.merge(before, on="case", suffixes=("", "_alone")).dropna(subset=["dice", "dice_alone"])
-    found = paired(both["dice"], both["dice_alone"])
-    changes = ", ".join(
-        f"{name.replace('_', ' ')} {before[name].sum():.0f} to {after[name].sum():.0f}"
-        for name in ("false_positive_slices", "missed_slices")
-    )
-    return (
-        f"against segmentation alone: Dice {found.difference:+.3f} (95% interval {found.interval.low:+.3f} to "
-        f"{found.interval.high:+.3f}), better in {found.wins:.0%} of {found.n} patients, "
-        f"Wilcoxon p = {found.p:.2g}; {changes}"
-    )

@@ -29,6 +29,7 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     markdown = "markdown"
+    html = "html"
 
 
 TrackingUri = Annotated[
@@ -178,32 +179,51 @@ def show(
 
 @app.command()
 def leaderboard(
-    sort: Annotated[
-        str | None, typer.Option(help="Column to rank by; else Dice, or AUROC where presence was asked for.")
+    primary: Annotated[
+        str | None, typer.Option(help="Score to rank by; else Dice, or AUROC where presence was asked for.")
     ] = None,
+    group_by: Annotated[
+        str, typer.Option(help="What is a row: configuration (seeds averaged), run, or a setting like loss.name.")
+    ] = "configuration",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs of which this holds: model=unet, parameters<5e6.")
+    ] = None,
+    pareto: Annotated[
+        str | None, typer.Option(help="Only rows that none beats in score and in this cost: parameters, flops ...")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to order rows by; their ranks stay.")] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the ranked runs: one board for each data set and split."""
-    from bench import report
+    """Print the ranked runs: one board for each data set, split and convention, never ranked together.
+
+    Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
+    """
+    from bench import tables
     from bench.leaderboard import boards
     from bench.tracking import connect, records
 
-    made = boards(records(connect(tracking_uri)), sort=sort)
+    found = records(connect(tracking_uri))
+    made = boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
     match format:
         case Format.csv:
-            typer.echo(report.board_csv(made), nl=False)
+            typer.echo(tables.board_csv(made), nl=False)
         case Format.json:
-            typer.echo(report.board_json(made))
+            typer.echo(tables.board_json(made))
         case Format.markdown:
-            typer.echo(report.board_markdown(made), nl=False)
+            typer.echo(tables.board_markdown(made), nl=False)
+        case Format.html:
+            typer.echo("\n".join(map(tables.board_html, made)))
         case Format.table:
             from bench.console import console
 
-            if not made:
+            if not found:
                 _say("no finished run yet. `bench run --model unet` makes one.")
+            elif not made:
+                _say(f"none of {len(found)} runs is left by {' and '.join(where or ())}.")
             for board in made:
-                console().print(report.board_table(board))
+                console().print(tables.board_table(board))
+                console().print(tables.board_table(board, tables.cost_columns(board)))
 
 
 @app.command()

@@ -9,23 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bench import registry
 from bench.config import configure
 from bench.console import Display
+from bench.counts import dice_of
 from bench.errors import BadSetting, DataError
-from bench.leaderboard import summarise
 from bench.masks import Mask, Masks
 from bench.pack import Pack, Source, packed
 from bench.records import CaseScore
-from bench.report import model_card
 from bench.runner import record_masks, slice_table
+from bench.stats import paired
+from bench.summary import summarise
+from bench.tables import model_card
 from bench.tasks.segmentation import Segmentation
 from bench.tracking import KIND, PARENT, Run, Store, open_run, read_table, settings_of
 
 SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
-COSTS = ("wall_seconds", "train_seconds", "images", "epochs", "parameters")
+COSTS = (
+    *("wall_seconds", "train_seconds", "device_seconds", "images", "epochs", "parameters", "flops"),
+    *("latency_p50_ms", "latency_p95_ms"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,7 @@ def log_derived(
     experiment = store.client.get_experiment(source.info.experiment_id).name
     with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
         recorder.settings(made.settings)
-        recorder.metrics(
-            values | {f"cost/{n}": sum(r.data.metrics[f"cost/{n}"] for r in made.parts) for n in COSTS}
-        )
+        recorder.metrics(values | _costs(made.parts))
         recorder.table("cases", cases)
         recorder.table("slices", slice_table(made.scores))
         recorder.table("split", read_table(store, source, "split"))
@@ -72,6 +76,12 @@ def log_derived(
             recorder.image(name, pixels)
         recorder.tags({"mlflow.note.content": model_card(made.title, made.facts, values)})
     return recorder.run_id, cases, values
+
+
+def _costs(parts: Sequence[Run]) -> dict[str, float]:
+    """All parts have to be trained and to be run; what one of them has not logged is not known."""
+    names = [f"cost/{name}" for name in COSTS]
+    return {n: sum(r.data.metrics[n] for r in parts) for n in names if all(n in r.data.metrics for r in parts)}
 
 
 def pack_of(run: Run, data: Path | None, display: Display) -> Pack:
@@ -99,6 +109,24 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
 def case_rows(scores: Sequence[CaseScore]) -> pd.DataFrame:
     """A row a patient."""
     return pd.DataFrame([{"case": s.case, **s.values, **s.counts} for s in scores])
+
+
+def compared(after: pd.DataFrame, before: pd.DataFrame, than: str) -> str:
+    """One sentence: what has changed from `before`, patient by patient; Dice is that of the pixel counts."""
+    both = after.merge(before, on="case", suffixes=("", "_before"))
+    new, old = (dice_of(*both[[f"{c}{end}" for c in ("tp", "fp", "fn")]].to_numpy().T) for end in ("", "_before"))
+    defined = ~np.isnan(new + old)
+    found = paired(new[defined], old[defined])
+    changes = "".join(
+        f"; {name.replace('_', ' ')} {before[name].sum():.0f} to {after[name].sum():.0f}"
+        for name in ("false_positive_slices", "missed_slices")
+        if name in before
+    )
+    return (
+        f"against {than}: Dice {found.difference:+.3f} (95% interval {found.interval.low:+.3f} to "
+        f"{found.interval.high:+.3f}), better in {found.wins:.0%} of {found.n} patients, "
+        f"Wilcoxon p = {found.p:.2g}{changes}"
+    )
 
 
 def finished(run: Run, task: str, wanted: str) -> None:

@@ -1,129 +1,139 @@
 """Records in, ranked rows out. Pure: it reads no store and draws no table.
 
-Rows are ranked together only when the same patients were tested on the same pixels under the same split and
-the same metric conventions; everything else is another board.
+Rows are ranked together only when the same patients were tested on the same pixels under the same split and the
+same metric conventions; everything else is another board.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from bench import counts, registry
-from bench.errors import UnknownName, did_you_mean
+from bench import registry
+from bench.classification import HIGHER, SCORES, Calls
+from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.pack import Manifest
+from bench.ranking import Standing, bootstrap_p, percentiles, placed, standings
 from bench.records import RunRecord
-from bench.stats import interval
+from bench.stats import Interval
+from bench.summary import NOT_METRICS
 
 CONVENTION = "1"  # raise it when a metric changes its meaning: older rows then stand on another board
-COUNTS = ("tp", "fp", "fn", "tn")
-NOT_METRICS = ("case", "fold", "threshold", *COUNTS)
+HEADLINE = {"segmentation": "dice", "presence": "auroc"}
+CONFIGURATION = "configuration"  # what makes a row: runs of one configuration, which differ in their seeds alone
+RUN = "run"  # or every run by itself
+LOWER_IS_BETTER = (
+    *("rank", "p", "group", "rank_low", "rank_high", "hd95", "assd", "missed_slices", "false_positive_slices"),
+    *("dice_under_half", "brier", "ece", "parameters", "flops", "wall_seconds", "device_seconds", "epochs"),
+    *("images", "peak_memory_mb", "latency_p50_ms", "latency_p95_ms"),
+)
+COSTS = (
+    *("epochs", "images", "parameters", "flops", "wall_seconds", "device_seconds", "peak_memory_mb"),
+    *("latency_p50_ms", "latency_p95_ms"),
+)
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run on a board. Scores are means over patients unless their name says otherwise."""
+    """One configuration on a board: a run, or the mean of several that differ in their seeds.
+
+    `score` is the board's primary metric and `low` to `high` its 95% interval; how it stands to the others is
+    explained at `bench.ranking.Standing`. `scores` are all that the runs have logged of all patients together.
+    """
 
     rank: int
     name: str
     model: str
     encoder: str
     loss: str
-    dice: float
-    low: float  # ends of the 95% interval of the mean
+    weights: str
+    score: float
+    low: float
     high: float
-    median: float
-    p5: float
-    under_half: int  # patients with Dice under 0.5
-    positive_slices: float  # Dice on slices with tumour
-    hd95: float  # pixels
-    missed_slices: int
-    dice_global: float
+    difference: float  # to the leader
+    difference_low: float
+    difference_high: float
+    p: float
+    group: int
+    first: float
+    rank_low: int
+    rank_high: int
+    seeds: int
+    folds: int
     patients: int
+    budget: str  # slices seen in a fold and their size: rows of unlike budgets tell of budgets, too
     epochs: float  # of a fold, on average
-    images: int
-    parameters: int
+    images: float
+    parameters: float
+    flops: float  # of one slice, a forward pass
     wall_seconds: float
-    weights: str
+    device_seconds: float  # of training, times the threads or GPUs
+    peak_memory_mb: float
+    latency_p50_ms: float  # of one slice by itself
+    latency_p95_ms: float
+    hardware: str
     seed: str
     data: str
     split: str
     synthetic: bool
-    run_id: str
+    run_id: str  # the newest
+    runs: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class PresenceRow:
-    """One classifier on a board. Scores are over all slices, their intervals over patients."""
-
-    rank: int
-    name: str
-    model: str
-    encoder: str
-    loss: str
-    auroc: float
-    low: float  # ends of the 95% interval of the AUROC
-    high: float
-    average_precision: float
-    accuracy: float
-    sensitivity: float
-    specificity: float
-    brier: float
-    ece: float
-    missed_slices: int
-    false_positive_slices: int
-    patients: int
-    epochs: float
-    images: int
-    parameters: int
-    wall_seconds: float
-    weights: str
-    seed: str
-    data: str
-    split: str
-    synthetic: bool
-    run_id: str
-
-
-ROWS: Mapping[str, type[Row] | type[PresenceRow]] = {"segmentation": Row, "presence": PresenceRow}
-HEADLINE = {"segmentation": "dice", "presence": "auroc"}
-LOWER_IS_BETTER = (
-    "hd95",
-    "missed_slices",
-    "false_positive_slices",
-    "under_half",
-    "brier",
-    "ece",
-    "parameters",
-    "wall_seconds",
-    "epochs",
-    "images",
-)
+    def flat(self) -> dict[str, Any]:
+        """Every column by its name."""
+        own = asdict(self) | {"runs": " ".join(self.runs)}
+        return own | {k: v for k, v in own.pop("scores").items() if k not in own}
 
 
 @dataclass(frozen=True)
 class Board:
-    """Rows that may be compared, and what they have in common."""
+    """Rows that may be compared, and what they have in common.
+
+    `primary` is the score that ranks, `left_out` the patients for whom it is not defined in some row: they count
+    for no row.
+    """
 
     task: str
+    primary: str
     dataset: str
     data_key: str
     split_hash: str
     patients: int
     synthetic: bool
-    rows: tuple[Row | PresenceRow, ...]
+    post_hoc: bool
+    left_out: tuple[str, ...]
+    rows: tuple[Row, ...]
 
     @property
     def title(self) -> str:
         what = f"{self.dataset}{' (SYNTHETIC, not patients)' if self.synthetic else ''}"
         what += " · presence of tumour" if self.task == "presence" else ""
+        what += " · RESCORED after the test scores were seen: no fair competitors" if self.post_hoc else ""
         return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {self.patients} patients"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know before believing the ranks."""
+        said = []
+        if len({row.budget for row in self.rows}) > 1:
+            said.append("Budgets differ between rows: so may their scores, whatever the model.")
+        if len(self.rows) > 1 and all(row.seeds == 1 for row in self.rows):
+            said.append("One seed a row: p speaks of these fitted models; trained anew, ranks may change.")
+        if self.left_out:
+            who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
+            said.append(f"{len(self.left_out)} patients count for no row, as {self.primary} is undefined: {who}.")
+        return tuple(said)
 
 
 def data_tags(manifest: Manifest) -> dict[str, str]:
@@ -136,138 +146,309 @@ def data_tags(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, float]:
-    """What a run's patients say together, from a table with one row a patient.
+def boards(
+    records: Sequence[RunRecord],
+    *,
+    primary: str | None = None,
+    sort: str | None = None,
+    group_by: str = CONFIGURATION,
+    where: Sequence[str] = (),
+    pareto: str | None = None,
+) -> list[Board]:
+    """Group comparable records and rank each group by its primary score; equal scores share a rank.
 
-    A metric is averaged over the patients for whom it is defined, and `<metric>_undefined` counts the others;
-    counts of slices are summed. Globally pooled scores stand under `<metric>_global`.
+    `primary` is any score of patients (Dice by default), or of slices where presence was asked for (AUROC);
+    `group_by` what makes a row: `configuration`, `run`, or a setting such as loss.name, over whose runs the score
+    is then averaged; `where` keeps rows for which conditions such as model=unet or parameters<5e6 hold; `pareto`
+    keeps rows than which no other is better as well as cheaper in that column; `sort` orders them by a column.
+    Raises `BenchError`.
     """
-    values: dict[str, float] = {"patients": len(cases)}
-    for name in (c for c in cases.columns if c not in NOT_METRICS):
-        column = cases[name].to_numpy(np.float64)
-        defined = column[~np.isnan(column)]
-        if _is_count(name):
-            values[name] = float(defined.sum())
-            continue
-        values[name] = float(defined.mean()) if len(defined) else math.nan
-        if len(defined) < len(column):
-            values[f"{name}_undefined"] = len(column) - len(defined)
-    dice = cases["dice"].dropna().to_numpy(np.float64) if "dice" in cases else np.array([])
-    if len(dice):
-        values |= {
-            "dice_median": float(np.median(dice)),
-            "dice_p5": float(np.percentile(dice, 5)),
-            "dice_under_half": int((dice < 0.5).sum()),
-        }
-        if with_interval:
-            ends = interval(dice)
-            values |= {"dice_low": ends.low, "dice_high": ends.high}
-    tp, fp, fn, tn = (int(cases[c].sum()) for c in COUNTS)
-    pooled = {
-        "dice": counts.dice_of(tp, fp, fn),
-        "iou": counts.iou_of(tp, fp, fn),
-        "precision": counts.precision_of(tp, fp),
-        "recall": counts.recall_of(tp, fn),
-        "specificity": counts.specificity_of(tn, fp),
-        "accuracy": counts.accuracy_of(tp, fp, fn, tn),
-    }
-    return values | {f"{name}_global": float(value) for name, value in pooled.items()}
-
-
-def boards(records: Sequence[RunRecord], *, sort: str | None = None) -> list[Board]:
-    """Group comparable records and rank each group, best first; ties share a rank.
-
-    They are ranked by `sort` where their task has such a column, else by its headline: Dice or AUROC. Raises
-    `UnknownName` for a column that no board can be sorted by.
-    """
-    sortable = {task: _sortable(kind) for task, kind in ROWS.items()}
-    every = list(dict.fromkeys(name for names in sortable.values() for name in names))
-    if sort is not None and sort not in every:
-        raise UnknownName(f"cannot sort by '{sort}'; there are {', '.join(every)}.{did_you_mean(sort, every)}")
-    groups: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in records:
+    groups: dict[Key, list[RunRecord]] = {}
+    for record in _kept(records, where):
         groups.setdefault(_comparable(record), []).append(record)
-    made = []
-    for (task, *_), group in groups.items():
-        by = sort if sort in sortable[task] else HEADLINE[task]
-        ordered = sorted((_row(r, task) for r in group), key=lambda row: (_badness(row, by), row.name, row.run_id))
-        badness = [_badness(row, by) for row in ordered]
-        ranked = [replace(row, rank=badness.index(b) + 1) for row, b in zip(ordered, badness, strict=True)]
-        tags = group[0].tags
-        made.append(
-            Board(
-                task=task,
-                dataset=tags["bench.dataset"],
-                data_key=tags["bench.data"],
-                split_hash=tags["bench.split"],
-                patients=len(group[0].cases),
-                synthetic=ranked[0].synthetic,
-                rows=tuple(ranked),
-            )
-        )
-    return sorted(made, key=lambda b: (b.synthetic, b.task == "presence", -len(b.rows), b.title))
+    if primary is not None:
+        _check_primary(primary, [r for group in groups.values() for r in group])
+    made = [_board(task, group, primary, group_by) for (task, *_), group in groups.items()]
+    made = sorted(made, key=lambda b: (b.synthetic, b.post_hoc, b.task == "presence", -len(b.rows), b.title))
+    if pareto is not None:
+        made = [replace(board, rows=_front(board, pareto)) for board in made]
+    return [replace(board, rows=_ordered(board.rows, sort)) for board in made] if sort else made
 
 
-def _sortable(kind: type[Row] | type[PresenceRow]) -> list[str]:
-    return [name for name, type_ in kind.__annotations__.items() if type_ in ("float", "int") and name != "rank"]
+def on_board(records: Sequence[RunRecord], run_id: str) -> Board:
+    """The board that a run stands on."""
+    return next(b for b in boards(records) if any(run_id in row.runs for row in b.rows))
 
 
-def _comparable(record: RunRecord) -> tuple[str, ...]:
-    tested = hashlib.sha256("\n".join(sorted(record.cases["case"])).encode()).hexdigest()
-    task = record.tags.get("bench.task", "segmentation")
-    return (task, *(record.tags[f"bench.{k}"] for k in ("data", "split", "convention")), tested)
-
-
-def _badness(row: Row | PresenceRow, sort: str) -> float:
-    value = float(getattr(row, sort))
-    if math.isnan(value):
-        return math.inf
-    return value if sort in LOWER_IS_BETTER else -value
-
-
-def _row(record: RunRecord, task: str) -> Row | PresenceRow:
-    value, setting, tag = record.metrics, record.settings, record.tags
-    nan = math.nan
-    shared: dict[str, Any] = {
-        "rank": 0,
-        "name": record.name,
-        "model": setting.get("model.name", "?"),
-        "encoder": _said(setting.get("model.encoder")),
-        "loss": setting.get("loss.name", "?"),
-        "low": value.get(f"{HEADLINE[task]}_low", nan),
-        "high": value.get(f"{HEADLINE[task]}_high", nan),
-        "missed_slices": int(value.get("missed_slices", 0)),
-        "patients": len(record.cases),
-        "epochs": value.get("cost/epochs", nan),
-        "images": int(value.get("cost/images", 0)),
-        "parameters": int(value.get("cost/parameters", 0)),
-        "wall_seconds": value.get("cost/wall_seconds", nan),
-        "weights": _said(setting.get("model.weights")) or "scratch",
-        "seed": setting.get("run.seed", "?"),
-        "data": tag["bench.data"][:8],
-        "split": tag["bench.split"],
-        "synthetic": tag.get("bench.synthetic") == "true",
-        "run_id": record.run_id,
+def placings(board: Board) -> dict[str, dict[str, float]]:
+    """For every run on a board, where it stands now: as metrics for MLflow's UI."""
+    return {
+        run: {"rank": row.rank, "rank_low": row.rank_low, "rank_high": row.rank_high, "rank_first": row.first}
+        for row in board.rows
+        for run in row.runs
     }
+
+
+def higher_is_better(task: str, primary: str) -> bool:
+    """Which way a score points."""
     if task == "presence":
-        names = ("auroc", "average_precision", "accuracy", "sensitivity", "specificity", "brier", "ece")
-        shared |= {name: value.get(name, nan) for name in names}
-        return PresenceRow(**shared, false_positive_slices=int(value.get("false_positive_slices", 0)))
-    return Row(
-        **shared,
-        dice=value.get("dice", nan),
-        median=value.get("dice_median", nan),
-        p5=value.get("dice_p5", nan),
-        under_half=int(value.get("dice_under_half", 0)),
-        positive_slices=value.get("dice_positive_slices", nan),
-        hd95=value.get("hd95", nan),
-        dice_global=value.get("dice_global", nan),
+        return primary in HIGHER
+    return primary not in registry.metric or bool(registry.metric[primary].facts.get("higher"))
+
+
+def _board(task: str, records: Sequence[RunRecord], primary: str | None, group_by: str) -> Board:
+    scored = SCORES if task == "presence" else _metrics(records)
+    by = primary if primary is not None and primary in scored else HEADLINE[task]
+    rows: dict[str, list[RunRecord]] = {}
+    for record in records:
+        rows.setdefault(_row_key(record, group_by), []).append(record)
+    contenders = list(rows.values())
+    better = higher_is_better(task, by)
+    if task == "presence":
+        left_out: tuple[str, ...] = ()
+        found = _presence_standings(contenders, by, higher=better)
+    else:
+        left_out, found = _patient_standings(contenders, by, higher=better)
+    made = [_row(runs, standing, group_by) for runs, standing in zip(contenders, found, strict=True)]
+    tags = records[0].tags
+    return Board(
+        task=task,
+        primary=by,
+        dataset=tags["bench.dataset"],
+        data_key=tags["bench.data"],
+        split_hash=tags["bench.split"],
+        patients=len(records[0].cases),
+        synthetic=tags.get("bench.synthetic") == "true",
+        post_hoc="bench.post_hoc" in tags,
+        left_out=left_out,
+        rows=tuple(sorted(made, key=lambda row: (row.rank, row.name, row.run_id))),
     )
 
 
-def _said(value: str | None) -> str:
+def _patient_standings(
+    contenders: Sequence[Sequence[RunRecord]], primary: str, *, higher: bool
+) -> tuple[tuple[str, ...], list[Standing]]:
+    """Patients for whom the score is undefined in any run, and the standings over all others.
+
+    A run that has it for no patient comes last, and takes nobody else's patients away.
+    """
+    cases = sorted(contenders[0][0].cases["case"])
+    scores = [
+        np.stack([run.cases.set_index("case")[primary].reindex(cases).to_numpy(np.float64) for run in runs])
+        if all(primary in run.cases for run in runs)
+        else np.full((1, len(cases)), np.nan)
+        for runs in contenders
+    ]
+    known = [not np.isnan(values).all() for values in scores]
+    told = [values for values, some in zip(scores, known, strict=True) if some]
+    defined = np.all([~np.isnan(values).any(0) for values in told], axis=0) if told else np.zeros(len(cases), bool)
+    left_out = tuple(case for case, some in zip(cases, defined, strict=True) if not some)
+    found = iter(standings([values[:, defined] for values in told], higher=higher) if defined.any() else ())
+    last = sum(known) + 1 if defined.any() else 1
+    return left_out, [next(found) if some and defined.any() else _unknown(last) for some in known]
+
+
+def _presence_standings(
+    contenders: Sequence[Sequence[RunRecord]], primary: str, *, higher: bool, resamples: int = 999
+) -> list[Standing]:
+    """A score of slices is no mean over patients: whole patients are drawn, and the score is found anew."""
+    rng = np.random.default_rng(0)
+    cases = sorted(contenders[0][0].cases["case"])
+    weight = rng.multinomial(len(cases), np.full(len(cases), 1 / len(cases)), size=resamples)
+    values, draws, score = [], np.empty((len(contenders), resamples)), SCORES[primary]
+    for at, runs in enumerate(contenders):
+        drawn = np.empty((len(runs), resamples))
+        found = []
+        for row, run in enumerate(runs):
+            assert run.slices is not None  # `bench.tracking` reads them with every presence run
+            calls = Calls.of(run.slices)
+            place = pd.Index(cases).get_indexer(run.slices["case"])
+            found.append(score(calls))
+            drawn[row] = [score(calls.weighing(w[place].astype(np.float64))) for w in weight]
+        taken = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)
+        draws[at] = (drawn * taken.T).sum(0) / len(runs)
+        values.append(float(np.mean(found)))
+    means = np.array(values)
+    if not np.isfinite(means).all():
+        return [_unknown(1) for _ in contenders]
+    leader = int(np.argmax(means if higher else -means))
+    own = [_logged(runs, primary) or percentiles(d) for runs, d in zip(contenders, draws, strict=True)]
+    differences = [percentiles(d - draws[leader]) for d in draws]
+    return placed(means, draws, bootstrap_p(draws), own, differences, higher=higher)
+
+
+def _logged(runs: Sequence[RunRecord], primary: str) -> Interval | None:
+    """The interval that a single run has logged of its score."""
+    ends = (f"{primary}_low", f"{primary}_high")
+    if len(runs) > 1 or not all(end in runs[0].metrics for end in ends):
+        return None
+    return Interval(*(runs[0].metrics[end] for end in ends))
+
+
+def _unknown(rank: int) -> Standing:
+    nan = math.nan
+    return Standing(rank, nan, Interval(nan, nan), nan, Interval(nan, nan), nan, rank, nan, (rank, rank))
+
+
+def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
+    first = runs[0]  # the newest
+    seeds = sorted({run.settings.get("run.seed", "?") for run in runs})
+    costs = {name: _mean(runs, f"cost/{name}") for name in COSTS}
+    names = list(dict.fromkeys(run.name for run in runs))
+    logged = sorted({name for run in runs for name in run.metrics if "/" not in name})
+    return Row(
+        rank=standing.rank,
+        name=first.name if group_by in (CONFIGURATION, RUN) or len(names) == 1 else _said(first, group_by),
+        model=_common(runs, "model.name") or "?",
+        encoder=_common(runs, "model.encoder"),
+        loss=_common(runs, "loss.name") or "?",
+        weights=_common(runs, "model.weights") or "scratch",
+        score=standing.mean,
+        low=standing.interval.low,
+        high=standing.interval.high,
+        difference=standing.difference,
+        difference_low=standing.difference_interval.low,
+        difference_high=standing.difference_interval.high,
+        p=standing.p,
+        group=standing.group,
+        first=standing.first,
+        rank_low=standing.ranks[0],
+        rank_high=standing.ranks[1],
+        seeds=len(seeds),
+        folds=first.cases["fold"].nunique() if "fold" in first.cases else 0,
+        patients=len(first.cases),
+        budget=_budget(first),
+        **costs,
+        hardware=first.tags.get("env.device", ""),
+        seed=", ".join(seeds),
+        data=first.tags["bench.data"][:8],
+        split=first.tags["bench.split"],
+        synthetic=first.tags.get("bench.synthetic") == "true",
+        run_id=first.run_id,
+        runs=tuple(run.run_id for run in runs),
+        scores={name: _mean(runs, name) for name in logged},
+    )
+
+
+def _budget(run: RunRecord) -> str:
+    """Slices seen in a fold, to two digits, and how large: '24k x 64 px'."""
+    folds = run.cases["fold"].nunique() if "fold" in run.cases else 0
+    images = run.metrics.get("cost/images", math.nan) / folds if folds else math.nan
+    if math.isnan(images) or images == 0:
+        return ""
+    digits = max(0, math.floor(math.log10(images)) - 1)
+    seen = round(images / 10**digits) * 10**digits
+    side = _said(run, "input.patch.size") or _said(run, "input.image_size")
+    return f"{f'{seen / 1000:g}k' if seen >= 1000 else seen} x {f'{side} px' if side else 'full size'}"
+
+
+def _row_key(record: RunRecord, group_by: str) -> str:
+    """Records with one key are one row."""
+    if group_by == RUN:
+        return record.run_id
+    if group_by == CONFIGURATION:
+        own = {k: v for k, v in record.settings.items() if not k.startswith(("run.", "plan.", "dataset.folder"))}
+        return str(sorted(own.items())) if own else record.run_id
+    if group_by not in record.settings:
+        raise UnknownName(
+            f"cannot group by '{group_by}': run {record.name} has no such setting. Give configuration, run, or a "
+            f"setting such as model.name.{did_you_mean(group_by, record.settings)}"
+        )
+    return str(record.settings[group_by])
+
+
+def _comparable(record: RunRecord) -> Key:
+    tested = hashlib.sha256("\n".join(sorted(record.cases["case"])).encode()).hexdigest()
+    task = record.tags.get("bench.task", "segmentation")
+    shared = (record.tags[f"bench.{k}"] for k in ("data", "split", "convention"))
+    return (task, *shared, tested, record.tags.get("bench.post_hoc", ""))
+
+
+def _metrics(records: Sequence[RunRecord]) -> list[str]:
+    """Scores that every patient has."""
+    return sorted({c for record in records for c in record.cases.columns} - set(NOT_METRICS))
+
+
+def _check_primary(primary: str, records: Sequence[RunRecord]) -> None:
+    there = [*_metrics([r for r in records if r.tags.get("bench.task") != "presence"]), *SCORES]
+    if primary not in there:
+        raise UnknownName(
+            f"'{primary}' is no score of patients; there are {', '.join(dict.fromkeys(there))}."
+            f"{did_you_mean(primary, there)}"
+        )
+
+
+OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def _kept(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
+    return [r for r in records if all(_holds(condition, r) for condition in where)]
+
+
+def _holds(condition: str, record: RunRecord) -> bool:
+    """Whether 'key=value' (or !=, <, <=, >, >=) is true of a run's name, settings, metrics or tags."""
+    found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
+    if found is None:
+        raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
+    key, sign, wanted = found.groups()
+    facts = {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
+    names = (key, f"{key}.name", f"cost/{key}", f"run.{key}")
+    value: Any = next((facts[name] for name in names if name in facts), None)
+    if value is None:
+        return sign == "!="
+    try:
+        return OPERATORS[sign](float(value), float(wanted))
+    except ValueError:
+        return OPERATORS[sign](str(value), wanted)
+
+
+def _front(board: Board, cost: str) -> tuple[Row, ...]:
+    """Rows than which no other is at least as good and at least as cheap, and better in one of the two."""
+    better = higher_is_better(board.task, board.primary)
+    points: NDArray[np.float64] = np.array(
+        [(-row.score if better else row.score, _column(row, cost)) for row in board.rows], np.float64
+    )
+    kept = []
+    for row, point in zip(board.rows, points, strict=True):
+        beaten = (points <= point).all(1) & (points < point).any(1)
+        if not beaten.any() and not np.isnan(point).any():
+            kept.append(row)
+    return tuple(kept)
+
+
+def _ordered(rows: Sequence[Row], sort: str) -> tuple[Row, ...]:
+    def badness(row: Row) -> tuple[bool, float, str, str]:
+        value = _column(row, sort)
+        good = value if sort in LOWER_IS_BETTER else -value
+        return math.isnan(value), good, row.name, row.run_id
+
+    return tuple(sorted(rows, key=badness))
+
+
+def _column(row: Row, name: str) -> float:
+    values = {k: float(v) for k, v in row.flat().items() if isinstance(v, int | float)}
+    if name not in values:
+        raise UnknownName(f"no column '{name}'; there are {', '.join(values)}.{did_you_mean(name, values)}")
+    return values[name]
+
+
+def _mean(runs: Sequence[RunRecord], metric: str) -> float:
+    return float(np.mean([run.metrics.get(metric, math.nan) for run in runs]))
+
+
+def _common(runs: Sequence[RunRecord], setting: str) -> str:
+    """The setting's value, or 'several'."""
+    values = {_said(run, setting) for run in runs}
+    return values.pop() if len(values) == 1 else "several"
+
+
+def _said(run: RunRecord, setting: str) -> str:
+    value = run.settings.get(setting)
     return "" if value in (None, "None", "") else str(value)
-
-
-def _is_count(name: str) -> bool:
-    return name in registry.metric and registry.metric[name].facts.get("unit") == "slices"

@@ -12,8 +12,8 @@ import pandas as pd
 from bench.config import RunConfig
 from bench.console import console, frame_table
 from bench.leaderboard import HEADLINE, Board
-from bench.report import board_markdown, board_table, duration, frame_markdown
 from bench.suite import DONE, State, Suite, board_of
+from bench.tables import board_markdown, board_table, duration, frame_markdown
 from bench.tracking import KIND, LEAKY, Run, Store
 
 NOTE = (

@@ -68,6 +68,7 @@ class RunRecord:
     settings: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+    slices: pd.DataFrame | None = None  # case, slice, truth, probability, called: of presence runs alone
 
 
 class Recorder(Protocol):

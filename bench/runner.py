@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 from bench.checkpoint import Best, save_model
+from bench.cost import inference_costs
 from bench.device import memory_in_use, prepare
 from bench.feed import Feed
 from bench.masks import Masks, save_masks
+from bench.pictures import curves
 from bench.probabilities import save_probabilities
 from bench.recipe import Recipe
 from bench.records import SILENT, CaseScore, FoldResult, Recorder, Watch
-from bench.report import curves
 from bench.splits import Fold, split_table
 from bench.step import Execution
 from bench.tasks.segmentation import Segmentation
@@ -87,7 +88,9 @@ def cross_validate(
             "cost/epochs": sum(r.epochs for r in results) / len(results),  # of a fold
             "cost/peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
             "cost/parameters": recipe.parameters,
+            "cost/device_seconds": sum(r.seconds for r in results) * _workers(recipe),
         }
+        | {f"cost/{name}": value for name, value in inference_costs(recipe, feed).items()}
     )
     if not recipe.leaky:
         for name, pixels in recipe.task.pictures(recipe.pack, cases, slices, predictions).items():
@@ -169,6 +172,11 @@ def run_fold(
     predictions = Masks.joined(masks for _, masks in tested)
     _record_fold(recipe, result, predictions, model, pd.DataFrame(history), recorder)
     return result, predictions
+
+
+def _workers(recipe: Recipe) -> int:
+    """Threads of the CPU's kernels, or one GPU."""
+    return torch.get_num_threads() if recipe.device.type == "cpu" else 1
 
 
 def case_table(results: Sequence[FoldResult]) -> pd.DataFrame:

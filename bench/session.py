@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.environment import environment
-from bench.leaderboard import boards, data_tags
+from bench.leaderboard import data_tags, on_board, placings
 from bench.recipe import Recipe, resolve
-from bench.report import LEAKY_WARNING, SYNTHETIC_WARNING, board_table, duration, model_card
 from bench.runner import cross_validate, estimate_seconds
-from bench.tracking import KIND, LEAKY, PARENT, connect, open_run, records
+from bench.tables import LEAKY_WARNING, SYNTHETIC_WARNING, board_table, duration, headline, model_card
+from bench.tracking import KIND, LEAKY, PARENT, connect, note_ranks, open_run, records
 
 
 def execute(
@@ -44,15 +44,12 @@ def execute(
                 raise
             recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), outcome.values)})
     if recipe.leaky:
-        dice, low, high = (outcome.values[f"dice{end}"] for end in ("", "_low", "_high"))
-        console().print(
-            f"{title}: LEAKY, on no leaderboard: per-patient Dice {dice:.3f} "
-            f"(95% interval {low:.3f} to {high:.3f})\n{LEAKY_WARNING}",
-            markup=False,
-        )
+        said = f"{title}: LEAKY, on no leaderboard\n{headline(outcome.values)}\n{LEAKY_WARNING}"
+        console().print(said, markup=False)
         return recorder.run_id
-    comparable = boards(records(store, tags={k: own[k] for k in ("bench.data", "bench.split")}))
-    board = next(b for b in comparable if any(row.run_id == recorder.run_id for row in b.rows))
+    alike = records(store, tags={k: own[k] for k in ("bench.data", "bench.split")})
+    board = on_board(alike, recorder.run_id)
+    note_ranks(store, placings(board))
     console().print(board_table(board))
     return recorder.run_id
 

@@ -14,8 +14,9 @@ from bench.demo import pictures
 from bench.demo.pictures import BOTH, Picture
 from bench.demo.scans import Scan
 from bench.demo.studio import Prediction, Score, score
+from bench.pictures import PREDICTION, TRUTH
 from bench.records import RunRecord
-from bench.report import PREDICTION, SYNTHETIC, SYNTHETIC_WARNING, TRUTH
+from bench.tables import SYNTHETIC, SYNTHETIC_WARNING
 
 LINES = (PREDICTION, "#6cb6ff")  # of the first and of the second model, under the slider
 COARSE = 160  # pixels a side up to which a picture is enlarged without smoothing

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bench.masks import Mask
 from bench.pack import Pixels
-from bench.report import PREDICTION, TRUTH
+from bench.pictures import PREDICTION, TRUTH
 
 BOTH = "#9d7bff"  # where truth and prediction agree; the others are those of the reports
 Picture = NDArray[np.uint8]  # RGB (H, W, 3)

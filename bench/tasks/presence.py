@@ -30,8 +30,8 @@ from bench.evaluate import predict
 from bench.feed import Feed
 from bench.masks import Mask, Masks
 from bench.pack import Pack
+from bench.pictures import presence_pictures
 from bench.records import CaseScore
-from bench.report import presence_pictures
 
 
 @dataclass(frozen=True)

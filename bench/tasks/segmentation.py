@@ -18,12 +18,12 @@ from bench.config import Evaluate
 from bench.errors import BadSetting
 from bench.evaluate import Metric, choose_threshold, needs_pixels, score_case, stacks, tallies
 from bench.feed import Feed
-from bench.leaderboard import summarise
 from bench.masks import Mask, Masks
 from bench.pack import Pack
+from bench.pictures import overlays
 from bench.probabilities import hundredths
 from bench.records import CaseScore, Counted, Stack
-from bench.report import overlays
+from bench.summary import summarise
 
 
 @dataclass(frozen=True)

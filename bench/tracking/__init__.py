@@ -21,7 +21,7 @@ from bench.tracking.history import (
     settings_of,
 )
 from bench.tracking.outbox import replay
-from bench.tracking.recorder import MlflowRecorder, note_failure, open_run
+from bench.tracking.recorder import MlflowRecorder, note_failure, note_ranks, open_run
 from bench.tracking.store import EVALUATION, FOLD, KIND, LEAKY, PARENT, Store, connect, store_uri, ui_command
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "masks_of",
     "model_folders",
     "note_failure",
+    "note_ranks",
     "open_run",
     "parent_of",
     "patients_of",

@@ -154,7 +154,12 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
 
 
 def _record(store: Store, run: Run) -> RunRecord:
-    cases = read_table(store, run, "cases")
     return RunRecord(
-        run.info.run_id, run.info.run_name or "", cases, run.data.params, run.data.metrics, dict(run.data.tags)
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        cases=read_table(store, run, "cases"),
+        settings=run.data.params,
+        metrics=run.data.metrics,
+        tags=dict(run.data.tags),
+        slices=read_table(store, run, "slices") if run.data.tags.get("bench.task") == "presence" else None,
     )

@@ -161,6 +161,14 @@ def note_failure(store: Store, name: str, experiment: str, tags: Mapping[str, st
     store.client.set_terminated(run.info.run_id, "FAILED")
 
 
+def note_ranks(store: Store, standings: Mapping[str, Mapping[str, float]]) -> None:
+    """Metrics of runs that have ended, such as their rank: what they mean changes as others come."""
+    now = int(time.time() * 1000)
+    for run_id, values in standings.items():
+        finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
+        store.client.log_batch(run_id, [Metric(k, v, now, 0) for k, v in finite.items()])
+
+
 @contextmanager
 def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
     try:

@@ -1,0 +1,278 @@
+"""Boards and results as text: terminal, Markdown, CSV, JSON, HTML. It says; it computes nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from bench.leaderboard import HEADLINE, Board, Row
+
+SYNTHETIC = " [synthetic]"
+SYNTHETIC_WARNING = (
+    "SYNTHETIC DATA: these are drawn phantoms, not patients. No score here says anything about real scans."
+)
+LEAKY_WARNING = (
+    "LEAKY SPLIT: slices of one patient are on both sides. This shows what that does to a score; it is no result."
+)
+NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "auroc": "AUROC", "ece": "ECE"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a board: its heading, what its cell says, what it means, and how it is aligned."""
+
+    heading: str
+    cell: Callable[[Row], str]
+    meaning: str
+    number: bool = True
+
+
+def _score(name: str, heading: str, meaning: str, digits: int = 3) -> Column:
+    return Column(heading, lambda r: decimal(r.scores.get(name, math.nan), digits), meaning)
+
+
+WHO = (
+    Column("#", lambda r: str(r.rank), "rank by the first score"),
+    Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run", number=False),
+)
+ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id", number=False)
+STANDING = (
+    Column("95% interval", lambda r: between(r.low, r.high), "of the score, over patients"),
+    Column("to leader", lambda r: signed(r.difference), "mean difference, patient by patient"),
+    Column("95% interval", lambda r: between(r.difference_low, r.difference_high, signed), "of the difference"),
+    Column("p", lambda r: p_value(r.p), "Wilcoxon against the leader, Holm over all pairs"),
+    Column("tie", lambda r: letter(r.group), "rows of one letter cannot be told from its best"),
+    Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew"),
+    Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank"),
+)
+SCORES: Mapping[str, tuple[Column, ...]] = {
+    "segmentation": (
+        _score("dice_median", "median", "of Dice over patients"),
+        _score("dice_p5", "p5", "5th percentile of Dice over patients"),
+        _score("dice_under_half", "<0.5", "patients with Dice under 0.5", 0),
+        _score("dice_positive_slices", "pos. slices", "Dice on slices with tumour"),
+        _score("slice_sensitivity", "sens.", "share of a patient's tumour slices found"),
+        _score("slice_specificity", "spec.", "share of a patient's empty slices left empty"),
+        _score("hd95", "HD95 px", "2D, a missed slice counts the image diagonal", 1),
+        _score("missed_slices", "missed", "tumour slices without a prediction", 0),
+    ),
+    "presence": (
+        _score("average_precision", "AP", "average precision"),
+        _score("sensitivity", "sens.", "share of tumour slices called"),
+        _score("specificity", "spec.", "share of empty slices not called"),
+        _score("accuracy", "accuracy", "share of slices called rightly"),
+        _score("missed_slices", "missed", "tumour slices not called", 0),
+        _score("false_positive_slices", "false", "empty slices called", 0),
+        _score("brier", "Brier", "mean squared error of the probability"),
+        _score("ece", "ECE", "expected calibration error"),
+    ),
+}
+COSTS = (
+    Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "what the row is the mean of"),
+    Column("weights", lambda r: r.weights, "what training began with", number=False),
+    Column("budget", lambda r: r.budget, "slices seen in a fold, and their size", number=False),
+    Column("epochs", lambda r: decimal(r.epochs, 1).removesuffix(".0"), "of a fold"),
+    Column("params M", lambda r: decimal(r.parameters / 1e6, 1), "millions of parameters"),
+    Column("GFLOPs", lambda r: decimal(r.flops / 1e9, 2), "of one slice, forward"),
+    Column("device-s", lambda r: decimal(r.device_seconds, 0), "training seconds times GPUs, or CPU threads"),
+    Column("peak MB", lambda r: decimal(r.peak_memory_mb, 0), "memory in training"),
+    Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice by itself, median"),
+    Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "one slice by itself, 95th percentile"),
+    Column("wall", lambda r: duration(r.wall_seconds), "of the whole run"),
+    Column("on", lambda r: r.hardware, "hardware", number=False),
+    Column("split", lambda r: r.split[:8], "hash of the folds", number=False),
+)
+
+
+def score_columns(board: Board) -> tuple[Column, ...]:
+    """Who stands where, by what, and how surely."""
+    name = board.primary
+    digits = 1 if name in ("hd95", "assd") else 3
+    first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board))
+    dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
+    return (*WHO, first, *STANDING, *dice, *SCORES[board.task], ID)
+
+
+def cost_columns(board: Board) -> tuple[Column, ...]:
+    """What each row has cost, and would cost in use."""
+    return (*WHO, *COSTS, ID)
+
+
+def _meaning(board: Board) -> str:
+    return "all slices, out of fold" if board.task == "presence" else "mean over patients, out of fold"
+
+
+def legend(columns: Sequence[Column]) -> str:
+    """What the headings mean, in a line."""
+    told = [f"{c.heading}: {c.meaning}" for c in columns if c.meaning and c not in (*WHO, ID)]
+    return "; ".join(told) + "."
+
+
+def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
+    """A board for the terminal."""
+    columns = columns or score_columns(board)
+    title = Text(plain(board.title), "table.title")
+    caption = "\n".join((legend(columns), *board.notes))
+    table = Table(title=title, title_justify="left", caption=Text(plain(caption, "\n")), caption_justify="left")
+    for column in columns:
+        table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
+    for row in board.rows:
+        table.add_row(*(Text(plain(c.cell(row))) for c in columns))
+    return table
+
+
+def board_markdown(boards: Sequence[Board]) -> str:
+    """Boards as Markdown, each under its title: scores, then costs."""
+    parts = []
+    for board in boards:
+        parts.append(f"**{_escaped(board.title)}**")
+        for columns in (score_columns(board), cost_columns(board)):
+            rule = "|".join("---:" if c.number else "---" for c in columns)
+            rows = ["| " + " | ".join(_escaped(c.cell(row)) for c in columns) + " |" for row in board.rows]
+            head = "| " + " | ".join(_escaped(c.heading) for c in columns) + " |"
+            parts += ["\n".join((head, f"|{rule}|", *rows)), _escaped(legend(columns))]
+        parts += [_escaped(note) for note in board.notes]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def board_html(board: Board) -> str:
+    """A board as an HTML table with all columns; `data-value` holds a number at full precision."""
+    columns = (*score_columns(board)[:-1], *COSTS, ID)
+    head = "".join(f'<th scope="col" title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(plain(c.cell(row)))}</td>" for c in columns) + "</tr>" for row in board.rows
+    )
+    notes = "".join(f"<p>{escape(plain(note))}</p>" for note in (legend(columns), *board.notes))
+    return (
+        f"<table><caption>{escape(plain(board.title))}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{notes}"
+    )
+
+
+def frame_markdown(frame: pd.DataFrame) -> str:
+    """A table of texts as Markdown; columns that say nothing are left out."""
+    told = [name for name in frame.columns if frame[name].astype(str).str.len().any()]
+    lines = [f"| {' | '.join(map(_escaped, told))} |", f"|{'---|' * len(told)}"]
+    lines += [f"| {' | '.join(_escaped(str(v)) for v in row)} |" for row in frame[told].itertuples(index=False)]
+    return "\n".join(lines)
+
+
+def board_csv(boards: Sequence[Board]) -> str:
+    """All rows at full precision; boards are told apart by the columns task, data, split and patients."""
+    out = io.StringIO()
+    rows = [{"task": b.task, "primary": b.primary, **row.flat()} for b in boards for row in b.rows]
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(out, list(names) or ["task", "primary"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def board_json(boards: Sequence[Board]) -> str:
+    """Boards with their rows at full precision; what is not defined is null."""
+    said = [
+        asdict(b) | {"notes": b.notes, "rows": [{k: _defined(v) for k, v in r.flat().items()} for r in b.rows]}
+        for b in boards
+    ]
+    return json.dumps(said, indent=1, allow_nan=False)
+
+
+def model_card(title: str, facts: Mapping[str, object], values: Mapping[str, float]) -> str:
+    """What MLflow shows as the run's description, in Markdown."""
+    what, name = ("AUROC of slices", "auroc") if "auroc" in values else ("per-patient Dice", "dice")
+    mean, low, high = (decimal(values.get(f"{name}{end}", math.nan)) for end in ("", "_low", "_high"))
+    lines = [f"**{_escaped(title)}**: {what} **{mean}** (95% interval {low} to {high}), out of fold"]
+    return "\n".join([*lines, "", *(f"- {k}: {_escaped(str(v))}" for k, v in facts.items())])
+
+
+def headline(values: Mapping[str, float]) -> str:
+    """The result of a run in a line or two, whichever its task was."""
+
+    def said(name: str, digits: int = 3) -> str:
+        return decimal(values.get(name, math.nan), digits)
+
+    if "auroc" in values:
+        undefined = math.isnan(values["patient_specificity"])
+        others = f"{said('patient_specificity')} and {said('patient_auroc')}"
+        return (
+            f"AUROC {said('auroc')} (95% interval {said('auroc_low')} to {said('auroc_high')}), "
+            f"average precision {said('average_precision')}, sensitivity {said('sensitivity')}, "
+            f"specificity {said('specificity')}, accuracy {said('accuracy')}\n"
+            f"of patients: sensitivity {said('patient_sensitivity')}, specificity and AUROC "
+            f"{'undefined: no negative patients' if undefined else others}"
+        )
+    return (
+        f"Dice {said('dice')} (95% interval {said('dice_low')} to {said('dice_high')}), "
+        f"median {said('dice_median')}, HD95 {said('hd95', 1)} px, missed slices {said('missed_slices', 0)}, "
+        f"pooled over all pixels {said('dice_global')}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """3700 as '1 h 02 min', 75 as '1 min 15 s'."""
+    if math.isnan(seconds):
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """A number to so many digits, a dash where it is not defined."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return "–" if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def between(low: float, high: float, said: Callable[[float], str] = decimal) -> str:
+    """Both ends of an interval."""
+    return "–" if math.isnan(low) or math.isnan(high) else f"{said(low)} to {said(high)}"
+
+
+def p_value(p: float) -> str:
+    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def letter(group: int) -> str:
+    """1 is A, 2 is B, 27 is AA."""
+    name = ""
+    while group:
+        group, rest = divmod(group - 1, 26)
+        name = chr(ord("A") + rest) + name
+    return name
+
+
+def _defined(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def plain(text: str, allowed: str = "") -> str:
+    """Without control characters, which could rewrite the terminal."""
+    return "".join(c if c.isprintable() or c in allowed else "?" for c in text)
+
+
+def _escaped(text: str) -> str:
+    for special in "\\`*_[]<>|":
+        text = text.replace(special, f"\\{special}")
+    return plain(text)
+
+
+def _cell(value: object) -> object:
+    """Text that a spreadsheet would run as a formula is quoted, and stays on one line."""
+    if not isinstance(value, str):
+        return value
+    return f"'{plain(value)}" if value[:1] in ("=", "+", "-", "@") else plain(value)
