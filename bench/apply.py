@@ -143,10 +143,10 @@ def _shown(segmenter: Segmenter, image: Pixels) -> Pixels:
 
 
 def _write(target: Path, file: Path, image: Pixels, mask: Mask) -> None:
-    tifffile.imwrite(target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack")
     truth = read_truth(file)
     if truth is not None and truth.shape != mask.shape:
         raise DataError(f"the mask beside {file} has another size than the image. Mend or remove it.")
+    tifffile.imwrite(target / f"{file.stem}_mask.tif", mask.astype(np.uint8) * 255, photometric="minisblack")
     cv2.imwrite(str(target / f"{file.stem}_overlay.png"), side_by_side(image, mask, truth)[..., ::-1])
 
 

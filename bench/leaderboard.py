@@ -10,7 +10,7 @@ import hashlib
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -132,7 +132,8 @@ class Board:
             said.append("One seed a row: p speaks of these fitted models; trained anew, ranks may change.")
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
-            said.append(f"{len(self.left_out)} patients count for no row, as {self.primary} is undefined: {who}.")
+            count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
+            said.append(f"{count} for no row, as {self.primary} is undefined: {who}.")
         return tuple(said)
 
 
@@ -166,13 +167,16 @@ def boards(
     groups: dict[Key, list[RunRecord]] = {}
     for record in _kept(records, where):
         groups.setdefault(_comparable(record), []).append(record)
-    if primary is not None:
-        _check_primary(primary, [r for group in groups.values() for r in group])
+    if records:
+        _check_primary(primary, records)
+        _check_group_by(group_by, records)
     made = [_board(task, group, primary, group_by) for (task, *_), group in groups.items()]
     made = sorted(made, key=lambda b: (b.synthetic, b.post_hoc, b.task == "presence", -len(b.rows), b.title))
+    for column in (pareto, sort):
+        _check_column(column, made)
     if pareto is not None:
         made = [replace(board, rows=_front(board, pareto)) for board in made]
-    return [replace(board, rows=_ordered(board.rows, sort)) for board in made] if sort else made
+    return [replace(board, rows=_ordered(board, sort)) for board in made] if sort else made
 
 
 def on_board(records: Sequence[RunRecord], run_id: str) -> Board:
@@ -239,13 +243,13 @@ def _patient_standings(
         else np.full((1, len(cases)), np.nan)
         for runs in contenders
     ]
-    known = [not np.isnan(values).all() for values in scores]
+    known = [not np.isnan(values).all(1).any() for values in scores]
     told = [values for values, some in zip(scores, known, strict=True) if some]
     defined = np.all([~np.isnan(values).any(0) for values in told], axis=0) if told else np.zeros(len(cases), bool)
     left_out = tuple(case for case, some in zip(cases, defined, strict=True) if not some)
-    found = iter(standings([values[:, defined] for values in told], higher=higher) if defined.any() else ())
-    last = sum(known) + 1 if defined.any() else 1
-    return left_out, [next(found) if some and defined.any() else _unknown(last) for some in known]
+    if not defined.any():
+        return left_out, [_unknown(1) for _ in contenders]
+    return left_out, _with_unknown(known, standings([values[:, defined] for values in told], higher=higher))
 
 
 def _presence_standings(
@@ -268,13 +272,16 @@ def _presence_standings(
         taken = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)
         draws[at] = (drawn * taken.T).sum(0) / len(runs)
         values.append(float(np.mean(found)))
-    means = np.array(values)
-    if not np.isfinite(means).all():
+    known = np.isfinite(values)
+    if not known.any():
         return [_unknown(1) for _ in contenders]
+    means, draws = np.array(values)[known], draws[known]
+    draws = draws[:, np.isfinite(draws).all(0)]  # patients may be drawn for whom there is nothing to divide by
     leader = int(np.argmax(means if higher else -means))
-    own = [_logged(runs, primary) or percentiles(d) for runs, d in zip(contenders, draws, strict=True)]
+    told = [runs for runs, some in zip(contenders, known, strict=True) if some]
+    own = [_logged(runs, primary) or percentiles(d) for runs, d in zip(told, draws, strict=True)]
     differences = [percentiles(d - draws[leader]) for d in draws]
-    return placed(means, draws, bootstrap_p(draws), own, differences, higher=higher)
+    return _with_unknown(known, placed(means, draws, bootstrap_p(draws), own, differences, higher=higher))
 
 
 def _logged(runs: Sequence[RunRecord], primary: str) -> Interval | None:
@@ -283,6 +290,12 @@ def _logged(runs: Sequence[RunRecord], primary: str) -> Interval | None:
     if len(runs) > 1 or not all(end in runs[0].metrics for end in ends):
         return None
     return Interval(*(runs[0].metrics[end] for end in ends))
+
+
+def _with_unknown(known: Iterable[bool], found: Sequence[Standing]) -> list[Standing]:
+    """Those that are known in turn, the others last."""
+    left = iter(found)
+    return [next(left) if some else _unknown(len(found) + 1) for some in known]
 
 
 def _unknown(rank: int) -> Standing:
@@ -294,15 +307,15 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
     first = runs[0]  # the newest
     seeds = sorted({run.settings.get("run.seed", "?") for run in runs})
     costs = {name: _mean(runs, f"cost/{name}") for name in COSTS}
-    names = list(dict.fromkeys(run.name for run in runs))
-    logged = sorted({name for run in runs for name in run.metrics if "/" not in name})
+    own = group_by in (CONFIGURATION, RUN) or len({run.name for run in runs}) == 1
+    logged = sorted({n for run in runs for n in run.metrics if "/" not in n and not n.startswith("rank")})
     return Row(
         rank=standing.rank,
-        name=first.name if group_by in (CONFIGURATION, RUN) or len(names) == 1 else _said(first, group_by),
+        name=first.name if own else _said(first, group_by) or "none",
         model=_common(runs, "model.name") or "?",
         encoder=_common(runs, "model.encoder"),
         loss=_common(runs, "loss.name") or "?",
-        weights=_common(runs, "model.weights") or "scratch",
+        weights=_common(runs, "model.weights") or ("scratch" if _trained(first) else ""),
         score=standing.mean,
         low=standing.interval.low,
         high=standing.interval.high,
@@ -331,15 +344,20 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
 
 
 def _budget(run: RunRecord) -> str:
-    """Slices seen in a fold, to two digits, and how large: '24k x 64 px'."""
+    """Slices seen in a fold, to two digits, and how large: '24k x 64 px'. Nothing for a run made of others."""
     folds = run.cases["fold"].nunique() if "fold" in run.cases else 0
     images = run.metrics.get("cost/images", math.nan) / folds if folds else math.nan
-    if math.isnan(images) or images == 0:
+    if math.isnan(images) or images == 0 or not _trained(run):
         return ""
     digits = max(0, math.floor(math.log10(images)) - 1)
     seen = round(images / 10**digits) * 10**digits
     side = _said(run, "input.patch.size") or _said(run, "input.image_size")
     return f"{f'{seen / 1000:g}k' if seen >= 1000 else seen} x {f'{side} px' if side else 'full size'}"
+
+
+def _trained(run: RunRecord) -> bool:
+    """Not made of other runs, whose cost it bears."""
+    return "train.epochs" in run.settings
 
 
 def _row_key(record: RunRecord, group_by: str) -> str:
@@ -349,12 +367,7 @@ def _row_key(record: RunRecord, group_by: str) -> str:
     if group_by == CONFIGURATION:
         own = {k: v for k, v in record.settings.items() if not k.startswith(("run.", "plan.", "dataset.folder"))}
         return str(sorted(own.items())) if own else record.run_id
-    if group_by not in record.settings:
-        raise UnknownName(
-            f"cannot group by '{group_by}': run {record.name} has no such setting. Give configuration, run, or a "
-            f"setting such as model.name.{did_you_mean(group_by, record.settings)}"
-        )
-    return str(record.settings[group_by])
+    return str(record.settings.get(group_by, record.run_id))  # a run without the setting stands alone
 
 
 def _comparable(record: RunRecord) -> Key:
@@ -365,17 +378,34 @@ def _comparable(record: RunRecord) -> Key:
 
 
 def _metrics(records: Sequence[RunRecord]) -> list[str]:
-    """Scores that every patient has."""
-    return sorted({c for record in records for c in record.cases.columns} - set(NOT_METRICS))
+    """Scores that every patient has, and that are better high or low."""
+    neither = {name for name in registry.metric if registry.metric[name].facts.get("higher") is None}
+    return sorted({c for record in records for c in record.cases.columns} - {*NOT_METRICS, *neither})
 
 
-def _check_primary(primary: str, records: Sequence[RunRecord]) -> None:
+def _check_primary(primary: str | None, records: Sequence[RunRecord]) -> None:
     there = [*_metrics([r for r in records if r.tags.get("bench.task") != "presence"]), *SCORES]
-    if primary not in there:
+    if primary is not None and primary not in there:
         raise UnknownName(
-            f"'{primary}' is no score of patients; there are {', '.join(dict.fromkeys(there))}."
+            f"cannot rank by '{primary}'; there are {', '.join(dict.fromkeys(there))}."
             f"{did_you_mean(primary, there)}"
         )
+
+
+def _check_group_by(group_by: str, records: Sequence[RunRecord]) -> None:
+    there = {CONFIGURATION, RUN}.union(*(record.settings for record in records))
+    if group_by not in there:
+        raise UnknownName(
+            f"cannot group by '{group_by}', which no run has. Give configuration, run, or a setting such as "
+            f"model.name.{did_you_mean(group_by, there)}"
+        )
+
+
+def _check_column(name: str | None, made: Sequence[Board]) -> None:
+    flat = [row.flat() for board in made for row in board.rows]
+    there = dict.fromkeys(k for row in flat for k, v in row.items() if isinstance(v, int | float))
+    if name is not None and there and name not in there:
+        raise UnknownName(f"no column '{name}'; there are {', '.join(there)}.{did_you_mean(name, there)}")
 
 
 OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -423,20 +453,21 @@ def _front(board: Board, cost: str) -> tuple[Row, ...]:
     return tuple(kept)
 
 
-def _ordered(rows: Sequence[Row], sort: str) -> tuple[Row, ...]:
-    def badness(row: Row) -> tuple[bool, float, str, str]:
-        value = _column(row, sort)
-        good = value if sort in LOWER_IS_BETTER else -value
-        return math.isnan(value), good, row.name, row.run_id
+def _ordered(board: Board, sort: str) -> tuple[Row, ...]:
+    """By a column, best first; rows that are equal or do not have it stay in the order of their ranks."""
+    own = sort in ("score", "low", "high")
+    low = sort in LOWER_IS_BETTER or (own and not higher_is_better(board.task, board.primary))
 
-    return tuple(sorted(rows, key=badness))
+    def badness(row: Row) -> float:
+        value = _column(row, sort)
+        return math.inf if math.isnan(value) else value if low else -value
+
+    return tuple(sorted(board.rows, key=badness))
 
 
 def _column(row: Row, name: str) -> float:
-    values = {k: float(v) for k, v in row.flat().items() if isinstance(v, int | float)}
-    if name not in values:
-        raise UnknownName(f"no column '{name}'; there are {', '.join(values)}.{did_you_mean(name, values)}")
-    return values[name]
+    """NaN where the row does not have it."""
+    return float(row.flat().get(name, math.nan))
 
 
 def _mean(runs: Sequence[RunRecord], metric: str) -> float:

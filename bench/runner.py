@@ -41,6 +41,7 @@ class Outcome:
 
     results: tuple[FoldResult, ...]
     values: Mapping[str, float]
+    costs: Mapping[str, float]
 
 
 def cross_validate(
@@ -79,23 +80,21 @@ def cross_validate(
     for name, table in recipe.task.tables(slices).items():
         recorder.table(name, table)
     values = recipe.task.summarise(cases, slices)
-    recorder.metrics(
-        values
-        | {
-            "cost/wall_seconds": time.perf_counter() - started,
-            "cost/train_seconds": sum(r.seconds for r in results),
-            "cost/images": sum(r.images for r in results),
-            "cost/epochs": sum(r.epochs for r in results) / len(results),  # of a fold
-            "cost/peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
-            "cost/parameters": recipe.parameters,
-            "cost/device_seconds": sum(r.seconds for r in results) * _workers(recipe),
-        }
-        | {f"cost/{name}": value for name, value in inference_costs(recipe, feed).items()}
-    )
+    costs = inference_costs(recipe, feed) | {
+        "wall_seconds": time.perf_counter() - started,
+        "train_seconds": sum(r.seconds for r in results),
+        "device_seconds": sum(r.seconds for r in results) * _workers(recipe),
+        "images": sum(r.images for r in results),
+        "epochs": sum(r.epochs for r in results) / len(results),  # of a fold
+        "peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
+        "parameters": recipe.parameters,
+    }
+    costs = {f"cost/{name}": value for name, value in costs.items()}
+    recorder.metrics(values | costs)
     if not recipe.leaky:
         for name, pixels in recipe.task.pictures(recipe.pack, cases, slices, predictions).items():
             recorder.image(name, pixels)
-    return Outcome(tuple(results), values)
+    return Outcome(tuple(results), values, costs)
 
 
 def run_fold(

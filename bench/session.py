@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from bench.config import RunConfig
 from bench.console import Display, console
@@ -42,7 +42,8 @@ def execute(
             except KeyboardInterrupt:
                 display.say("interrupted: the run is marked KILLED, and the folds that were finished are kept")
                 raise
-            recorder.tags({"mlflow.note.content": model_card(title, _card(recipe, only), outcome.values)})
+            card = model_card(title, _card(recipe, only), {**outcome.values, **outcome.costs})
+            recorder.tags({"mlflow.note.content": card})
     if recipe.leaky:
         said = f"{title}: LEAKY, on no leaderboard\n{headline(outcome.values)}\n{LEAKY_WARNING}"
         console().print(said, markup=False)
@@ -65,8 +66,7 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         index = recipe.pack.index
         for fold in recipe.folds:
             sizes = ", ".join(
-                f"{part} {len(cases)} patients / {len(recipe.pack.rows(cases))} slices "
-                f"({index['positive'].to_numpy()[recipe.pack.rows(cases)].mean():.0%} with tumour)"
+                f"{part} {_counted(recipe, cases)} ({index['positive'].to_numpy()[recipe.pack.rows(cases)].mean():.0%} with tumour)"
                 for part, cases in (("train", fold.train), ("validation", fold.val), ("test", fold.test))
             )
             out.print(f"fold {fold.number}: {sizes}", markup=False)
@@ -107,6 +107,13 @@ def _patients(recipe: Recipe) -> int:
     return int(recipe.pack.index["patient" if recipe.leaky else "case"].nunique())
 
 
+def _counted(recipe: Recipe, cases: Set[str]) -> str:
+    """The patients of a part, and their slices; the cases of a leaky split are slices themselves."""
+    rows = recipe.pack.rows(cases)
+    patients = recipe.pack.index["patient" if recipe.leaky else "case"].iloc[rows].nunique()
+    return f"{patients} patients / {len(rows)} slices"
+
+
 def _card(recipe: Recipe, only: int | None) -> dict[str, object]:
     manifest, config = recipe.pack.manifest, recipe.config
     return {
@@ -119,5 +126,6 @@ def _card(recipe: Recipe, only: int | None) -> dict[str, object]:
         "Budget": f"{config.train.epochs} epochs of batch {config.train.batch_size}, seed {config.seed}",
         "Model": f"{config.model.name} {config.model.params}, {recipe.parameters / 1e6:.1f} M parameters",
         "Licence of the data": manifest.licence,
-        "Not for clinical use": "research software; distances are in pixels, in 2D",
+        "Limits": f"research software, not for clinical use; one seed, {_patients(recipe)} patients of one data set, "
+        "no word on other scanners or sites; distances are in pixels, in 2D",
     }

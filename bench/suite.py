@@ -193,11 +193,14 @@ def _identity(cell: Cell) -> dict[str, str]:
 
 
 def _state(cell: Cell, store: Store) -> State:
-    """Done if any run of the whole cross-validation has finished, else what the newest says."""
+    """Done if any run of the whole cross-validation has finished, else what the newest says.
+
+    One that was interrupted is missing: nothing is wrong with it.
+    """
     runs = [r for r in runs_with(store, _identity(cell)) if "bench.only" not in r.data.tags]
     for run in runs:
         if run.info.status == "FINISHED":
             return State(cell, DONE, run)
     if not runs:
         return State(cell, MISSING, None)
-    return State(cell, RUNNING if runs[0].info.status == "RUNNING" else FAILED, runs[0])
+    return State(cell, {"RUNNING": RUNNING, "KILLED": MISSING}.get(runs[0].info.status, FAILED), runs[0])

@@ -23,6 +23,29 @@ SYNTHETIC_WARNING = (
 LEAKY_WARNING = (
     "LEAKY SPLIT: slices of one patient are on both sides. This shows what that does to a score; it is no result."
 )
+CARD: Mapping[str, tuple[str, float, int]] = {  # logged name: what it is called, its unit, digits
+    "dice_median": ("median Dice", 1, 3),
+    "dice_p5": ("5th percentile", 1, 3),
+    "dice_under_half": ("patients under 0.5", 1, 0),
+    "dice_positive_slices": ("Dice of slices with tumour", 1, 3),
+    "dice_global": ("globally pooled Dice", 1, 3),
+    "hd95": ("HD95 in pixels", 1, 1),
+    "missed_slices": ("missed slices", 1, 0),
+    "average_precision": ("average precision", 1, 3),
+    "sensitivity": ("sensitivity", 1, 3),
+    "slice_sensitivity": ("sensitivity for slices", 1, 3),
+    "slice_specificity": ("specificity for slices", 1, 3),
+    "brier": ("Brier score", 1, 3),
+    "ece": ("calibration error", 1, 3),
+}
+CARD_COSTS: Mapping[str, tuple[str, float, int]] = {
+    "cost/parameters": ("million parameters", 1e6, 1),
+    "cost/flops": ("GFLOPs a slice", 1e9, 2),
+    "cost/latency_p50_ms": ("ms a slice", 1, 1),
+    "cost/images": ("slices seen", 1, 0),
+    "cost/device_seconds": ("training device-seconds", 1, 0),
+    "cost/peak_memory_mb": ("peak MB", 1, 0),
+}
 NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "auroc": "AUROC", "ece": "ECE"}
 
 
@@ -45,15 +68,6 @@ WHO = (
     Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run", number=False),
 )
 ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id", number=False)
-STANDING = (
-    Column("95% interval", lambda r: between(r.low, r.high), "of the score, over patients"),
-    Column("to leader", lambda r: signed(r.difference), "mean difference, patient by patient"),
-    Column("95% interval", lambda r: between(r.difference_low, r.difference_high, signed), "of the difference"),
-    Column("p", lambda r: p_value(r.p), "Wilcoxon against the leader, Holm over all pairs"),
-    Column("tie", lambda r: letter(r.group), "rows of one letter cannot be told from its best"),
-    Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew"),
-    Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank"),
-)
 SCORES: Mapping[str, tuple[Column, ...]] = {
     "segmentation": (
         _score("dice_median", "median", "of Dice over patients"),
@@ -99,12 +113,27 @@ def score_columns(board: Board) -> tuple[Column, ...]:
     digits = 1 if name in ("hd95", "assd") else 3
     first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board))
     dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
-    return (*WHO, first, *STANDING, *dice, *SCORES[board.task], ID)
+    return (*WHO, first, *_standing(board.task), *dice, *SCORES[board.task], ID)
 
 
 def cost_columns(board: Board) -> tuple[Column, ...]:
     """What each row has cost, and would cost in use."""
     return (*WHO, *COSTS, ID)
+
+
+def _standing(task: str) -> tuple[Column, ...]:
+    how, test = ("over all slices", "bootstrap") if task == "presence" else ("patient by patient", "Wilcoxon")
+    return (
+        Column("95% interval", lambda r: between(r.low, r.high), "of the score, over patients"),
+        Column("to leader", lambda r: signed(r.difference), f"difference, {how}"),
+        Column(
+            "95% interval", lambda r: between(r.difference_low, r.difference_high, signed), "of the difference"
+        ),
+        Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs"),
+        Column("tie", lambda r: letter(r.group), "rows of one letter cannot be told from its best"),
+        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew"),
+        Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank"),
+    )
 
 
 def _meaning(board: Board) -> str:
@@ -145,7 +174,7 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 
 def board_html(board: Board) -> str:
-    """A board as an HTML table with all columns; `data-value` holds a number at full precision."""
+    """A board as an HTML table with all columns."""
     columns = (*score_columns(board)[:-1], *COSTS, ID)
     head = "".join(f'<th scope="col" title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in columns)
     body = "".join(
@@ -167,11 +196,15 @@ def frame_markdown(frame: pd.DataFrame) -> str:
 
 
 def board_csv(boards: Sequence[Board]) -> str:
-    """All rows at full precision; boards are told apart by the columns task, data, split and patients."""
+    """All rows at full precision; the column `board` numbers the boards."""
     out = io.StringIO()
-    rows = [{"task": b.task, "primary": b.primary, **row.flat()} for b in boards for row in b.rows]
+    rows = [
+        {"board": number, "task": b.task, "primary": b.primary, "post_hoc": b.post_hoc, **row.flat()}
+        for number, b in enumerate(boards, 1)
+        for row in b.rows
+    ]
     names = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(out, list(names) or ["task", "primary"], lineterminator="\n")
+    writer = csv.DictWriter(out, list(names) or ["board"], lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
     return out.getvalue()
@@ -191,7 +224,14 @@ def model_card(title: str, facts: Mapping[str, object], values: Mapping[str, flo
     what, name = ("AUROC of slices", "auroc") if "auroc" in values else ("per-patient Dice", "dice")
     mean, low, high = (decimal(values.get(f"{name}{end}", math.nan)) for end in ("", "_low", "_high"))
     lines = [f"**{_escaped(title)}**: {what} **{mean}** (95% interval {low} to {high}), out of fold"]
-    return "\n".join([*lines, "", *(f"- {k}: {_escaped(str(v))}" for k, v in facts.items())])
+    told = {**facts, "Results": _told(values, CARD), "Cost": _told(values, CARD_COSTS)}
+    return "\n".join([*lines, "", *(f"- {k}: {_escaped(str(v))}" for k, v in told.items() if v)])
+
+
+def _told(values: Mapping[str, float], names: Mapping[str, tuple[str, float, int]]) -> str:
+    """What is known of these, in words."""
+    known = {n: said for n, said in names.items() if not math.isnan(values.get(n, math.nan))}
+    return ", ".join(f"{said} {decimal(values[n] / unit, digits)}" for n, (said, unit, digits) in known.items())
 
 
 def headline(values: Mapping[str, float]) -> str:

@@ -26,8 +26,9 @@ LEAKY = "leaky"  # a parent whose split leaks: it is nowhere ranked
 VIEW = "leaderboard"
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
-    *(f"metrics.`{m}`" for m in ("dice", "dice_low", "dice_high", "dice_median", "dice_positive_slices")),
-    *(f"metrics.`{m}`" for m in ("hd95", "missed_slices", "cost/parameters", "cost/wall_seconds")),
+    *(f"metrics.`{m}`" for m in ("rank", "rank_first", "dice", "dice_low", "dice_high")),
+    *(f"metrics.`{m}`" for m in ("dice_median", "dice_positive_slices", "hd95", "missed_slices")),
+    *(f"metrics.`cost/{m}`" for m in ("parameters", "flops", "device_seconds", "latency_p50_ms")),
 )
 
 

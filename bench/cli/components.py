@@ -1,0 +1,75 @@
+"""What there is to choose from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from bench.cli._app import Plugin, app, load_plugins
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="models, encoders, losses, augmentations, preprocessing, metrics, datasets, schedules, splits"
+        ),
+    ],
+    plugin: Plugin = None,
+) -> None:
+    """List what there is of one kind, one line each."""
+    from bench.registry import REGISTRIES
+
+    load_plugins(plugin)
+    if kind == "encoders":
+        from bench.models.encoders import catalogue
+
+        rows = catalogue()
+    elif kind in REGISTRIES:
+        rows = [(name, REGISTRIES[kind][name].summary) for name in REGISTRIES[kind]]
+    else:
+        unknown("kind", kind, [*REGISTRIES, "encoders"])
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A component, such as unet or bce_dice.")], plugin: Plugin = None
+) -> None:
+    """Show a component: what it is, its paper, its settings and their defaults."""
+    from bench.registry import REGISTRIES
+
+    load_plugins(plugin)
+    found = [registry[name] for registry in REGISTRIES.values() if name in registry]
+    if not found:
+        unknown("component", name, [n for registry in REGISTRIES.values() for n in registry])
+    for entry in found:
+        typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
+        for setting, field in entry.schema.model_fields.items():
+            default = "required" if field.is_required() else f"= {field.default!r}"
+            plain = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+            facts = ", ".join((plain.replace("typing.", ""), *_limits(field.metadata)))
+            typer.echo(f"  {setting:<18} {default}  ({facts})")
+
+
+def _limits(metadata: list[Any]) -> list[str]:
+    """Pydantic's bounds as people write them."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return [
+        f"{sign} {getattr(bound, name)}"
+        for bound in metadata
+        for name, sign in signs.items()
+        if hasattr(bound, name)
+    ]
+
+
+def unknown(what: str, name: str, names: list[str]) -> NoReturn:
+    from bench.errors import UnknownName, did_you_mean
+
+    raise UnknownName(
+        f"no {what} '{name}'.{did_you_mean(name, names)} There are: {', '.join(sorted(set(names)))}."
+    )

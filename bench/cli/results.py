@@ -1,0 +1,169 @@
+"""Commands on runs that have ended: rank, compare, score again, use."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli._app import Device, TrackingUri, app, say
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    html = "html"
+
+
+@app.command()
+def leaderboard(
+    primary: Annotated[
+        str | None, typer.Option(help="Score to rank by; else Dice, or AUROC where presence was asked for.")
+    ] = None,
+    group_by: Annotated[
+        str, typer.Option(help="What is a row: configuration (seeds averaged), run, or a setting like loss.name.")
+    ] = "configuration",
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only runs of which this holds: model=unet, parameters<5e6.")
+    ] = None,
+    pareto: Annotated[
+        str | None, typer.Option(help="Only rows that none beats in score and in this cost: parameters, flops ...")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to order rows by; their ranks stay.")] = None,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Print the ranked runs: one board for each data set, split and convention, never ranked together.
+
+    Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
+    """
+    from bench import tables
+    from bench.leaderboard import boards
+    from bench.tracking import connect, records
+
+    found = records(connect(tracking_uri))
+    made = boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
+    match format:
+        case Format.csv:
+            typer.echo(tables.board_csv(made), nl=False)
+        case Format.json:
+            typer.echo(tables.board_json(made))
+        case Format.markdown:
+            typer.echo(tables.board_markdown(made), nl=False)
+        case Format.html:
+            typer.echo("\n".join(map(tables.board_html, made)))
+        case Format.table:
+            from bench.console import console
+
+            if not found:
+                say("no finished run yet. `bench run --model unet` makes one.")
+            elif not made:
+                say(f"none of {len(found)} runs is left by {' and '.join(where or ())}.")
+            for board in made:
+                console().print(tables.board_table(board))
+                console().print(tables.board_table(board, tables.cost_columns(board)))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    b: Annotated[str, typer.Argument(help="Name or id of another run on the same split.")],
+    primary: Annotated[str, typer.Option(help="Any score of patients: dice, iou, hd95 ...")] = "dice",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure (PNG) and all numbers (JSON).")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Compare two runs patient by patient, and say in a sentence what may be claimed."""
+    from bench.compare import compare as command
+
+    command(a, b, primary=primary, data=data, out=out, uri=tracking_uri)
+
+
+@app.command()
+def rescore(
+    run: Annotated[str, typer.Argument(help="Name or id of a segmentation run.")],
+    threshold: Annotated[float | None, typer.Option(help="0.01, 0.02 ... 0.99; else the run's own.")] = None,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep the largest component of each patient.")
+    ] = False,
+    min_size: Annotated[int, typer.Option(min=0, help="Remove smaller components (pixels, each slice).")] = 0,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the run found it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score a run's logged masks anew: cleaned, at another threshold, or as metrics are defined now. No GPU.
+
+    The new run is linked to the old one, and stands on a board of its own: the choice came after the scores.
+    """
+    from bench.postprocess import Postprocess
+    from bench.rescore import rescore as command
+
+    chosen = Postprocess(largest=largest, min_size=min_size, fill_holes=fill_holes)
+    command(run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
+
+
+@app.command()
+def ensemble(
+    runs: Annotated[list[str], typer.Argument(help="Names or ids of segmentation runs on the same split.")],
+    tta: Annotated[
+        str, typer.Option(help="Average over turned slices as well: none, flips (4), turns (8).")
+    ] = "none",
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    device: Device = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Average runs, and their slices flipped or turned, out of fold: a row of its own on the board."""
+    from bench.ensemble import ensemble as command
+
+    command(runs, tta=tta, data=data, name=name, device=device, uri=tracking_uri)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
+    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    device: Device = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score a logged model on another folder (an external test set), logged as a child of the run."""
+    from bench.apply import evaluate_external
+
+    evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+
+
+@app.command()
+def cascade(
+    presence: Annotated[str, typer.Argument(help="Name or id of a presence run (--model classifier).")],
+    segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Segment only the slices that a classifier calls positive, scored as a system against segmentation alone."""
+    from bench.cascade import cascade as command
+
+    command(presence, segmentation, data=data, name=name, uri=tracking_uri)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder with model.json.")],
+    input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
+    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    device: Device = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write masks (TIFF, 0 and 255) and overlays (PNG) for images without a truth."""
+    from bench.apply import predict_folder
+
+    predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)

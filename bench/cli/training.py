@@ -1,0 +1,115 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli._app import Plugin, TrackingUri, app
+
+
+@app.command()
+def run(
+    model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet, or a safetensors file.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set; `bench list datasets`.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Run this fold alone, numbered from 0.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training slices.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Train at this size; scores stay on the original grid.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Slices a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
+    plugin: Plugin = None,
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+) -> None:
+    """Run grouped k-fold cross-validation of one configuration, and rank it.
+
+    Example: `bench run --model unet --encoder resnet50 --data ~/lgg`
+    """
+    flags = {
+        "model": model,
+        "model.encoder": encoder,
+        "model.weights": weights,
+        "dataset.folder": data,
+        "dataset": dataset or ("lgg" if data else None),
+        "loss": loss,
+        "split.folds": folds,
+        "train.epochs": epochs,
+        "input.image_size": image_size,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "seed": seed,
+        "device": device,
+        "name": name,
+        "train.deterministic": deterministic or None,
+        "plugins": [str(p) for p in plugin] if plugin else None,
+    }
+    from bench.config import configure, load, parse
+    from bench.session import dry_run as plan
+    from bench.session import execute
+
+    # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
+    given = {k: v for k, v in flags.items() if v is not None} | dict(parse(a) for a in set_ or [])
+    settings = configure(load(config) if config else {}, given)
+    if dry_run:
+        plan(settings, only=fold, quiet=quiet)
+    else:
+        execute(settings, only=fold, uri=tracking_uri, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def suite(
+    file: Annotated[Path, typer.Argument(help="Benchmark file, such as benchmarks/published/unet-detect.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
+    budget: Annotated[str, typer.Option(help="A budget of the file, such as smoke; full: as it is.")] = "full",
+    status: Annotated[bool, typer.Option("--status", help="Only say what is done, failed and missing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run what has failed again, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+) -> None:
+    """Run the cells of a benchmark file that are missing, and rank them beside what others have published.
+
+    Exit code 1 when a cell has failed.
+    """
+    from bench.published import show
+    from bench.suite import FAILED, read_suite, run_suite, states
+    from bench.tracking import connect
+
+    flags = {"dataset.folder": data and str(data), "device": device}
+    made = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
+    store = connect(tracking_uri)
+    if status:
+        found = states(made, store)
+    else:
+        found = run_suite(made, uri=tracking_uri, retry=retry_failed, quiet=quiet, verbose=verbose)
+    command = f"bench suite {file} --data DIR" if data else f"bench suite {file}"
+    show(made, found, store, command=command if budget == "full" else f"{command} --budget {budget}", out=out)
+    if not status and any(s.state == FAILED for s in found):
+        raise typer.Exit(1)
