@@ -17,7 +17,7 @@ from bench.device import find_device
 from bench.errors import DataError
 from bench.leaderboard import data_tags
 from bench.masks import Mask
-from bench.pack import Pack, Pixels, Source, packed
+from bench.pack import Pack, Pixels, Source, packed, shown_channel
 from bench.pictures import side_by_side
 from bench.recipe import task_of
 from bench.runner import slice_table
@@ -138,7 +138,7 @@ def predict_folder(
 
 def _shown(segmenter: Segmenter, image: Pixels) -> Pixels:
     """The channel that people look at, (H, W)."""
-    shown: Pixels = image[..., segmenter.channels.index("flair") if "flair" in segmenter.channels else 0]
+    shown: Pixels = image[..., shown_channel(segmenter.channels)]
     return shown
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ class Manifest:
     stamp: str  # of the files' names, sizes and times: finds the pack again without reading them
     sha256: dict[str, str]
     format: int = FORMAT
+
+
+def shown_channel(channels: Sequence[str]) -> int:
+    """The channel that people look at: FLAIR, where there is one."""
+    return list(channels).index("flair") if "flair" in channels else 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench.counts import dice_of
 from bench.masks import Mask
-from bench.pack import Pack
+from bench.pack import Pack, shown_channel
 from bench.tables import decimal
 
 TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # told apart by the colour-blind as well
@@ -62,7 +62,7 @@ def overlay(pack: Pack, case: str, prediction: Mask, title: str, *, count: int =
     busy = np.flatnonzero(truth.any((1, 2)) | prediction.any((1, 2)))
     busy = busy if len(busy) else np.arange(len(rows))
     shown = busy[np.unique(np.linspace(0, len(busy) - 1, count + 2).round().astype(int)[1:-1])]
-    channel = pack.manifest.channels.index("flair") if "flair" in pack.manifest.channels else 0
+    channel = shown_channel(pack.manifest.channels)
     bright = np.percentile(pack.images[rows][..., channel], 99.5)
     figure = Figure(figsize=(2.4 * len(shown), 8), layout="constrained", facecolor="white")
     numbers = pack.index["slice"].to_numpy()[rows]

@@ -66,7 +66,7 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         index = recipe.pack.index
         for fold in recipe.folds:
             sizes = ", ".join(
-                f"{part} {_counted(recipe, cases)} ({index['positive'].to_numpy()[recipe.pack.rows(cases)].mean():.0%} with tumour)"
+                f"{part} {_counted(recipe, cases)}"
                 for part, cases in (("train", fold.train), ("validation", fold.val), ("test", fold.test))
             )
             out.print(f"fold {fold.number}: {sizes}", markup=False)
@@ -110,8 +110,9 @@ def _patients(recipe: Recipe) -> int:
 def _counted(recipe: Recipe, cases: Set[str]) -> str:
     """The patients of a part, and their slices; the cases of a leaky split are slices themselves."""
     rows = recipe.pack.rows(cases)
-    patients = recipe.pack.index["patient" if recipe.leaky else "case"].iloc[rows].nunique()
-    return f"{patients} patients / {len(rows)} slices"
+    slices = recipe.pack.index.iloc[rows]
+    patients = slices["patient" if recipe.leaky else "case"].nunique()
+    return f"{patients} patients / {len(rows)} slices ({slices['positive'].mean():.0%} with tumour)"
 
 
 def _card(recipe: Recipe, only: int | None) -> dict[str, object]:
@@ -126,6 +127,6 @@ def _card(recipe: Recipe, only: int | None) -> dict[str, object]:
         "Budget": f"{config.train.epochs} epochs of batch {config.train.batch_size}, seed {config.seed}",
         "Model": f"{config.model.name} {config.model.params}, {recipe.parameters / 1e6:.1f} M parameters",
         "Licence of the data": manifest.licence,
-        "Limits": f"research software, not for clinical use; one seed, {_patients(recipe)} patients of one data set, "
-        "no word on other scanners or sites; distances are in pixels, in 2D",
+        "Limits": f"research software, not for clinical use; one seed, {_patients(recipe)} patients of one data "
+        "set, no word on other scanners or sites; distances are in pixels, in 2D",
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bench.datasets._census import REST, TUMOUR
 from bench.datasets.describe import Description
-from bench.pack import Pack, Pixels
+from bench.pack import Pack, Pixels, shown_channel
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's, for the colour-blind
 RED, EMPTY, GREY, OUTLINE = "#B2182B", "#C9CED6", "#5B6472", "#00E5A0"
@@ -246,7 +246,7 @@ def example_patients(patients: pd.DataFrame) -> dict[str, str]:
 
 def _examples(pack: Pack, about: Description, chosen: dict[str, str]) -> Figure:
     channels = pack.manifest.channels
-    channel = channels.index("flair") if "flair" in channels else 0
+    channel = shown_channel(channels)
     figure, grid = _canvas(len(chosen), 4, 2.12 * len(chosen) + 0.8)
     for row, (size, case) in zip(grid, chosen.items(), strict=True):
         rows = pack.rows([case])

@@ -14,6 +14,7 @@ from bench.demo.scans import Scan, dropped
 from bench.demo.studio import IMPOSSIBLE, Prediction, Studio, busiest, mask_file
 from bench.demo.style import DARKEN, SAVE, SAVED, STYLE, TITLE
 from bench.errors import BenchError, DataError
+from bench.pack import shown_channel
 
 LETTERS = ("A", "B")
 NO_SECOND = ("none: show one model", "")
@@ -222,7 +223,7 @@ class Page:
         first = next((a for a in asked if isinstance(a, Prediction)), None)
         channel = standing.channel
         if channel is None or channel >= len(scan.channels):
-            channel = scan.channels.index("flair") if "flair" in scan.channels else 0
+            channel = shown_channel(scan.channels)
         own = [a.threshold if isinstance(a, Prediction) else 0.5 for a in (*asked, None)][: len(self.rows)]
         at = standing.at or busiest(scan, first) + 1
         standing = replace(standing, at=at, channel=channel, thresholds=tuple(own))
