@@ -72,8 +72,9 @@ def log_derived(
         for fold, members in folds.groupby("fold")["case"]:
             with recorder.child(f"fold {fold}", {"bench.fold": str(fold)}) as child:
                 record_masks(child, made.masks.of(members), made.scores)
-        for name, pixels in task.pictures(pack, cases, slice_table(made.scores), made.masks).items():
-            recorder.image(name, pixels)
+        if task.primary in cases:  # masks alone have no Brier score, by which to choose patients
+            for name, pixels in task.pictures(pack, cases, slice_table(made.scores), made.masks).items():
+                recorder.image(name, pixels)
         recorder.tags({"mlflow.note.content": model_card(made.title, made.facts, values)})
     return recorder.run_id, cases, values
 

@@ -63,7 +63,6 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         out = console()
         for key, value in recipe.config.flat().items():
             out.print(f"{key} = {value}", markup=False)
-        index = recipe.pack.index
         for fold in recipe.folds:
             sizes = ", ".join(
                 f"{part} {_counted(recipe, cases)}"
