@@ -1,11 +1,20 @@
-"""Weights as safetensors beside a JSON that rebuilds the model through the registry: nothing is unpickled."""
+"""What must survive the process: weights as safetensors beside a JSON that rebuilds the model, and checkpoints.
+
+A checkpoint holds all that the next epoch depends on. It appears whole or not at all, carries its own checksum,
+and has a predecessor. Nothing is unpickled but tensors and plain values.
+"""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import json
 import math
 import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +47,74 @@ class Best:
 
     def restore(self, model: nn.Module) -> None:
         model.load_state_dict(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "weights": self._weights}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.score, self.epoch, self._weights = state["score"], state["epoch"], dict(state["weights"])
+
+
+class Checkpoints:
+    """The checkpoints of one fold, in a folder of their own: the last `KEPT` of those taken.
+
+    One is due `every` so many seconds (0: after every epoch). `say` hears of one that cannot be used.
+    """
+
+    KEPT = 2
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: float = 30.0,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.every, self.say, self.clock = folder, every, say, clock
+        self._last = clock()
+
+    def due(self) -> bool:
+        return self.clock() - self._last >= self.every
+
+    def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_state(self.folder / f"epoch-{epoch:06d}.state", state)
+        for old in self._all()[self.KEPT :]:
+            old.unlink()
+        self._last = self.clock()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest that is whole; None where there is none."""
+        for path in self._all():
+            try:
+                return dict(read_state(path))
+            except StoreError as error:
+                self.say(f"{error} The one before it is used.")
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.state"), reverse=True)
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Write tensors and plain values, with their checksum in front, as a whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, hashlib.sha256(content).digest() + content)
+
+
+def read_state(path: Path) -> Any:
+    """What `write_state` wrote, its tensors on the CPU. Raises `StoreError`."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise StoreError(f"the checkpoint {path} is damaged (its checksum differs).")
+        return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+        raise StoreError(f"the checkpoint {path} cannot be read: {error}.") from None
 
 
 def save_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
@@ -75,4 +152,9 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(path)
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # or the name may be lost with the power
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

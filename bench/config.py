@@ -136,6 +136,7 @@ class RunConfig(Settings):
     threads: int | None = Field(None, ge=1)  # of the CPU's kernels; None: one a physical core
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.step`)
     folds_at_once: int = Field(1, ge=1)
+    checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run goes on
     plugins: tuple[str, ...] = ()
 
     @property
@@ -185,7 +186,7 @@ class RunConfig(Settings):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-NOT_DECISIVE = ("name", "device", "threads", "execution", "folds_at_once", "plugins")
+NOT_DECISIVE = ("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "plugins")
 LATER = ("patch", "preprocess")  # of the input; not hashed where they are off, or runs from before were not found
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
 _CHAINS = ("augment", "input.preprocess")

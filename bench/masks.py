@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,22 @@ class Masks(Mapping[str, Mask]):
             whole.bits |= part.bits
         whole.probabilities = Probabilities.joined(part.probabilities for part in every)
         return whole
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for `bench.checkpoint.write_state`."""
+        packed = {case: (bits.tobytes(), list(shape)) for case, (bits, shape) in self.bits.items()}
+        deflated = {case: (data, list(shape)) for case, (data, shape) in self.probabilities.deflated.items()}
+        return {"masks": packed, "probabilities": deflated}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Masks:
+        """What `state` gave."""
+        made = cls(())
+        for case, (data, shape) in state["masks"].items():
+            made.bits[case] = np.frombuffer(data, np.uint8).reshape(shape[0], -1), tuple(shape)
+        for case, (data, shape) in state["probabilities"].items():
+            made.probabilities.deflated[case] = data, tuple(shape)
+        return made
 
     def of(self, cases: Iterable[str]) -> Masks:
         """Those of some patients alone."""

@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bench.checkpoint import Best, save_model
+from bench.checkpoint import Best, Checkpoints, read_state, save_model, write_state
 from bench.cost import inference_costs
 from bench.device import memory_in_use, prepare
+from bench.errors import StoreError
 from bench.feed import Feed
 from bench.masks import Masks, save_masks
 from bench.pictures import curves
@@ -31,8 +32,32 @@ from bench.splits import Fold, split_table
 from bench.step import Execution
 from bench.tasks.segmentation import Segmentation
 from bench.together import together
-from bench.train import train
+from bench.train import Progress, train
 from bench.tune import choose, throughput
+
+
+class Kept:
+    """What a fold keeps in a folder while it runs, and its result once it is done."""
+
+    def __init__(self, folder: Path, every: float, watch: Watch) -> None:
+        self.file, self.watch = folder / "result.state", watch
+        self.checkpoints = Checkpoints(folder, every=every, say=watch.say)
+
+    def finish(self, result: FoldResult, masks: Masks) -> None:
+        scores = [asdict(s) | {"slices": s.slices.to_dict("list")} for s in result.scores]
+        write_state(self.file, {"result": asdict(replace(result, scores=())), "scores": scores, **masks.state()})
+
+    def result(self) -> tuple[FoldResult, Masks] | None:
+        """The result of a fold that is done; None while it is not."""
+        if not self.file.exists():
+            return None
+        try:
+            kept = read_state(self.file)
+        except StoreError as error:
+            self.watch.say(f"{error} The fold goes on from its last checkpoint.")
+            return None
+        scores = (CaseScore(**s | {"slices": pd.DataFrame(s["slices"])}) for s in kept["scores"])
+        return FoldResult(**kept["result"] | {"scores": tuple(scores)}), Masks.of_state(kept)
 
 
 @dataclass(frozen=True)
@@ -45,30 +70,44 @@ class Outcome:
 
 
 def cross_validate(
-    recipe: Recipe, recorder: Recorder, *, only: int | None = None, watch: Watch = SILENT
+    recipe: Recipe,
+    recorder: Recorder,
+    *,
+    only: int | None = None,
+    watch: Watch = SILENT,
+    workspace: Path | None = None,
 ) -> Outcome:
-    """Run the folds (or one of them) as children of the recorder's run, then record what they give together."""
+    """Run the folds (or one of them) as children of the recorder's run, then record what they give together.
+
+    In `workspace` they leave checkpoints and results, from which the same call goes on after it was broken off.
+    """
     started = time.perf_counter()
     config = recipe.config
     prepare(recipe.device, deterministic=config.train.deterministic, threads=config.threads)
     feed = Feed(recipe.pack, config.input, recipe.device)
     plan = choose(recipe, feed)
-    recorder.settings(
+    recorder.tags(
         {
             "plan.execution": plan.execution,
             "plan.why": plan.why,
             **{f"plan.images_per_second.{how}": f"{rate:.0f}" for how, rate in plan.rates.items()},
-            "plan.threads": torch.get_num_threads(),
-            "plan.data_on_device": feed.resident,
+            "plan.threads": str(torch.get_num_threads()),
+            "plan.data_on_device": str(feed.resident),
         }
     )
     recorder.table("split", split_table(recipe.pack.index, recipe.folds))
 
     def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
-        with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
-            result, predicted = run_fold(recipe, fold, feed, child, execution=plan.execution, watch=watch)
-        watch.scored(fold.number, _means(recipe, result, predicted))
-        return result, predicted
+        folder = workspace and workspace / f"fold-{fold.number}"
+        kept = Kept(folder, config.checkpoint_every, watch) if folder else None
+        done = kept.result() if kept else None
+        if done is None:
+            with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
+                done = run_fold(recipe, fold, feed, child, execution=plan.execution, watch=watch, kept=kept)
+            if kept:
+                kept.finish(*done)
+        watch.scored(fold.number, _means(recipe, *done))
+        return done
 
     wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
     done = together(one, wanted, config.folds_at_once, recipe.device, watch)
@@ -105,10 +144,11 @@ def run_fold(
     *,
     execution: Execution = "eager",
     watch: Watch = SILENT,
+    kept: Kept | None = None,
 ) -> tuple[FoldResult, Masks]:
     """Train on a fold's training patients, choose on its validation patients, score its test patients once.
 
-    Gives the result and the predicted masks of the test patients.
+    Gives the result and the predicted masks of the test patients. Goes on from what is `kept`.
     """
     config = recipe.config
     settings, task = config.train, recipe.task
@@ -119,8 +159,18 @@ def run_fold(
     best = Best()
     history: list[dict[str, Any]] = []
     scores: list[float] = []
+    how: dict[str, str] = {}
     memory = 0
     watch.fold(fold.number, len(recipe.folds), recipe.images_per_fold(fold))
+    saved = kept.checkpoints.latest() if kept else None
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        best.load(saved["best"])
+        history, scores = saved["history"], saved["scores"]
+        memory, how = saved["memory"], saved["how"]
+        watch.images(sum(h["images"] for h in history))
+        watch.say(f"fold {fold.number} goes on after epoch {len(history)}")
+    progress = Progress(saved and saved["progress"])
     epochs = train(
         model,
         feed,
@@ -136,8 +186,13 @@ def run_fold(
         smallest=recipe.smallest_batch,
         tick=watch.images,
         say=watch.say,
+        progress=progress,
     )
-    for epoch in epochs:
+
+    def enough() -> bool:
+        return settings.patience is not None and bool(scores) and len(scores) - best.epoch >= settings.patience
+
+    for epoch in () if enough() else epochs:
         value = task.validate(feed, model, fold.val)
         scores.append(task.sign * value)
         best.consider(model, scores[-1], epoch.number)
@@ -151,9 +206,14 @@ def run_fold(
         history.append({"epoch": epoch.number, **row, "images": epoch.images, "seconds": epoch.seconds})
         recorder.metrics(row, epoch.number)
         watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
-        if settings.patience is not None and epoch.number - best.epoch >= settings.patience:
+        how = {"plan.steps": epoch.how, "plan.parts_of_a_batch": str(epoch.parts)}
+        if kept and kept.checkpoints.due():
+            state = {"progress": progress.state(), "model": model.state_dict(), "best": best.state()}
+            told = {"history": history, "scores": scores, "memory": memory, "how": how}
+            kept.checkpoints.save(epoch.number, state | told)
+        if enough():
             break
-    recorder.settings({"plan.steps": epoch.how, "plan.parts_of_a_batch": epoch.parts})
+    recorder.tags(how)
     best.restore(model)
     threshold = task.threshold(feed, model, fold.val)
     tested = list(task.score([model], feed, fold.test, threshold))

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Set
+from contextlib import ExitStack
+from typing import Any
 
-from bench.config import RunConfig
+from bench.config import RunConfig, configure
 from bench.console import Display, console
 from bench.environment import environment
+from bench.errors import BadSetting
+from bench.interrupted import (
+    CODE,
+    at_work,
+    check_name,
+    code_of,
+    digest,
+    forget,
+    remember,
+    unfinished,
+    workspace_of,
+)
 from bench.leaderboard import data_tags, on_board, placings
 from bench.recipe import Recipe, resolve
 from bench.runner import cross_validate, estimate_seconds
 from bench.tables import LEAKY_WARNING, SYNTHETIC_WARNING, board_table, duration, headline, model_card
-from bench.tracking import KIND, LEAKY, PARENT, connect, note_ranks, open_run, records
+from bench.tracking import (
+    KIND,
+    LEAKY,
+    PARENT,
+    Run,
+    Store,
+    connect,
+    find_run,
+    note_ranks,
+    open_run,
+    records,
+    settings_of,
+)
 
 
 def execute(
@@ -20,30 +47,49 @@ def execute(
     only: int | None = None,
     uri: str | None = None,
     tags: Mapping[str, str] | None = None,
+    fresh: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> str:
-    """Run one configuration, log it with these tags, print the board it stands on. Gives the run's id."""
+    """Run one configuration, log it with these tags, print the board it stands on. Gives the run's id.
+
+    Goes on with an interrupted run of the same configuration, data and code, unless a `fresh` one is wanted.
+    """
     store = connect(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
         recipe = resolve(config, only=only, watch=display)
         _announce(recipe, display)
-        title, manifest = recipe.config.title, recipe.pack.manifest
+        title, manifest, settings = recipe.config.title, recipe.pack.manifest, recipe.config.flat()
+        code = code_of(recipe.config)
         own = _tags(recipe) | ({} if only is None else {"bench.only": str(only)}) | dict(tags or {})
-        with open_run(store, title, manifest.dataset, own, say=display.say) as recorder:
-            recorder.settings(recipe.config.flat())
+        own |= {CODE: digest(code)}
+        before = None if fresh else _before(store, own, code, settings, recipe.config.name)
+        if before is not None:
+            display.say(f"going on with run {before.info.run_id[:8]}, which was broken off")
+        with ExitStack() as stack:
+            if before is not None:  # before it is opened: another process may want to go on with it as well
+                stack.enter_context(at_work(workspace_of(store, before.info.run_id)))
+            recorder = stack.enter_context(
+                open_run(store, title, manifest.dataset, own, say=display.say, again=before)
+            )
+            workspace = workspace_of(store, recorder.run_id)
+            if before is None:
+                stack.enter_context(at_work(workspace))
+            remember(workspace, code)
+            recorder.settings(settings)
             facts = environment(recipe.device)
             recorder.tags({f"env.{k}": v for k, v in facts.items()})
             if "git_commit" in facts:
                 recorder.tags({"mlflow.source.git.commit": facts["git_commit"].removesuffix("-dirty")})
             recorder.data(manifest.dataset, manifest.key, recipe.pack.profile())
             try:
-                outcome = cross_validate(recipe, recorder, only=only, watch=display)
+                outcome = cross_validate(recipe, recorder, only=only, watch=display, workspace=workspace)
             except KeyboardInterrupt:
-                display.say("interrupted: the run is marked KILLED, and the folds that were finished are kept")
+                display.say("interrupted: the run is marked KILLED; the same command goes on with it")
                 raise
             card = model_card(title, _card(recipe, only), {**outcome.values, **outcome.costs})
             recorder.tags({"mlflow.note.content": card})
+        forget(workspace)
     if recipe.leaky:
         said = f"{title}: LEAKY, on no leaderboard\n{headline(outcome.values)}\n{LEAKY_WARNING}"
         console().print(said, markup=False)
@@ -53,6 +99,21 @@ def execute(
     note_ranks(store, placings(board))
     console().print(board_table(board))
     return recorder.run_id
+
+
+def resumed(run: str, *, uri: str | None = None) -> tuple[RunConfig, int | None]:
+    """The configuration of a run that was broken off, and the fold if it was one alone. Raises `BadSetting`."""
+    store = connect(uri)
+    found = find_run(store, run)
+    if found.info.status == "FINISHED":
+        raise BadSetting(f"run {found.info.run_name} ({found.info.run_id[:8]}) is finished: give another.")
+    only = found.data.tags.get("bench.only")
+    config = configure(settings_of(found))
+    if config.fingerprint() != found.data.tags.get("bench.fingerprint"):
+        raise BadSetting(
+            f"the settings of run {found.info.run_name} mean something else to this version. Start it anew."
+        )
+    return config, None if only is None else int(only)
 
 
 def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) -> None:
@@ -75,6 +136,17 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         f"{recipe.config.fingerprint()}\nestimated time on {recipe.device}: {duration(seconds)}",
         markup=False,
     )
+
+
+def _before(
+    store: Store, own: Mapping[str, str], code: Mapping[str, str], settings: Mapping[str, Any], name: str | None
+) -> Run | None:
+    """The interrupted run that is gone on with; none where `mlflow run` has opened one for us."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        return None
+    if name is not None:
+        check_name(store, own, {k: str(v) for k, v in settings.items()}, name)
+    return unfinished(store, own, code)
 
 
 def _announce(recipe: Recipe, display: Display) -> None:

@@ -7,7 +7,8 @@ and stops early with `break`; `scores` is the caller's list of validation scores
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,43 @@ Augment = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
 Schedule = Callable[[float, Sequence[float]], float]
 
 
+class Progress:
+    """Where training stands, beside weights and scores: what `train` leaves here it can go on from.
+
+    `state()` is taken between two epochs. On one device with the same threads, going on gives the same weights.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._from = state
+        self.epoch = int(state["epoch"]) if state else 0
+        self._step: Stepper | None = None
+
+    def state(self) -> dict[str, Any]:
+        assert self._step is not None
+        device = self._step.device
+        return {
+            "epoch": self.epoch,
+            "optimizer": self._step.optimizer.state_dict()["state"],
+            "parts": self._step.parts,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def enter(self, step: Stepper, first: int) -> None:
+        """Take over a stage's stepper that is to go on in `first`; restore it where that is amidst the stage."""
+        self._step, given = step, self._from
+        if given is None:
+            return
+        self._from = None
+        if self.epoch >= first:
+            own = step.optimizer.state_dict()["param_groups"]
+            step.optimizer.load_state_dict({"state": given["optimizer"], "param_groups": own})
+            step.parts = given["parts"]
+        torch.set_rng_state(given["random"])
+        if given["random_cuda"] is not None and step.device.type == "cuda":
+            torch.cuda.set_rng_state(given["random_cuda"], step.device)
+
+
 def train(
     model: nn.Module,
     feed: Feed,
@@ -42,12 +80,14 @@ def train(
     smallest: int = 1,
     tick: Callable[[int], None] = lambda images: None,
     say: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place on these rows of the pack, yielding after every epoch.
 
     With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
     its own run of the schedule. `execution`, `smallest` and `say` are those of `bench.step.Stepper`.
-    `target` makes of masks (B, 1, H, W) what the loss sees. `tick(images)` is called after each step. Raises
+    `target` makes of masks (B, 1, H, W) what the loss sees. `tick(images)` is called after each step. `progress`
+    is where to go on from: `model` and `scores` must be those of then. Raises
     `TrainingError` on a loss that is not a number, naming the slices of the batch.
     """
     positive = feed.pack.index["positive"].to_numpy()[rows]
@@ -57,13 +97,17 @@ def train(
     )
     stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
     encoder = _encoder_parameters(model) if settings.freeze_epochs else []
+    progress = progress or Progress()
     for first, last, rate, frozen in stages:
+        if progress.epoch >= last:
+            continue
         for parameter in encoder:
             parameter.requires_grad_(not frozen)
         step = Stepper(model, loss, settings, rate, feed.device, execution=execution, smallest=smallest, say=say)
+        progress.enter(step, first)
         length = (last - first + 1) * steps
-        behind = len(scores)
-        for epoch in range(first, last + 1):
+        behind = min(first - 1, len(scores))
+        for epoch in range(max(first, progress.epoch + 1), last + 1):
             _train_mode(model, frozen)
             started = time.perf_counter()
             losses, order = [], _order(rows, positive, settings, seed, epoch)
@@ -83,6 +127,7 @@ def train(
                 first_bad = int((~values.isfinite()).nonzero()[0])
                 raise TrainingError(_not_a_number(feed, batches[first_bad], epoch, first_bad))
             seconds = time.perf_counter() - started
+            progress.epoch = epoch
             yield Epoch(
                 epoch, float(values.mean()), lr, sum(map(len, batches)), seconds, how=step.how, parts=step.parts
             )

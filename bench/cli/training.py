@@ -40,6 +40,10 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this interrupted run; the same command does so by itself.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew beside a run that was interrupted.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")
     ] = False,
@@ -70,15 +74,19 @@ def run(
     }
     from bench.config import configure, load, parse
     from bench.session import dry_run as plan
-    from bench.session import execute
+    from bench.session import execute, resumed
 
+    if resume is not None:
+        settings, fold = resumed(resume, uri=tracking_uri)
+        execute(settings, only=fold, uri=tracking_uri, quiet=quiet, verbose=verbose)
+        return
     # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
     given = {k: v for k, v in flags.items() if v is not None} | dict(parse(a) for a in set_ or [])
     settings = configure(load(config) if config else {}, given)
     if dry_run:
         plan(settings, only=fold, quiet=quiet)
     else:
-        execute(settings, only=fold, uri=tracking_uri, quiet=quiet, verbose=verbose)
+        execute(settings, only=fold, uri=tracking_uri, fresh=fresh, quiet=quiet, verbose=verbose)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from mlflow.entities import (
     LoggedModelStatus,
     Metric,
     Param,
+    Run,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
@@ -46,12 +47,17 @@ class MlflowRecorder:
     the store does not take raises.
     """
 
-    def __init__(self, store: Store, run_id: str, experiment_id: str, outbox: Outbox) -> None:
+    def __init__(
+        self, store: Store, run_id: str, experiment_id: str, outbox: Outbox, *, again: bool = False
+    ) -> None:
         self.store, self.client, self.outbox = store, store.client, outbox
         self.run_id, self.experiment_id = run_id, experiment_id
+        self.again = again
+        self.known = _logged(store, run_id) if again else frozenset()  # metrics that need not be told again
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        params = [Param(k, str(v)[:PARAM_LIMIT]) for k, v in values.items()]
+        there = self.client.get_run(self.run_id).data.params if self.again else {}  # they cannot be changed
+        params = [Param(k, str(v)[:PARAM_LIMIT]) for k, v in values.items() if k not in there]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[start : start + 100])
 
@@ -59,7 +65,8 @@ class MlflowRecorder:
         """One batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
         now = int(time.time() * 1000)
         finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
-        self.outbox.send(self.run_id, [Metric(k, v, now, step) for k, v in finite.items()])
+        new = [Metric(k, v, now, step) for k, v in finite.items() if (k, step) not in self.known]
+        self.outbox.send(self.run_id, new)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
@@ -75,6 +82,9 @@ class MlflowRecorder:
 
     def model(self, folder: Path, channels: int) -> None:
         """Log weights and description as one MLflow model, which loads through the registry without unpickling."""
+        outputs = self.client.get_run(self.run_id).outputs
+        if self.again and outputs and outputs.model_outputs:
+            return  # it was logged before the run was broken off
         pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
         probabilities = TensorSpec(np.dtype(np.float32), (-1, -1, -1))
         logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
@@ -96,6 +106,9 @@ class MlflowRecorder:
 
     def data(self, name: str, digest: str, profile: Mapping[str, Any]) -> None:
         """State the data set that the run reads, as an MLflow input."""
+        inputs = self.client.get_run(self.run_id).inputs
+        if self.again and inputs and inputs.dataset_inputs:
+            return
         dataset = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=json.dumps(profile))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "cv")])])
 
@@ -116,17 +129,33 @@ class MlflowRecorder:
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
         """A run below this one; it ends as the block ends."""
         all_tags = {KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
-        child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox)
+        before = self._children(name) if self.again else []
+        for run in before[:1]:
+            reopen(self.store, run)
+        run = before[0] if before else self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+        child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, again=bool(before))
         with _lifetime(child):
             yield child
+
+    def _children(self, name: str) -> list[Run]:
+        """Runs below this one that have this name, the newest first."""
+        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = '{name}'"
+        return list(self.client.search_runs([self.experiment_id], where))
 
 
 @contextmanager
 def open_run(
-    store: Store, name: str, experiment: str, tags: Mapping[str, str], *, say: Callable[[str], None] = to_stderr
+    store: Store,
+    name: str,
+    experiment: str,
+    tags: Mapping[str, str],
+    *,
+    say: Callable[[str], None] = to_stderr,
+    again: Run | None = None,
 ) -> Iterator[MlflowRecorder]:
     """A parent run: FINISHED, FAILED or KILLED as the block ends. Adopts the run that `mlflow run` has opened.
+
+    `again` is a run that was broken off, to go on with: what it has logged is not logged twice.
 
     Metrics that the store does not take must not end a run: `say` hears when they wait and when they have arrived.
     If some never do, they are in `bench-unsent-<run id>.jsonl` in this folder (not in a cache: people empty those)
@@ -134,15 +163,18 @@ def open_run(
     """
     tags = {KIND: PARENT, **tags}
     adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # popped, or worker processes would close the parent
-    if adopted:
+    if again is not None:
+        reopen(store, again)
+        run = again
+    elif adopted:
         run = store.client.get_run(adopted)
     else:
         experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
         origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
         run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
     outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
-    recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox)
-    if adopted:
+    recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, again=again is not None)
+    if adopted and again is None:
         recorder.tags({"mlflow.runName": name, **tags})
     try:
         with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder):
@@ -152,6 +184,19 @@ def open_run(
             f"the tracking store {store.uri} failed in the middle of run {recorder.run_id}: {reason(error)}. "
             "See to it, then start the run again."
         ) from error
+
+
+def reopen(store: Store, run: Run) -> None:
+    """Mark a run that was broken off as running again."""
+    store.client.update_run(run.info.run_id, status="RUNNING")
+    if "bench.error" in run.data.tags:
+        store.client.delete_tag(run.info.run_id, "bench.error")
+
+
+def _logged(store: Store, run_id: str) -> frozenset[tuple[str, int]]:
+    """Names and steps of the metrics that a run has of us."""
+    names = [n for n in store.client.get_run(run_id).data.metrics if not n.startswith("system/")]
+    return frozenset((n, metric.step) for n in names for metric in store.client.get_metric_history(run_id, n))
 
 
 def note_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str], problem: str) -> None:

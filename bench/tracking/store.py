@@ -61,6 +61,12 @@ class Store:
         self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
         return made
 
+    @property
+    def folder(self) -> Path | None:
+        """Where a SQLite store lies; None for a server."""
+        path = _sqlite_path(self.uri)
+        return path and path.parent
+
     def views(self) -> dict[str, str]:
         """`{experiment: path of its leaderboard in MLflow's UI}`."""
         return {

@@ -1,0 +1,139 @@
+"""Which interrupted run a command goes on with: one of the same configuration, data, folds and code.
+
+While a run is at work it holds a lock in its workspace, a folder beside the store. The lock goes with the process,
+however that ends; the checkpoints stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import bench
+from bench.config import RunConfig
+from bench.errors import BadSetting
+from bench.pack import cache_folder
+from bench.tracking import KIND, LEAKY, PARENT, Run, Store, runs_with
+
+IDENTITY = ("bench.fingerprint", "bench.data")
+CODE = "bench.code"
+FRESH = "Give --fresh to start anew."
+
+
+def code_of(config: RunConfig) -> dict[str, str]:
+    """A short hash of every file of this package and every plugin: what the result depends on besides settings."""
+    package = Path(bench.__file__).parent
+    files = {str(path.relative_to(package)): path for path in sorted(package.rglob("*.py"))}
+    files |= {plugin: Path(plugin) for plugin in config.plugins}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
+
+
+def digest(code: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def workspace_of(store: Store, run_id: str) -> Path:
+    """The folder in which a run leaves checkpoints: beside a SQLite store, else in the cache of this machine."""
+    return (store.folder or cache_folder()) / "unfinished" / run_id
+
+
+@contextmanager
+def at_work(workspace: Path) -> Iterator[None]:
+    """Hold the lock of a run. Raises `BadSetting` when another process has it."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workspace / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadSetting(
+            f"run {workspace.name[:8]} of this configuration is at work in another process. Wait for it. {FRESH}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def alive(store: Store, run: Run) -> bool:
+    """Whether a process on this machine (or on the file system of the store) works on the run."""
+    workspace = workspace_of(store, run.info.run_id)
+    if not workspace.exists():
+        return False
+    try:
+        with at_work(workspace):
+            return False
+    except BadSetting:
+        return True
+
+
+def unfinished(store: Store, own: Mapping[str, str], code: Mapping[str, str]) -> Run | None:
+    """The newest interrupted run to go on with; None where there is none.
+
+    `own` are the tags of the run that is asked for. A run that failed by itself is gone on with only by the code
+    that it failed with. Raises `BadSetting` where code has changed under a run that was interrupted.
+    """
+    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(store, r, own)]
+    for run in same:
+        if run.data.tags.get(CODE) == digest(code):
+            return run
+        if run.info.status != "FAILED":
+            raise BadSetting(
+                f"run {run.info.run_name} ({run.info.run_id[:8]}) was interrupted, and code has changed since: "
+                f"{_differences(_kept(store, run), code)}. Put it back to go on. {FRESH}"
+            )
+    return None
+
+
+def check_name(store: Store, own: Mapping[str, str], settings: Mapping[str, str], name: str) -> None:
+    """Raise `BadSetting` when a run of this name was interrupted under other settings."""
+    for run in runs_with(store, {"mlflow.runName": name}):
+        if _interrupted(store, run) and any(run.data.tags.get(k) != own[k] for k in IDENTITY):
+            before = {k: v for k, v in run.data.params.items() if not k.startswith("run.")}
+            now = {k: v for k, v in settings.items() if not k.startswith("run.")}
+            raise BadSetting(
+                f"a run named {name} ({run.info.run_id[:8]}) was interrupted under other settings: "
+                f"{_differences(before, now) or 'other data'}. Go on by --resume {run.info.run_id[:8]}, give "
+                "another --name, or --fresh to start anew."
+            )
+
+
+def remember(workspace: Path, code: Mapping[str, str]) -> None:
+    """Leave the hashes of all files, so that a difference can be shown."""
+    (workspace / "code.json").write_text(json.dumps(code))
+
+
+def forget(workspace: Path) -> None:
+    """Remove what a finished run no longer needs."""
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _broken_off(store: Store, run: Run, own: Mapping[str, str]) -> bool:
+    alike = run.data.tags.get("bench.only") == own.get("bench.only")
+    return alike and (run.info.status == "FAILED" or _interrupted(store, run))
+
+
+def _interrupted(store: Store, run: Run) -> bool:
+    if run.data.tags.get(KIND) not in (PARENT, LEAKY):
+        return False
+    return run.info.status == "KILLED" or (run.info.status == "RUNNING" and not alive(store, run))
+
+
+def _kept(store: Store, run: Run) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((workspace_of(store, run.info.run_id) / "code.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """'a 1 -> 2, b gone' of the first five."""
+    changed: Sequence[str] = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    told = [f"{k} {before.get(k, 'missing')} -> {now.get(k, 'missing')}" for k in changed[:5]]
+    return ", ".join(told) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
