@@ -90,7 +90,8 @@ class Checkpoints:
             try:
                 return dict(read_state(path))
             except StoreError as error:
-                self.say(f"{error} The one before it is used.")
+                self.say(f"{error} An older one is used, if there is one.")
+                path.unlink(missing_ok=True)  # or it would count among the newest
         return None
 
     def _all(self) -> list[Path]:

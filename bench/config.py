@@ -137,6 +137,7 @@ class RunConfig(Settings):
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.step`)
     folds_at_once: int = Field(1, ge=1)
     checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run goes on
+    searched: int = Field(0, ge=0)  # trials of the search that found these settings, for the leaderboard
     plugins: tuple[str, ...] = ()
 
     @property
@@ -186,7 +187,9 @@ class RunConfig(Settings):
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-NOT_DECISIVE = ("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "plugins")
+NOT_DECISIVE = (
+    *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
+)
 LATER = ("patch", "preprocess")  # of the input; not hashed where they are off, or runs from before were not found
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
 _CHAINS = ("augment", "input.preprocess")

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import bench
-from bench.config import RunConfig
+from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
 from bench.pack import cache_folder
 from bench.tracking import KIND, LEAKY, PARENT, Run, Store, runs_with
@@ -24,12 +24,28 @@ from bench.tracking import KIND, LEAKY, PARENT, Run, Store, runs_with
 IDENTITY = ("bench.fingerprint", "bench.data")
 CODE = "bench.code"
 FRESH = "Give --fresh to start anew."
+SHOWS = (  # what only shows results, or starts runs: it may change while one is unfinished
+    *(
+        "cli/",
+        "demo/",
+        "launch/",
+        "report/",
+        "search/",
+        "speed/",
+        "compar",
+        "console.py",
+        "pictures.py",
+        "power.py",
+    ),
+    *("power.py", "published.py", "suite.py", "tables.py"),
+)
 
 
 def code_of(config: RunConfig) -> dict[str, str]:
-    """A short hash of every file of this package and every plugin: what the result depends on besides settings."""
+    """A short hash of every file that a result may depend on besides settings, plugins included."""
     package = Path(bench.__file__).parent
-    files = {str(path.relative_to(package)): path for path in sorted(package.rglob("*.py"))}
+    files = {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
+    files = {name: path for name, path in files.items() if not name.startswith(SHOWS)}
     files |= {plugin: Path(plugin) for plugin in config.plugins}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
 
@@ -49,11 +65,9 @@ def at_work(workspace: Path) -> Iterator[None]:
     workspace.mkdir(parents=True, exist_ok=True)
     lock = FileLock(workspace / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # `alive` of another process holds it for a moment
     except Timeout:
-        raise BadSetting(
-            f"run {workspace.name[:8]} of this configuration is at work in another process. Wait for it. {FRESH}"
-        ) from None
+        raise _busy(workspace.name) from None
     try:
         yield
     finally:
@@ -61,10 +75,10 @@ def at_work(workspace: Path) -> Iterator[None]:
 
 
 def alive(store: Store, run: Run) -> bool:
-    """Whether a process on this machine (or on the file system of the store) works on the run."""
+    """Whether a process works on a run that is RUNNING: it holds the lock, or may do so on another machine."""
     workspace = workspace_of(store, run.info.run_id)
     if not workspace.exists():
-        return False
+        return store.folder is None
     try:
         with at_work(workspace):
             return False
@@ -72,21 +86,28 @@ def alive(store: Store, run: Run) -> bool:
         return True
 
 
-def unfinished(store: Store, own: Mapping[str, str], code: Mapping[str, str]) -> Run | None:
-    """The newest interrupted run to go on with; None where there is none.
+def unfinished(
+    store: Store, own: Mapping[str, str], code: Mapping[str, str], *, run_id: str | None = None
+) -> Run | None:
+    """The newest interrupted run to go on with, or the one of this id; None where there is none.
 
     `own` are the tags of the run that is asked for. A run that failed by itself is gone on with only by the code
-    that it failed with. Raises `BadSetting` where code has changed under a run that was interrupted.
+    that it failed with. Raises `BadSetting` where code has changed under a run that was interrupted, and where
+    it is at work.
     """
-    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(store, r, own)]
-    for run in same:
+    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(r, own)]
+    for run in [r for r in same if run_id in (None, r.info.run_id)]:
+        if run.info.status == "RUNNING" and alive(store, run):
+            raise _busy(run.info.run_id)
         if run.data.tags.get(CODE) == digest(code):
             return run
-        if run.info.status != "FAILED":
+        if run_id is not None or run.info.status != "FAILED":
             raise BadSetting(
                 f"run {run.info.run_name} ({run.info.run_id[:8]}) was interrupted, and code has changed since: "
                 f"{_differences(_kept(store, run), code)}. Put it back to go on. {FRESH}"
             )
+    if run_id is not None:
+        raise BadSetting(f"run {run_id[:8]} was made on other data. Put them back to go on, or start it anew.")
     return None
 
 
@@ -94,8 +115,10 @@ def check_name(store: Store, own: Mapping[str, str], settings: Mapping[str, str]
     """Raise `BadSetting` when a run of this name was interrupted under other settings."""
     for run in runs_with(store, {"mlflow.runName": name}):
         if _interrupted(store, run) and any(run.data.tags.get(k) != own[k] for k in IDENTITY):
-            before = {k: v for k, v in run.data.params.items() if not k.startswith("run.")}
-            now = {k: v for k, v in settings.items() if not k.startswith("run.")}
+            before, now = (
+                {k: v for k, v in given.items() if k.removeprefix("run.") not in NOT_DECISIVE}
+                for given in (run.data.params, settings)
+            )
             raise BadSetting(
                 f"a run named {name} ({run.info.run_id[:8]}) was interrupted under other settings: "
                 f"{_differences(before, now) or 'other data'}. Go on by --resume {run.info.run_id[:8]}, give "
@@ -113,9 +136,16 @@ def forget(workspace: Path) -> None:
     shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _broken_off(store: Store, run: Run, own: Mapping[str, str]) -> bool:
-    alike = run.data.tags.get("bench.only") == own.get("bench.only")
-    return alike and (run.info.status == "FAILED" or _interrupted(store, run))
+def _busy(run_id: str) -> BadSetting:
+    return BadSetting(
+        f"run {run_id[:8]} of this configuration is at work in another process. Wait for it. {FRESH}"
+    )
+
+
+def _broken_off(run: Run, own: Mapping[str, str]) -> bool:
+    """Whether the run did not get to its end, or has not yet, with the same folds."""
+    alike = all(run.data.tags.get(k) == own.get(k) for k in ("bench.only", KIND))
+    return alike and run.info.status != "FINISHED"
 
 
 def _interrupted(store: Store, run: Run) -> bool:

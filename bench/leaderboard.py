@@ -22,7 +22,7 @@ from bench import registry
 from bench.classification import HIGHER, SCORES, Calls
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.pack import Manifest
-from bench.ranking import Standing, bootstrap_p, percentiles, placed, standings
+from bench.ranking import Standing, bootstrap_p, drawn_runs, percentiles, placed, standings
 from bench.records import RunRecord
 from bench.stats import Interval
 from bench.summary import NOT_METRICS
@@ -82,6 +82,7 @@ class Row:
     latency_p50_ms: float  # of one slice by itself
     latency_p95_ms: float
     hardware: str
+    searched: int  # trials of the search that found the configuration
     seed: str
     data: str
     split: str
@@ -128,8 +129,10 @@ class Board:
         said = []
         if len({row.budget for row in self.rows}) > 1:
             said.append("Budgets differ between rows: so may their scores, whatever the model.")
-        if len(self.rows) > 1 and all(row.seeds == 1 for row in self.rows):
-            said.append("One seed a row: p speaks of these fitted models; trained anew, ranks may change.")
+        if len(self.rows) > 1:
+            one = all(row.seeds == 1 for row in self.rows)
+            seeds = "One seed a row" if one else "However many seeds a row has"
+            said.append(f"{seeds}: p speaks of these fitted models; trained anew, ranks may change.")
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
@@ -269,8 +272,8 @@ def _presence_standings(
             place = pd.Index(cases).get_indexer(run.slices["case"])
             found.append(score(calls))
             drawn[row] = [score(calls.weighing(w[place].astype(np.float64))) for w in weight]
-        taken = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)
-        draws[at] = (drawn * taken.T).sum(0) / len(runs)
+        taken = drawn_runs(rng, len(runs), resamples)
+        draws[at] = (drawn * taken.T).sum(0)
         values.append(float(np.mean(found)))
     known = np.isfinite(values)
     if not known.any():
@@ -333,6 +336,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
         budget=_budget(first),
         **costs,
         hardware=first.tags.get("env.device", ""),
+        searched=int(_said(first, "run.searched") or _said(first, "search.trials") or 0),
         seed=", ".join(seeds),
         data=first.tags["bench.data"][:8],
         split=first.tags["bench.split"],
@@ -419,18 +423,36 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def _kept(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
-    return [r for r in records if all(_holds(condition, r) for condition in where)]
+    """Those of which all conditions hold: 'key=value' (or !=, <, <=, >, >=)."""
+    kept = set(range(len(records)))
+    for condition in where:
+        found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
+        if found is None:
+            raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
+        key, sign, wanted = found.groups()
+        values = [_fact(record, key) for record in records]
+        if records and all(value is None for value in values):
+            there = {name for record in records for name in _facts(record)}
+            raise UnknownName(
+                f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
+                f"{did_you_mean(key, there)}"
+            )
+        kept &= {n for n, value in enumerate(values) if _holds(value, sign, wanted)}
+    return [record for n, record in enumerate(records) if n in kept]
 
 
-def _holds(condition: str, record: RunRecord) -> bool:
-    """Whether 'key=value' (or !=, <, <=, >, >=) is true of a run's name, settings, metrics or tags."""
-    found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
-    if found is None:
-        raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
-    key, sign, wanted = found.groups()
-    facts = {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
-    names = (key, f"{key}.name", f"cost/{key}", f"run.{key}")
-    value: Any = next((facts[name] for name in names if name in facts), None)
+def _facts(record: RunRecord) -> dict[str, Any]:
+    return {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
+
+
+def _fact(record: RunRecord, key: str) -> Any:
+    """Of a run's name, settings, metrics or tags; `encoder` stands for model.encoder, `flops` for cost/flops."""
+    facts = _facts(record)
+    names = (key, f"{key}.name", f"cost/{key}", f"run.{key}", f"model.{key}")
+    return next((facts[name] for name in names if name in facts), None)
+
+
+def _holds(value: Any, sign: str, wanted: str) -> bool:
     if value is None:
         return sign == "!="
     try:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from rich.live import Live
+from rich.table import Table
 
 from bench.config import RunConfig
 from bench.console import console, frame_table
 from bench.leaderboard import HEADLINE, Board
-from bench.suite import DONE, State, Suite, board_of
+from bench.suite import (
+    DONE,
+    RUNNING,
+    Cell,
+    Estimate,
+    State,
+    Suite,
+    Told,
+    board_of,
+    makespan,
+    states,
+    whereabouts,
+)
 from bench.tables import board_markdown, board_table, duration, frame_markdown
 from bench.tracking import KIND, LEAKY, Run, Store
 
@@ -26,6 +41,50 @@ NOTE = (
 def status(found: Sequence[State]) -> pd.DataFrame:
     """A row a cell: entry, state, run, score with interval, time, and what went wrong if it has failed."""
     return pd.DataFrame([_row(s) for s in found])
+
+
+def planned(found: Sequence[Estimate], workers: int) -> tuple[pd.DataFrame, str]:
+    """A row a cell with the time that it would take, and a sentence on all of them."""
+    rows = [
+        {
+            **{k: v for k, v in _row(e.found).items() if k in ("entry", "state", "epochs")},
+            "training": "–" if e.seconds is None else duration(e.seconds),
+            "problem": e.problem,
+        }
+        for e in found
+    ]
+    seconds = [e.seconds for e in found if e.seconds is not None]
+    unknown = sum(bool(e.problem) for e in found)
+    said = [
+        f"{len(seconds)} cells to run: {duration(sum(seconds))} of training, "
+        f"about {duration(makespan(seconds, workers))} with {workers} worker{'s' * (workers > 1)}"
+    ]
+    said += [f"{unknown} more cannot be estimated, and would fail"] * bool(unknown)
+    return pd.DataFrame(rows), "; ".join(said)
+
+
+@contextmanager
+def watched(suite: Suite, store: Store) -> Iterator[Told]:
+    """What `run_suite` tells, printed; on a terminal also a table of all cells, with where those at work are."""
+    screen = console()
+    now = {s.cell.name: s.state for s in states(suite, store)}
+
+    def table() -> Table:
+        rows = [
+            {"entry": c.name, "state": now[c.name], "at": whereabouts(c, store) if now[c.name] == RUNNING else ""}
+            for c in suite.cells
+        ]
+        return frame_table(suite.title, pd.DataFrame(rows))
+
+    def told(cell: Cell, state: str, text: str) -> None:
+        now[cell.name] = state
+        screen.print(text, markup=False)
+
+    if not screen.is_terminal:
+        yield told
+        return
+    with Live(get_renderable=table, console=screen, refresh_per_second=0.5):
+        yield told
 
 
 def counted(found: Sequence[State]) -> str:

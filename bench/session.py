@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Set
 from contextlib import ExitStack
-from typing import Any
 
 from bench.config import RunConfig, configure
 from bench.console import Display, console
@@ -48,12 +47,14 @@ def execute(
     uri: str | None = None,
     tags: Mapping[str, str] | None = None,
     fresh: bool = False,
+    resume: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
 ) -> str:
     """Run one configuration, log it with these tags, print the board it stands on. Gives the run's id.
 
-    Goes on with an interrupted run of the same configuration, data and code, unless a `fresh` one is wanted.
+    Goes on with an interrupted run of the same configuration, data and code, unless a `fresh` one is wanted;
+    `resume` is the id of the one that it must be.
     """
     store = connect(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
@@ -63,18 +64,18 @@ def execute(
         code = code_of(recipe.config)
         own = _tags(recipe) | ({} if only is None else {"bench.only": str(only)}) | dict(tags or {})
         own |= {CODE: digest(code)}
-        before = None if fresh else _before(store, own, code, settings, recipe.config.name)
+        before = None if fresh else _before(store, own, code, recipe.config, resume)
         if before is not None:
             display.say(f"going on with run {before.info.run_id[:8]}, which was broken off")
-        with ExitStack() as stack:
+        with ExitStack() as lock, ExitStack() as stack:  # the lock is held until the store knows how the run ended
             if before is not None:  # before it is opened: another process may want to go on with it as well
-                stack.enter_context(at_work(workspace_of(store, before.info.run_id)))
+                lock.enter_context(at_work(workspace_of(store, before.info.run_id)))
             recorder = stack.enter_context(
                 open_run(store, title, manifest.dataset, own, say=display.say, again=before)
             )
             workspace = workspace_of(store, recorder.run_id)
             if before is None:
-                stack.enter_context(at_work(workspace))
+                lock.enter_context(at_work(workspace))
             remember(workspace, code)
             recorder.settings(settings)
             facts = environment(recipe.device)
@@ -101,8 +102,8 @@ def execute(
     return recorder.run_id
 
 
-def resumed(run: str, *, uri: str | None = None) -> tuple[RunConfig, int | None]:
-    """The configuration of a run that was broken off, and the fold if it was one alone. Raises `BadSetting`."""
+def resumed(run: str, *, uri: str | None = None) -> tuple[RunConfig, int | None, str]:
+    """Configuration of a run that was broken off, its fold if it was one alone, its id. Raises `BadSetting`."""
     store = connect(uri)
     found = find_run(store, run)
     if found.info.status == "FINISHED":
@@ -113,7 +114,7 @@ def resumed(run: str, *, uri: str | None = None) -> tuple[RunConfig, int | None]
         raise BadSetting(
             f"the settings of run {found.info.run_name} mean something else to this version. Start it anew."
         )
-    return config, None if only is None else int(only)
+    return config, None if only is None else int(only), found.info.run_id
 
 
 def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) -> None:
@@ -139,14 +140,15 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
 
 
 def _before(
-    store: Store, own: Mapping[str, str], code: Mapping[str, str], settings: Mapping[str, Any], name: str | None
+    store: Store, own: Mapping[str, str], code: Mapping[str, str], config: RunConfig, resume: str | None
 ) -> Run | None:
     """The interrupted run that is gone on with; none where `mlflow run` has opened one for us."""
-    if "MLFLOW_RUN_ID" in os.environ:
-        return None
-    if name is not None:
-        check_name(store, own, {k: str(v) for k, v in settings.items()}, name)
-    return unfinished(store, own, code)
+    if resume is None:
+        if "MLFLOW_RUN_ID" in os.environ:
+            return None
+        if config.name is not None and "bench.suite" not in own:  # entries of suites have one at every budget
+            check_name(store, own, {k: str(v) for k, v in config.flat().items()}, config.name)
+    return unfinished(store, own, code, run_id=resume)
 
 
 def _announce(recipe: Recipe, display: Display) -> None:

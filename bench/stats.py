@@ -139,12 +139,13 @@ def paired(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values corrected for being several, in the order given (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests  # brings pandas along: paid for only here
-
     p = _finite(p_values)
     if ((p < 0) | (p > 1)).any():
         raise ValueError("a p-value lies between 0 and 1")
-    return [float(q) for q in multipletests(p, method="holm")[1]] if p.size else []
+    rising = np.argsort(p)
+    corrected = np.empty_like(p)  # the smallest times n, the next times n - 1, none below the one before
+    corrected[rising] = np.minimum(np.maximum.accumulate(p[rising] * np.arange(p.size, 0, -1)), 1)
+    return [float(q) for q in corrected]
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,13 @@ class Procedure:
 def corrected_resampled(
     differences: ArrayLike, *, test_share: float, rope: float = 0.01, level: float = 0.95
 ) -> Procedure:
-    """Differences of two procedures on each fold (and seed): the corrected resampled t-test (Nadeau and Bengio
-    2003) and, from the same Student distribution, the Bayesian correlated t-test (Corani and Benavoli 2015).
+    """Differences of two procedures on each fold: the corrected resampled t-test (Nadeau and Bengio 2003) and,
+    from the same Student distribution, the Bayesian correlated t-test (Corani and Benavoli 2015).
 
-    `test_share` is the share of patients that a fold tests, 1 / k: the correlation of its training sets. `rope` is
-    the difference that counts for nothing. NaN below two folds.
+    Of several seeds on the same folds, give each fold's mean: they share its patients, and as differences of their
+    own they would count for more than they know. Repeats on folds drawn anew may all be given. `test_share` is the
+    share of patients that a fold tests, 1 / k: the correlation of its training sets. `rope` is the difference that
+    counts for nothing. NaN below two folds.
     """
     d = _finite(differences)
     if not 0 < test_share < 1:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 
 import pandas as pd
@@ -101,6 +102,7 @@ COSTS = (
     Column("peak MB", lambda r: decimal(r.peak_memory_mb, 0), "memory in training"),
     Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice by itself, median"),
     Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "one slice by itself, 95th percentile"),
+    Column("trials", lambda r: str(r.searched), "of the search that found it"),
     Column("wall", lambda r: duration(r.wall_seconds), "of the whole run"),
     Column("on", lambda r: r.hardware, "hardware", number=False),
     Column("split", lambda r: r.split[:8], "hash of the folds", number=False),
@@ -113,7 +115,7 @@ def score_columns(board: Board) -> tuple[Column, ...]:
     digits = 1 if name in ("hd95", "assd") else 3
     first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board))
     dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
-    return (*WHO, first, *_standing(board.task), *dice, *SCORES[board.task], ID)
+    return (*WHO, first, *_standing(board.task, digits), *dice, *SCORES[board.task], ID)
 
 
 def cost_columns(board: Board) -> tuple[Column, ...]:
@@ -121,13 +123,14 @@ def cost_columns(board: Board) -> tuple[Column, ...]:
     return (*WHO, *COSTS, ID)
 
 
-def _standing(task: str) -> tuple[Column, ...]:
+def _standing(task: str, digits: int) -> tuple[Column, ...]:
     how, test = ("over all slices", "bootstrap") if task == "presence" else ("patient by patient", "Wilcoxon")
+    value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
     return (
-        Column("95% interval", lambda r: between(r.low, r.high), "of the score, over patients"),
-        Column("to leader", lambda r: signed(r.difference), f"difference, {how}"),
+        Column("95% interval", lambda r: between(r.low, r.high, value), "of the score, over patients"),
+        Column("to leader", lambda r: change(r.difference), f"difference, {how}"),
         Column(
-            "95% interval", lambda r: between(r.difference_low, r.difference_high, signed), "of the difference"
+            "95% interval", lambda r: between(r.difference_low, r.difference_high, change), "of the difference"
         ),
         Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs"),
         Column("tie", lambda r: letter(r.group), "rows of one letter cannot be told from its best"),
@@ -150,8 +153,8 @@ def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
     """A board for the terminal."""
     columns = columns or score_columns(board)
     title = Text(plain(board.title), "table.title")
-    caption = "\n".join((legend(columns), *board.notes))
-    table = Table(title=title, title_justify="left", caption=Text(plain(caption, "\n")), caption_justify="left")
+    caption = Text("\n".join(map(plain, (legend(columns), *board.notes))))
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in columns:
         table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
     for row in board.rows:
@@ -300,9 +303,9 @@ def _defined(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def plain(text: str, allowed: str = "") -> str:
+def plain(text: str) -> str:
     """Without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() or c in allowed else "?" for c in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _escaped(text: str) -> str:

@@ -20,7 +20,7 @@ from bench.checkpoint import save_model
 from bench.config import configure
 from bench.datasets.images import read_slice
 from bench.errors import DataError
-from bench.report import PREDICTION, TRUTH
+from bench.pictures import PREDICTION, TRUTH
 from bench.serving import Segmenter
 from bench.tracking import EVALUATION, KIND, Store, find_run, open_run, read_table, records
 from tests.tiffs import image_of, mask_of, write, write_case

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,24 +146,90 @@ def test_the_mlflow_model_gives_the_logged_prediction(ran, home, tmp_path):
 def test_the_leaderboard_says_the_same_in_every_format(ran):
     rows = list(csv.DictReader(io.StringIO(bench("leaderboard", "--format", "csv"))))
     boards = json.loads(bench("leaderboard", "--format", "json"))
-    text, markdown = bench("leaderboard"), bench("leaderboard", "--format", "markdown")
+    texts = [bench("leaderboard"), *(bench("leaderboard", "--format", form) for form in ("markdown", "html"))]
     ranked = [row for board in boards for row in board["rows"]]
     assert [row["run_id"] for row in rows] == [row["run_id"] for row in ranked]
-    for row in ranked:
-        assert f"{row['dice']:.3f}" in text
-        assert f"{row['dice']:.3f}" in markdown
-        assert row["run_id"][:8] in text
+    for line, row in zip(rows, ranked, strict=True):
+        assert float(line["score"]) == row["score"] == pytest.approx(row["dice"])
         assert row["synthetic"] is True
-    assert "SYNTHETIC" in text
-    assert "SYNTHETIC" in markdown
+        for text in texts:
+            assert f"{row['score']:.3f}" in text
+            assert f"{row['low']:.3f} to {row['high']:.3f}" in text
+            assert row["run_id"][:8] in text
+    assert all("SYNTHETIC" in text for text in texts)
 
 
-def test_sorting_by_what_is_no_column(ran):
-    assert "Did you mean 'dice'" in refused("leaderboard", "--sort", "dise")
+@pytest.fixture(scope="module")
+def three(template: Path, home: Path) -> str:
+    """A store with two seeds of one configuration and a smaller model, of one epoch each."""
+    shutil.copytree(template, home / "three")
+    uri = f"sqlite:///{home / 'three' / 'mlflow.db'}"
+    for name, *more in (["one"], ["two", "--seed", 1], ["small", "--set", "model.base=2"]):
+        bench("run", *TINY, "--epochs", 1, "--name", name, *more, "--quiet", "--tracking-uri", uri)
+    return uri
 
 
-def test_no_runs_is_no_error(tmp_path):
-    assert bench("leaderboard", "--tracking-uri", f"sqlite:///{tmp_path / 'new.db'}") == ""
+def shown(uri: str, *words: object) -> dict[str, dict[str, object]]:
+    """The rows of the only board, by name."""
+    (board,) = json.loads(bench("leaderboard", "--tracking-uri", uri, "--format", "json", *words))
+    return {row["name"]: row for row in board["rows"]}
+
+
+def test_seeds_of_one_configuration_are_a_row_and_can_be_told_apart(three):
+    together, apart = shown(three), shown(three, "--group-by", "run")
+    assert together.keys() == {"two", "small"}
+    assert apart.keys() == {"one", "two", "small"}
+    assert (together["two"]["seeds"], together["small"]["seeds"]) == (2, 1)
+    assert together["two"]["score"] == pytest.approx((apart["one"]["score"] + apart["two"]["score"]) / 2)
+    (everything,) = shown(three, "--group-by", "loss.name").values()
+    assert everything["score"] == pytest.approx(sum(row["score"] for row in apart.values()) / 3)
+
+
+def test_a_leaderboard_can_be_narrowed_and_ranked_by_another_score(three):
+    assert shown(three, "--where", "model.base=2").keys() == {"small"}
+    assert shown(three, "--where", "seed=0", "--where", "name!=small").keys() == {"one"}
+    ranked = shown(three, "--primary", "hd95", "--group-by", "run").values()
+    assert [row["score"] for row in ranked] == pytest.approx(sorted(row["hd95"] for row in ranked))
+    cheapest = min(shown(three).values(), key=lambda row: row["parameters"])
+    assert cheapest["name"] in shown(three, "--pareto", "parameters")
+    assert next(iter(shown(three, "--sort", "parameters"))) == "small"
+
+
+def test_a_run_knows_its_rank_also_when_a_better_one_comes_after_it(three):
+    store = connect(three)
+    for row in shown(three).values():
+        for run_id in row["runs"].split():
+            values = store.client.get_run(run_id).data.metrics
+            assert (values["rank"], values["rank_low"], values["rank_high"]) == (
+                *(row["rank"], row["rank_low"], row["rank_high"]),
+            )
+            assert values["rank_first"] == pytest.approx(row["first"])
+
+
+def test_where_nothing_is_left_it_is_said(three):
+    words = ["leaderboard", "--tracking-uri", three, "--where", "model=none", "--where", "train.lr<1"]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "none of 3 runs is left by model=none and train.lr<1.\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--sort", "flop", "no column 'flop'; .*Did you mean 'flops'"),
+        ("--pareto", "flop", "no column 'flop'"),
+        ("--primary", "dise", "cannot rank by 'dise'; .*Did you mean 'dice'"),
+        ("--group-by", "loss.nam", "cannot group by 'loss.nam'.*Did you mean 'loss.name'"),
+        ("--where", "unet", "'unet' is no condition"),
+        ("--where", "modl=unet", "no run has 'modl'"),
+    ],
+)
+def test_what_a_leaderboard_cannot_do_is_refused(ran, option, value, said):
+    assert re.search(said, refused("leaderboard", option, value))
+
+
+def test_no_runs_is_no_error(template):
+    assert bench("leaderboard", "--tracking-uri", f"sqlite:///{template / 'mlflow.db'}") == ""
 
 
 def test_an_external_test_is_a_child_of_the_run(ran, other):

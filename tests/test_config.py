@@ -363,6 +363,7 @@ def test_flat_is_dotted_plain_and_leads_back():
     assert flat["augment.intensity"] is True
     own = {k.removeprefix("run."): v for k, v in flat.items() if k.startswith("run.")}
     where = {"device": "auto", "threads": None, "execution": "auto", "folds_at_once": 1}
+    where |= {"checkpoint_every": 30, "searched": 0}
     assert own == {"name": "x", "seed": 0, "plugins": ["a.py"], **where}
     assert override(DEFAULT, {k: v for k, v in flat.items() if not k.startswith("run.")} | own) == config
 

@@ -34,8 +34,8 @@ from bench.demo.studio import (
 )
 from bench.errors import BenchError, DataError, StoreError, UnknownName
 from bench.masks import load_masks
+from bench.pictures import PREDICTION, TRUTH
 from bench.records import RunRecord
-from bench.report import PREDICTION, TRUTH
 from bench.tracking import connect, find_run, open_run
 from tests import tiffs
 from tests.demo_runs import Home, inside, make_home, train

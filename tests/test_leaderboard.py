@@ -1,105 +1,68 @@
-"""Only what was measured alike is ranked together, and every summary is one that a hand can check."""
+"""Only what was measured alike is ranked together, a row is what it says it is, and ranks come from patients."""
 
 from __future__ import annotations
 
-from math import inf, isnan, nan
+from math import isnan, nan
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from bench.errors import UnknownName
-from bench.leaderboard import boards, summarise
+from bench.errors import BadSetting, UnknownName
+from bench.leaderboard import CONVENTION, Board, Row, boards, data_tags, higher_is_better, on_board, placings
+from bench.pack import Manifest
 from bench.records import RunRecord
+from bench.stats import interval
+from bench.summary import summarise
+from tests.packs import tiny_pack
 
-CASES = pd.DataFrame(
-    {
-        "case": ["a", "b", "c", "d"],
-        "fold": [0, 0, 1, 1],
-        "threshold": [0.5, 0.5, 0.4, 0.4],
-        "dice": [0.2, 0.9, nan, 0.7],
-        "hd95": [30.0, 2.0, nan, nan],
-        "missed_slices": [3.0, 0.0, 1.0, 2.0],
-        "ece": [nan] * 4,
-        "tp": [1, 9, 0, 7],
-        "fp": [4, 1, 0, 3],
-        "fn": [4, 1, 0, 3],
-        "tn": [91, 89, 100, 87],
-    }
-)
+PATIENTS = "abcdefgh"
+TOLD = {"data": "d" * 16, "split": "s" * 12, "convention": "1", "dataset": "lgg", "synthetic": "false"}
+FINE = [0.90, 0.85, 0.88, 0.79, 0.93, 0.82, 0.95, 0.76]
+FAIR = [0.89, 0.87, 0.85, 0.83, 0.88, 0.88, 0.88, 0.76]  # 0.005 less, after wins and losses of up to 0.07
+POOR = [0.50, 0.44, 0.46, 0.36, 0.49, 0.37, 0.49, 0.29]  # worse by 0.40, 0.41 ... 0.47
 
 
 def record(
-    name: str, *, dice: float = 0.8, cases: str = "abc", tags: dict[str, str] | None = None, **metrics: float
-):
-    """A run on patients a, b, c; the values that a board shows are given."""
-    told = {"data": "d" * 16, "split": "s" * 12, "convention": "1", "dataset": "lgg", "synthetic": "false"}
+    name: str,
+    dice: float | list[float] = 0.8,
+    /,
+    *,
+    cases: str = PATIENTS,
+    columns: dict[str, list[float]] | None = None,
+    settings: dict[str, Any] | None = None,
+    tags: dict[str, str] | None = None,
+    **metrics: float,
+) -> RunRecord:
+    """A run on eight patients in two folds, of a model that nobody else has unless it is given."""
+    scores = dice if isinstance(dice, list) else [dice] * len(cases)
+    table = {"case": list(cases), "fold": [n % 2 for n in range(len(cases))], "dice": scores, **(columns or {})}
+    chosen = {"model.name": name, "loss.name": "bce_dice", "train.epochs": "3", "run.seed": "0", "run.name": name}
     return RunRecord(
         run_id=f"id-{name}",
         name=name,
-        cases=pd.DataFrame({"case": list(cases)}),
-        settings={"model.name": "unet", "loss.name": "bce_dice", "run.seed": "0"},
-        metrics={"dice": dice, **metrics},
-        tags={f"bench.{k}": v for k, v in (told | (tags or {})).items()},
+        cases=pd.DataFrame(table),
+        settings=chosen | (settings or {}),
+        metrics={key.replace("__", "/"): value for key, value in metrics.items()},
+        tags={f"bench.{k}": v for k, v in (TOLD | (tags or {})).items()},
     )
 
 
-def ranks(*records: RunRecord, sort: str = "dice") -> list[tuple[int, str]]:
-    (board,) = boards(records, sort=sort)
+def board_of(*records: RunRecord, **options: Any) -> Board:
+    (board,) = boards(records, **options)
+    return board
+
+
+def order(board: Board) -> list[str]:
+    return [row.name for row in board.rows]
+
+
+def ranked(board: Board) -> list[tuple[int, str]]:
     return [(row.rank, row.name) for row in board.rows]
 
 
-# What patients say together
-
-
-def test_means_are_over_the_patients_for_whom_a_metric_is_defined():
-    values = summarise(CASES)
-    assert values["patients"] == 4
-    assert values["dice"] == pytest.approx(0.6)
-    assert values["hd95"] == pytest.approx(16)
-    assert (values["dice_undefined"], values["hd95_undefined"]) == (1, 2)
-    assert isnan(values["ece"])
-    assert values["ece_undefined"] == 4
-    assert "missed_slices_undefined" not in values
-
-
-def test_counts_of_slices_are_summed():
-    assert summarise(CASES)["missed_slices"] == 6
-
-
-def test_the_spread_of_dice_is_told():
-    values = summarise(CASES)
-    assert values["dice_median"] == pytest.approx(0.7)
-    assert values["dice_p5"] == pytest.approx(0.25)  # a tenth of the way from 0.2 to 0.7
-    assert values["dice_under_half"] == 1
-    assert 0.2 <= values["dice_low"] < 0.6 < values["dice_high"] <= 0.9
-    assert not {"dice_low", "dice_high"} & summarise(CASES, with_interval=False).keys()
-
-
-def test_exactly_a_half_is_not_under_a_half():
-    assert summarise(CASES.assign(dice=[0.5, 0.5, 0.49, 1.0]))["dice_under_half"] == 1
-
-
-def test_pooled_scores_are_made_of_all_pixels_at_once():
-    """17 pixels found, 8 false, 8 missed, 367 rightly left out, of 400."""
-    values = summarise(CASES)
-    assert values["dice_global"] == pytest.approx(34 / 50)
-    assert values["iou_global"] == pytest.approx(17 / 33)
-    assert values["precision_global"] == values["recall_global"] == pytest.approx(17 / 25)
-    assert values["specificity_global"] == pytest.approx(367 / 375)
-    assert values["accuracy_global"] == pytest.approx(384 / 400)
-    assert values["dice_global"] != pytest.approx(values["dice"])
-
-
-def test_who_was_tested_where_is_no_metric():
-    assert not {"case", "fold", "threshold", "tp", "fp", "fn", "tn"} & summarise(CASES).keys()
-
-
-def test_patients_without_any_defined_dice_make_no_warning():
-    values = summarise(CASES.assign(dice=nan, tp=0, fp=0, fn=0))
-    assert isnan(values["dice"])
-    assert isnan(values["dice_global"])
-    assert "dice_median" not in values
-    assert "dice" not in summarise(CASES.drop(columns="dice"))
+def row_of(board: Board, name: str) -> Row:
+    return next(row for row in board.rows if row.name == name)
 
 
 # Who may be compared
@@ -111,110 +74,521 @@ def test_patients_without_any_defined_dice_make_no_warning():
         {"tags": {"data": "e" * 16}},
         {"tags": {"split": "t" * 12}},
         {"tags": {"convention": "0"}},
-        {"cases": "abd"},
-        {"cases": "ab"},
+        {"tags": {"post_hoc": "rescored"}},
+        {"cases": "abcdefgi"},
+        {"cases": "abcdefg"},
     ],
 )
 def test_runs_that_were_measured_otherwise_stand_on_another_board(other):
     made = boards([record("one"), record("two", **other), record("three")])
-    assert sorted([row.name for row in board.rows] for board in made) == [["one", "three"], ["two"]]
+    assert sorted(sorted(order(board)) for board in made) == [["one", "three"], ["two"]]
 
 
-def test_the_order_of_the_patients_does_not_matter():
-    assert len(boards([record("one", cases="abc"), record("two", cases="cba")])) == 1
+def test_patients_are_paired_by_name_and_not_by_place():
+    board = board_of(record("one", FINE), record("two", FINE[::-1], cases=PATIENTS[::-1]))
+    assert ranked(board) == [(1, "one"), (1, "two")]
+    assert [row.p for row in board.rows] == [1, 1]
 
 
 def test_a_board_says_what_its_rows_have_in_common():
-    (board,) = boards([record("one")])
-    assert (board.dataset, board.data_key, board.split_hash, board.patients) == ("lgg", "d" * 16, "s" * 12, 3)
-    assert board.title == "lgg · data dddddddd · split ssssssssssss · 3 patients"
+    board = board_of(record("one"))
+    assert (board.dataset, board.data_key, board.split_hash, board.patients) == ("lgg", "d" * 16, "s" * 12, 8)
+    assert (board.task, board.primary, board.left_out) == ("segmentation", "dice", ())
+    assert board.title == "lgg · data dddddddd · split ssssssssssss · 8 patients"
     assert not board.synthetic
+    assert not board.post_hoc
 
 
-def test_synthetic_data_is_said_and_comes_after_patients():
+def test_synthetic_and_rescored_runs_are_said_and_come_after_others():
     fake = {"data": "f" * 16, "dataset": "phantom", "synthetic": "true"}
-    made = boards([record("p", tags=fake), record("q", tags=fake), record("real")])
-    assert [board.synthetic for board in made] == [False, True]
-    assert "SYNTHETIC, not patients" in made[1].title
-    assert all(row.synthetic for row in made[1].rows)
-    assert not made[0].rows[0].synthetic
+    late = {"post_hoc": "rescored"}
+    made = boards([*(record(n, tags=fake) for n in "pqr"), *(record(n, tags=late) for n in "xy"), record("real")])
+    assert [order(board) for board in made] == [["real"], ["x", "y"], ["p", "q", "r"]]
+    assert [(board.post_hoc, board.synthetic) for board in made] == [(False, False), (True, False), (False, True)]
+    assert "RESCORED after the test scores were seen: no fair competitors" in made[1].title
+    assert "SYNTHETIC, not patients" in made[2].title
+    assert [row.synthetic for row in (made[0].rows[0], *made[2].rows)] == [False, True, True, True]
 
 
-def test_no_records_are_no_boards():
+def test_no_records_are_no_boards_whatever_is_asked_for():
     assert boards([]) == []
+    assert boards([], primary="hd95", sort="flops", group_by="loss.name", pareto="flops") == []
 
 
-# Ranking
+def test_the_tags_of_the_data_are_those_that_boards_are_made_of():
+    manifest: Manifest = tiny_pack().manifest
+    tags = data_tags(manifest)
+    assert tags["bench.data"] == manifest.key
+    assert (tags["bench.convention"], tags["bench.synthetic"]) == (CONVENTION, str(manifest.synthetic).lower())
+    run = record("one")
+    board = board_of(RunRecord("id", "one", run.cases, {}, {}, tags | {"bench.split": "s"}))
+    assert (board.dataset, board.data_key) == (manifest.dataset, manifest.key)
 
 
-def test_the_best_comes_first_ties_share_a_rank_and_the_undefined_come_last():
-    made = ranks(
-        *(record(n, dice=d) for n, d in [("e", nan), ("a", 0.7), ("b", 0.9), ("d", 0.7), ("f", nan), ("c", 0.1)])
-    )
-    assert made == [(1, "b"), (2, "a"), (2, "d"), (4, "c"), (5, "e"), (5, "f")]
+# What a row is
 
 
-@pytest.mark.parametrize("lower", ["hd95", "missed_slices", "under_half", "parameters", "wall_seconds"])
-def test_where_less_is_better_less_comes_first(lower):
-    metric = {
-        "under_half": "dice_under_half",
-        "parameters": "cost/parameters",
-        "wall_seconds": "cost/wall_seconds",
-    }
-    key = metric.get(lower, lower)
-    assert ranks(record("more", **{key: 9}), record("less", **{key: 3}), sort=lower) == [(1, "less"), (2, "more")]
+def test_runs_that_differ_in_their_seed_alone_are_one_row():
+    """Names, devices and folders do not matter, nor do the plans of a device; scores and costs are means."""
+    runs = [
+        record("second", FINE, settings={"model.name": "unet", "run.seed": "1", "plan.threads": "4"}, dice=0.86),
+        record(
+            "first", POOR, settings={"model.name": "unet", "run.device": "cuda"}, dice=0.425, cost__parameters=4
+        ),
+        record("again", POOR, settings={"model.name": "unet", "dataset.folder": "/x"}, dice=0.425),
+    ]
+    (row,) = board_of(*runs).rows
+    assert (row.name, row.run_id, row.runs) == ("second", "id-second", ("id-second", "id-first", "id-again"))
+    assert (row.seeds, row.seed, row.folds, row.patients) == (2, "0, 1", 2, 8)
+    assert row.score == pytest.approx((0.86 + 0.425 + 0.425) / 3)
+    assert row.scores == {"dice": pytest.approx(row.score)}
+    assert row.low < row.score < row.high
+    assert isnan(row.parameters)  # not all have said how many
 
 
-@pytest.mark.parametrize(("higher", "key"), [("median", "dice_median"), ("p5", "dice_p5"), ("dice_global",) * 2])
-def test_where_more_is_better_more_comes_first(higher, key):
-    assert ranks(record("a", **{key: 0.3}), record("b", **{key: 0.9}), sort=higher) == [(1, "b"), (2, "a")]
-
-
-@pytest.mark.parametrize("sort", ["dice", "hd95", "wall_seconds"])
-def test_what_is_not_defined_comes_last_in_either_direction(sort):
-    key = {"wall_seconds": "cost/wall_seconds"}.get(sort, sort)
-    assert ranks(record("a", **{key: nan}), record("b", **{key: 5.0}), sort=sort)[0] == (1, "b")
+def test_costs_of_seeds_are_averaged():
+    same = {"model.name": "unet"}
+    runs = [
+        record("a", settings=same, cost__epochs=10, cost__flops=3e9),
+        record("b", settings=same | {"run.seed": "1"}, cost__epochs=20, cost__flops=3e9),
+    ]
+    (row,) = board_of(*runs).rows
+    assert (row.epochs, row.flops) == (15, 3e9)
 
 
 @pytest.mark.parametrize(
-    ("sort", "said"), [("dise", "Did you mean 'dice'"), ("name", "there are dice, "), ("rank", "")]
+    "other", [{"train.lr": "0.1"}, {"loss.name": "dice"}, {"train.epochs": "4"}, {"new": "1"}]
 )
-def test_a_column_that_cannot_be_sorted_by_is_refused(sort, said):
-    with pytest.raises(UnknownName, match=f"cannot sort by '{sort}'; .*{said}"):
-        boards([], sort=sort)
+def test_runs_that_differ_in_anything_else_are_rows_of_their_own(other):
+    board = board_of(
+        record("a", settings={"model.name": "unet"}), record("b", settings={"model.name": "unet"} | other)
+    )
+    assert len(board.rows) == 2
+
+
+def test_runs_without_settings_are_rows_of_their_own():
+    plain = record("a")
+    bare = [RunRecord(f"id-{n}", n, plain.cases, {}, {}, plain.tags) for n in "ab"]
+    assert order(board_of(*bare)) == ["a", "b"]
+
+
+SEVERAL = [
+    record("one", FINE, settings={"model.name": "unet"}),
+    record("two", FAIR, settings={"model.name": "unet", "run.seed": "1"}),
+    record("three", POOR, settings={"model.name": "unet", "loss.name": "dice"}),
+    record("four", FINE, settings={"model.name": "deep", "loss.name": "dice"}),
+]
+
+
+def test_rows_may_be_single_runs():
+    board = board_of(*SEVERAL, group_by="run")
+    assert ranked(board) == [(1, "four"), (1, "one"), (3, "two"), (4, "three")]
+    assert {row.seeds for row in board.rows} == {1}
+
+
+def test_rows_may_be_the_values_of_a_setting():
+    board = board_of(*SEVERAL, group_by="loss.name")
+    assert ranked(board) == [(1, "bce_dice"), (2, "dice")]
+    first, second = board.rows
+    assert first.score == pytest.approx((0.86 + 0.855) / 2)
+    assert second.score == pytest.approx((0.425 + 0.86) / 2)
+    assert second.runs == ("id-three", "id-four")
+    assert (first.model, second.model, second.loss) == ("unet", "several", "dice")
+
+
+def test_a_value_that_is_none_is_called_so_and_a_run_without_the_setting_stands_alone():
+    told = [record(n, settings={"model.encoder": e}) for n, e in [("a", "None"), ("b", "None"), ("c", "resnet18")]]
+    board = board_of(*told, record("d"), record("e"), group_by="model.encoder")
+    assert sorted(order(board)) == ["c", "d", "e", "none"]
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("loss.nam", "loss.name"), ("configuraton", "configuration")])
+def test_a_setting_that_no_run_has_is_refused_with_a_suggestion(wrong, meant):
+    with pytest.raises(UnknownName, match=rf"cannot group by '{wrong}'.* Did you mean '{meant}'\?"):
+        boards(SEVERAL, group_by=wrong)
+
+
+def test_a_row_shows_what_its_runs_have_logged():
+    said = {"model.encoder": "resnet18", "model.weights": "imagenet", "run.seed": "7"}
+    run = record("run", settings=said, hd95=6.5, cost__parameters=31e6, cost__latency_p50_ms=2.5, dice_median=0.9)
+    (row,) = board_of(run).rows
+    assert (row.model, row.encoder, row.weights, row.loss, row.seed) == (
+        *("run", "resnet18", "imagenet", "bce_dice", "7"),
+    )
+    assert (row.parameters, row.latency_p50_ms) == (31e6, 2.5)
+    assert row.scores == {"hd95": 6.5, "dice_median": 0.9}  # what is a cost is no score
+    assert isnan(row.flops)
+    flat = row.flat()
+    assert (flat["hd95"], flat["score"], flat["runs"], flat["run_id"]) == (6.5, 0.8, "id-run", "id-run")
+    assert "scores" not in flat
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [({}, "scratch"), ({"model.weights": "None"}, "scratch"), ({"model.weights": "imagenet"}, "imagenet")],
+)
+def test_weights_of_a_trained_run_are_scratch_or_named(settings, weights):
+    assert board_of(record("a", settings=settings)).rows[0].weights == weights
+
+
+def test_scores_are_those_that_a_summary_has():
+    cases = record("x", FINE, columns={"tp": [1] * 8, "fp": [0] * 8, "fn": [1] * 8, "tn": [2] * 8}).cases
+    (row,) = board_of(record("x", FINE, **summarise(cases))).rows
+    assert row.score == pytest.approx(row.scores["dice"]) == pytest.approx(0.86)
+    assert row.scores["dice_global"] == pytest.approx(2 / 3)
+    assert (row.low, row.high) == (row.scores["dice_low"], row.scores["dice_high"])
+
+
+def test_an_earlier_rank_is_no_score():
+    (row,) = board_of(record("a", rank=7, rank_low=5, rank_high=9, rank_first=0.1, dice=0.8)).rows
+    assert row.scores == {"dice": 0.8}
+    assert (row.rank, row.rank_low, row.rank_high) == (1, 1, 1)
+
+
+# Ranks
+
+
+def test_ranks_means_and_differences_come_from_patients():
+    """Whatever was logged as their mean. FINE beats POOR in 8 of 8 patients: p is 2 / 2**8."""
+    board = board_of(record("poor", POOR, dice=0.99), record("fine", FINE, dice=0.1))
+    assert ranked(board) == [(1, "fine"), (2, "poor")]
+    first, second = board.rows
+    assert (first.score, second.score) == (pytest.approx(0.86), pytest.approx(0.425))
+    assert (first.difference, second.difference) == (0, pytest.approx(-0.435))
+    ends = interval([-0.40, -0.41, -0.42, -0.43, -0.44, -0.45, -0.46, -0.47])
+    assert (second.difference_low, second.difference_high) == pytest.approx((ends.low, ends.high))
+    assert (first.low, first.high) == (interval(FINE).low, interval(FINE).high)
+    assert (first.p, second.p) == (1, pytest.approx(2 / 2**8))
+    assert (first.group, second.group) == (1, 2)
+    assert (first.first, second.first) == (1, 0)
+    assert [(row.rank_low, row.rank_high) for row in board.rows] == [(1, 1), (2, 2)]
+
+
+def test_p_is_corrected_for_all_pairs_and_what_cannot_be_told_apart_shares_a_group():
+    board = board_of(record("fine", FINE), record("fair", FAIR), record("poor", POOR))
+    assert ranked(board) == [(1, "fine"), (2, "fair"), (3, "poor")]
+    assert [row.group for row in board.rows] == [1, 1, 2]
+    assert row_of(board, "poor").p == pytest.approx(3 * 2 / 2**8)
+    assert row_of(board, "fair").p > 0.05
+
+
+def test_identical_predictions_tie():
+    board = board_of(record("poor", POOR), record("twin", FINE), record("fine", FINE), record("last", 0.1))
+    assert ranked(board) == [(1, "fine"), (1, "twin"), (3, "poor"), (4, "last")]
+    for row in board.rows[:2]:
+        assert (row.p, row.group, row.difference) == (1, 1, 0)
+        assert (row.difference_low, row.difference_high) == (0, 0)
+        assert row.first == pytest.approx(0.5)
+        assert (row.rank_low, row.rank_high) == (1, 1)
+
+
+def test_a_lower_distance_ranks_first():
+    hd95 = {"fine": [9.0 + n for n in range(8)], "poor": [20.0 + 2 * n for n in range(8)]}
+    board = board_of(
+        record("poor", FINE, columns={"hd95": hd95["poor"]}),
+        record("fine", POOR, columns={"hd95": hd95["fine"]}),
+        primary="hd95",
+    )
+    assert board.primary == "hd95"
+    assert [(row.rank, row.name, row.score) for row in board.rows] == [(1, "fine", 12.5), (2, "poor", 27.0)]
+    assert board.rows[1].difference == 14.5
+
+
+@pytest.mark.parametrize(
+    ("task", "score", "higher"),
+    [
+        *(
+            ("segmentation", "dice", True),
+            ("segmentation", "hd95", False),
+            ("segmentation", "missed_slices", False),
+        ),
+        *(("segmentation", "of_a_plugin", True), ("presence", "auroc", True), ("presence", "brier", False)),
+    ],
+)
+def test_scores_point_up_or_down(task, score, higher):
+    assert higher_is_better(task, score) is higher
+
+
+def test_a_score_that_is_none_is_refused_with_a_suggestion():
+    with pytest.raises(UnknownName, match=r"cannot rank by 'dise'; there are dice, .*Did you mean 'dice'"):
+        boards([record("a")], primary="dise")
+
+
+@pytest.mark.parametrize("column", ["tp", "fold", "case", "relative_volume_difference"])
+def test_what_is_neither_better_high_nor_low_ranks_nobody(column):
+    run = record("a", columns={"tp": [1] * 8, "relative_volume_difference": [0.1] * 8})
+    with pytest.raises(UnknownName, match=f"cannot rank by '{column}'"):
+        boards([run], primary=column)
+
+
+def test_a_primary_is_known_from_all_runs_and_not_only_from_those_that_are_left():
+    assert boards([record("a", columns={"hd95": [1.0] * 8})], primary="hd95", where=["name=nobody"]) == []
+
+
+# Patients for whom a score is not defined
+
+GAP = [nan, *FAIR[1:]]
+NOBODY = [nan] * 8
+
+
+def test_a_patient_undefined_in_one_row_counts_for_no_row_and_is_named():
+    board = board_of(record("fine", FINE), record("gap", GAP))
+    assert board.left_out == ("a",)
+    assert board.notes[-1] == "1 patient counts for no row, as dice is undefined: a."
+    assert row_of(board, "fine").score == pytest.approx(sum(FINE[1:]) / 7)
+    assert row_of(board, "gap").score == pytest.approx(sum(FAIR[1:]) / 7)
+    assert board.patients == row_of(board, "fine").patients == 8
+
+
+def test_a_seed_that_has_lost_a_patient_takes_him_from_all():
+    same = {"model.name": "unet"}
+    board = board_of(
+        record("one", FINE, settings=same),
+        record("two", GAP, settings=same | {"run.seed": "1"}),
+        record("fair", FAIR),
+    )
+    assert board.left_out == ("a",)
+    assert row_of(board, "one").score == pytest.approx((sum(FINE[1:]) + sum(FAIR[1:])) / 14)
+
+
+def test_many_patients_left_out_are_not_all_named():
+    board = board_of(record("fine", FINE), record("gap", [nan] * 5 + FAIR[5:]))
+    assert board.notes[-1] == "5 patients count for no row, as dice is undefined: a, b, c ...."
+
+
+def test_a_run_without_the_score_comes_last_and_takes_nobody_away():
+    bare = record("bare")
+    bare = RunRecord("id-bare", "bare", bare.cases.drop(columns="dice"), bare.settings, {}, bare.tags)
+    board = board_of(record("none", NOBODY), record("poor", POOR), bare, record("fine", FINE))
+    assert ranked(board) == [(1, "fine"), (2, "poor"), (3, "bare"), (3, "none")]
+    assert board.left_out == ()
+    assert row_of(board, "poor").p == pytest.approx(2 / 2**8)
+    for row in board.rows[2:]:
+        assert isnan(row.score)
+        assert isnan(row.p)
+        assert isnan(row.first)
+
+
+def test_a_row_of_which_one_seed_has_no_score_comes_last_and_takes_nobody_away():
+    same = {"model.name": "unet"}
+    runs = [record("one", FINE, settings=same), record("two", NOBODY, settings=same | {"run.seed": "1"})]
+    board = board_of(*runs, record("fair", FAIR))
+    assert ranked(board) == [(1, "fair"), (2, "one")]
+    assert (board.left_out, board.rows[0].score) == ((), pytest.approx(0.855))
+
+
+def test_where_no_patient_has_the_score_in_all_rows_nobody_is_ranked():
+    half = [FINE[:4] + [nan] * 4, [nan] * 4 + FINE[4:]]
+    for board in (board_of(record("a", NOBODY)), board_of(record("a", half[0]), record("b", half[1]))):
+        assert {row.rank for row in board.rows} == {1}
+        assert all(isnan(row.score) for row in board.rows)
+        assert board.left_out == tuple(PATIENTS)
+
+
+# Which rows are shown
+
+RUNS = [
+    record("unet", cost__parameters=5e6, settings={"run.seed": "0", "augment.none": "True"}, dice=0.8),
+    record("resunet", cost__parameters=9e6, settings={"run.seed": "10", "train.lr": "1e-3"}, dice=0.9),
+    record(
+        "deep",
+        tags={"fingerprint": "abc"},
+        settings={"loss.name": "dice", "run.seed": "9", "model.encoder": "resnet18"},
+        dice=0.7,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["name=unet"], {"unet"}),
+        (["name != unet"], {"resunet", "deep"}),
+        (["id=id-deep"], {"deep"}),
+        (["model=unet"], {"unet"}),
+        (["model.name=unet"], {"unet"}),
+        (["loss!=dice"], {"unet", "resunet"}),
+        (["parameters<9e6"], {"unet"}),
+        (["parameters<=9e6"], {"unet", "resunet"}),
+        (["cost/parameters>5e6"], {"resunet"}),
+        (["parameters>=5000000"], {"unet", "resunet"}),
+        (["dice>0.75"], {"unet", "resunet"}),
+        (["seed>9"], {"resunet"}),  # as a number: as text 10 would be less
+        (["train.lr=0.001"], {"resunet"}),
+        (["bench.fingerprint=abc"], {"deep"}),
+        (["bench.dataset=lgg"], {"unet", "resunet", "deep"}),
+        (["dice>0.75", "seed<5"], {"unet"}),
+        (["encoder!=resnet18"], {"unet", "resunet"}),
+        (["train.lr>1"], set()),
+        (["train.lr!=1"], {"unet", "resunet", "deep"}),  # two have none
+    ],
+)
+def test_conditions_hold_of_names_settings_costs_scores_and_tags(conditions, left):
+    assert {row.name for board in boards(RUNS, where=conditions) for row in board.rows} == left
+
+
+@pytest.mark.parametrize("wrong", ["unet", "", "=unet", "model~unet", "a b=c"])
+def test_a_condition_that_is_none_is_refused(wrong):
+    with pytest.raises(BadSetting, match=f"'{wrong}' is no condition. Write model=unet"):
+        boards(RUNS, where=[wrong])
+
+
+@pytest.mark.parametrize("sign", ["=", "!="])
+def test_a_condition_on_what_no_run_has_is_refused_with_a_suggestion(sign):
+    with pytest.raises(UnknownName, match=r"no run has 'loss.nam'.* Did you mean 'loss\.name'"):
+        boards(RUNS, where=["name=unet", f"loss.nam{sign}dice"])
+
+
+def test_ranks_are_those_among_the_runs_that_are_left():
+    runs = [record("fine", FINE), record("fair", FAIR), record("poor", POOR)]
+    assert ranked(board_of(*runs, where=["name!=fine"])) == [(1, "fair"), (2, "poor")]
+
+
+POINTS = [
+    *(("best", 0.9, 30), ("dear", 0.85, 30), ("fair", 0.8, 10), ("twin", 0.8, 10), ("worse", 0.7, 20)),
+    *(("tiny", 0.3, 2), ("as dear", 0.9, 31), ("unknown", 0.95, nan), ("nothing", nan, 1)),
+]
+
+
+def test_the_front_is_of_rows_that_none_beats_in_score_and_cost():
+    """Equal points stay both; who costs nobody knows what, or has no score, is on no front."""
+    board = board_of(*(record(n, d, cost__parameters=c) for n, d, c in POINTS), pareto="parameters")
+    assert ranked(board) == [(2, "best"), (5, "fair"), (5, "twin"), (8, "tiny")]  # among all
+
+
+def test_the_front_of_a_score_that_is_better_low():
+    runs = [
+        record(n, columns={"hd95": [float(h)] * 8}, cost__flops=c)
+        for n, h, c in [("near", 2, 9), ("far", 7, 5), ("farther", 8, 5), ("cheap", 9, 1)]
+    ]
+    assert order(board_of(*runs, primary="hd95", pareto="flops")) == ["near", "far", "cheap"]
+
+
+def test_sorting_changes_the_order_and_not_the_ranks():
+    """What has no value comes last in either direction; equal values stay in the order of their ranks."""
+    runs = [
+        record("best", 0.9, cost__flops=7, recall=0.2),
+        record("good", 0.8, cost__flops=nan, recall=0.6),
+        record("fair", 0.7, cost__flops=3),
+        record("poor", 0.6, cost__flops=7, recall=0.4),
+    ]
+    assert ranked(board_of(*runs, sort="flops")) == [(3, "fair"), (1, "best"), (4, "poor"), (2, "good")]
+    assert ranked(board_of(*runs, sort="recall")) == [(2, "good"), (4, "poor"), (1, "best"), (3, "fair")]
+
+
+@pytest.mark.parametrize(("primary", "expected"), [("dice", ["a", "b"]), ("hd95", ["b", "a"])])
+def test_sorting_by_the_score_is_sorting_by_rank(primary, expected):
+    runs = [record("a", 0.9, columns={"hd95": [9.0] * 8}), record("b", 0.8, columns={"hd95": [3.0] * 8})]
+    for column in ("score", "low", "rank"):
+        assert order(board_of(*runs, primary=primary, sort=column)) == expected
+
+
+@pytest.mark.parametrize("lower", ["hd95", "missed_slices", "dice_under_half", "brier"])
+def test_where_less_is_better_less_comes_first(lower):
+    assert order(board_of(record("a", 0.9, **{lower: 9}), record("b", 0.8, **{lower: 3}), sort=lower)) == [
+        "b",
+        "a",
+    ]
+
+
+def test_a_column_that_another_board_has_leaves_this_one_in_order():
+    there, other = record("a", hd95=3.0), [record(n, d, cases="xyz") for n, d in [("b", 0.5), ("c", 0.6)]]
+    assert [order(board) for board in boards([there, *other], sort="hd95")] == [["c", "b"], ["a"]]
+
+
+@pytest.mark.parametrize("option", ["sort", "pareto"])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("flop", "Did you mean 'flops'"), ("name", "there are rank, "), ("recal", "'recall'")]
+)
+def test_a_column_that_is_none_is_refused(option, wrong, said):
+    with pytest.raises(UnknownName, match=f"no column '{wrong}'; .*{said}"):
+        boards([record("a"), record("b", recall=0.5)], **{option: wrong})
 
 
 def test_every_column_offered_can_be_sorted_by():
     with pytest.raises(UnknownName) as refused:
-        boards([], sort="?")
+        boards([record("a", recall=0.5)], sort="?")
     columns = str(refused.value).split("there are ")[1].rstrip(".").split(", ")
-    assert len(columns) > 10
+    assert {"score", "p", "flops", "recall"} < set(columns)
     for column in columns:
-        assert len(ranks(record("a"), record("b"), sort=column)) == 2
+        assert order(board_of(record("a", recall=0.5), sort=column)) == ["a"]
 
 
-def test_a_row_shows_the_values_of_its_record():
-    run = record("run", dice_low=0.7, dice_high=0.85, **{"cost/parameters": 31e6, "cost/epochs": 12, "hd95": inf})
-    (board,) = boards([run])
-    (row,) = board.rows
-    assert (row.dice, row.low, row.high, row.parameters, row.epochs, row.hd95) == (
-        0.8,
-        0.7,
-        0.85,
-        31_000_000,
-        12,
-        inf,
-    )
-    assert (row.model, row.encoder, row.weights, row.loss, row.seed) == ("unet", "", "scratch", "bce_dice", "0")
-    assert isnan(row.median)
-    assert row.run_id == "id-run"
+# What a reader is told
 
 
-def test_scores_that_are_averaged_are_those_that_the_rows_show():
-    """The names that `summarise` gives are the names that a row reads."""
-    values = summarise(CASES)
-    (board,) = boards([record("run", **values)])
-    row = board.rows[0]
-    for shown, name in [("dice", "dice"), ("median", "dice_median"), ("p5", "dice_p5"), ("low", "dice_low")]:
-        assert getattr(row, shown) == values[name]
-    assert (row.under_half, row.missed_slices, row.dice_global) == (1, 6, pytest.approx(0.68))
+@pytest.mark.parametrize(
+    ("images", "settings", "said"),
+    [
+        (2 * 23_760, {"input.image_size": "64"}, "24k x 64 px"),
+        (2 * 23_760, {"input.image_size": "64", "input.patch": "None"}, "24k x 64 px"),
+        (2 * 1_234, {"input.image_size": "None"}, "1.2k x full size"),
+        (2 * 999, {"input.image_size": "256", "input.patch.size": "128"}, "1k x 128 px"),
+        (2 * 987, {}, "990 x full size"),
+        (2 * 7, {}, "7 x full size"),
+        (2 * 1_234_567, {}, "1200k x full size"),
+        (0, {}, ""),
+        (nan, {}, ""),
+        (None, {}, ""),
+    ],
+)
+def test_a_budget_is_the_slices_of_a_fold_and_their_size(images, settings, said):
+    cost = {} if images is None else {"cost__images": images}
+    assert board_of(record("a", settings=settings, **cost)).rows[0].budget == said
+
+
+def test_a_run_made_of_others_has_no_budget_and_no_weights_of_its_own():
+    """It bears the images of its parts as a cost, and does not know their size."""
+    made = record("a", cost__images=5000)
+    made = RunRecord("id", "a", made.cases, {"model.name": "ensemble"}, made.metrics, made.tags)
+    (row,) = board_of(made).rows
+    assert (row.budget, row.weights, row.images) == ("", "", 5000)
+
+
+BUDGETS = "Budgets differ between rows: so may their scores, whatever the model."
+ONE_SEED = "One seed a row: p speaks of these fitted models; trained anew, ranks may change."
+
+
+def test_a_single_row_needs_no_note():
+    assert board_of(record("a", cost__images=100)).notes == ()
+
+
+def test_different_budgets_are_told():
+    rows = [record(n, cost__images=i) for n, i in [("a", 200), ("b", 200), ("c", 400)]]
+    assert board_of(*rows[:2]).notes == (ONE_SEED,)
+    assert board_of(*rows).notes == (BUDGETS, ONE_SEED)
+    sizes = [record(n, cost__images=200, settings={"input.image_size": s}) for n, s in [("a", "64"), ("b", "32")]]
+    assert board_of(*sizes).notes == (BUDGETS, ONE_SEED)
+
+
+def test_more_seeds_are_told_not_to_be_in_p():
+    again = record("again", FINE, settings={"model.name": "a", "run.seed": "1"})
+    (note,) = board_of(record("a", FINE), again, record("b")).notes
+    assert note.startswith("However many seeds a row has: p speaks of these fitted models")
+
+
+def test_the_trials_of_a_search_are_told():
+    found = record("a", FINE, settings={"model.name": "a", "run.searched": "30"})
+    by_name = {row.name: row.searched for row in board_of(found, record("b")).rows}
+    assert by_name == {"a": 30, "b": 0}
+
+
+def test_the_board_of_a_run_is_found_also_when_its_row_has_another_name():
+    runs = [
+        record("new", settings={"model.name": "unet"}),
+        record("old", settings={"model.name": "unet", "run.seed": "1"}),
+        record("other", cases="xyz"),
+    ]
+    assert order(on_board(runs, "id-old")) == ["new"]
+    assert order(on_board(runs, "id-other")) == ["other"]
+
+
+def test_placings_are_of_every_run_of_a_row():
+    again = record("again", FINE, settings={"model.name": "fine", "run.seed": "1"})
+    board = board_of(record("fine", FINE), again, record("poor", POOR), record("none", NOBODY))
+    found = placings(board)
+    first = {"rank": 1, "rank_low": 1, "rank_high": 1, "rank_first": 1}
+    assert found["id-fine"] == found["id-again"] == first
+    assert found["id-poor"] == {"rank": 2, "rank_low": 2, "rank_high": 2, "rank_first": 0}
+    assert found["id-none"]["rank"] == 3
+    assert isnan(found["id-none"]["rank_first"])

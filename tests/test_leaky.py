@@ -15,7 +15,7 @@ from bench.checkpoint import load_model
 from bench.config import Input, RunConfig, override
 from bench.errors import DataError
 from bench.feed import Feed
-from bench.leaderboard import boards, summarise
+from bench.leaderboard import boards
 from bench.masks import load_masks
 from bench.pack import Pack, by_slice, packed
 from bench.recipe import Recipe, resolve
@@ -23,6 +23,7 @@ from bench.records import Watch
 from bench.runner import Outcome, cross_validate
 from bench.session import dry_run, execute
 from bench.splits import Fold, leaky_slices, patients, split_table
+from bench.summary import summarise
 from bench.tracking import KIND, LEAKY, Store, find_run, open_run, patients_of, read_table, records
 from tests.packs import tiny_pack
 from tests.recorder import MemoryRecorder
@@ -258,7 +259,8 @@ def test_the_logged_model_is_one_of_patients(ran, tmp_path):
 def test_a_leaky_run_is_logged_marked_and_on_no_board(store: Store, pack, capsys):
     leaky = execute(config(name="leaky", train__epochs=1), uri=store.uri)
     said = capsys.readouterr()
-    assert "LEAKY, on no leaderboard: per-patient Dice 0." in said.out
+    assert "leaky: LEAKY, on no leaderboard\nDice 0." in said.out
+    assert "LEAKY SPLIT" in said.out
     assert "LEAKY SPLIT" in said.err
     assert "6 patients, 36 slices" in said.err
     run = find_run(store, "leaky")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.checkpoint import read_state, write_state
 from bench.errors import StoreError
 from bench.masks import Masks, load_masks, save_masks
 
@@ -60,3 +61,23 @@ def test_a_file_that_holds_no_masks_is_refused_with_a_sentence(tmp_path, damage)
     damage(path)
     with pytest.raises(StoreError, match=r"masks\.npz holds no masks that can be read"):
         load_masks(path)
+
+
+def test_masks_and_their_probabilities_pass_through_a_checkpoint(tmp_path):
+    given = {"B": random_masks(0, 3, 5, 7), "A": random_masks(1, 1, 5, 7)}
+    hundredths = {case: np.random.default_rng(2).integers(0, 100, m.shape, np.uint8) for case, m in given.items()}
+    write_state(tmp_path / "state", Masks(given.items(), hundredths.items()).state())
+    found = Masks.of_state(read_state(tmp_path / "state"))
+    assert list(found) == list(found.probabilities) == ["B", "A"]
+    for case, mask in given.items():
+        assert np.array_equal(found[case], mask)
+        assert np.array_equal(found.probabilities[case], hundredths[case])
+    save_masks(tmp_path / "masks.npz", found, {"A": [4], "B": [1, 2, 9]})
+    assert np.array_equal(load_masks(tmp_path / "masks.npz")[1], np.concatenate([given["B"], given["A"]]))
+
+
+def test_no_masks_pass_through_a_checkpoint_as_well(tmp_path):
+    write_state(tmp_path / "state", Masks(()).state())
+    found = Masks.of_state(read_state(tmp_path / "state"))
+    assert not found
+    assert not found.probabilities

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 from sklearn import metrics
 
 from bench.checkpoint import load_model
-from bench.classification import best_threshold, confusion, reliability
+from bench.classification import best_threshold, confusion
 from bench.config import Evaluate, RunConfig, configure, override
 from bench.errors import BadSetting, UnknownName
 from bench.feed import Feed
-from bench.leaderboard import Board, PresenceRow, Row, boards
+from bench.leaderboard import Board, boards
 from bench.recipe import Recipe, resolve
 from bench.records import RunRecord
-from bench.report import (
-    PRESENCE,
-    board_csv,
-    board_json,
-    board_markdown,
-    board_table,
-    headline,
-    model_card,
-    presence_pictures,
-)
 from bench.runner import Outcome, cross_validate, estimate_seconds
 from bench.serving import Segmenter
 from bench.session import execute
@@ -312,26 +298,51 @@ def test_a_classifier_suggests_its_loss_and_its_score_and_what_is_given_wins():
 
 # The board
 
+PATIENTS = "abcdefgh"
+TRUTH = [False, True, False, True]  # of the four slices of everybody
+SURE = [0.1, 0.9, 0.2, 0.8]
+ASTRAY = [0.9, 0.1, 0.2, 0.8]
+WRONG = [0.9, 0.1, 0.8, 0.2]
 
-def record(name: str, task: str | None = "presence", **values: float) -> RunRecord:
+
+def record(name: str, held: list[list[float]], *, seed: str = "0", model: str = "", **values: float) -> RunRecord:
+    """A classifier's run on eight patients; `held` is how probable tumour was held, slice by slice."""
     tags = {"data": "d" * 16, "split": "s" * 12, "convention": "1", "dataset": "lgg", "synthetic": "false"}
+    slices = pd.DataFrame(
+        {
+            "case": np.repeat(list(PATIENTS), 4),
+            "truth": TRUTH * 8,
+            "probability": np.ravel(held),
+            "called": np.ravel(held) >= 0.5,
+        }
+    )
     return RunRecord(
         run_id=f"id-{name}",
         name=name,
-        cases=pd.DataFrame({"case": ["a", "b", "c"]}),
-        settings={"model.name": "classifier", "model.encoder": "resnet18", "loss.name": "bce", "run.seed": "0"},
+        cases=pd.DataFrame({"case": list(PATIENTS)}),
+        settings={"model.name": model or name, "loss.name": "bce", "run.seed": seed},
         metrics=values,
-        tags={f"bench.{k}": v for k, v in (tags | ({"task": task} if task else {})).items()},
+        tags={f"bench.{k}": v for k, v in (tags | {"task": "presence"}).items()},
+        slices=slices,
     )
 
 
-SCORES = {"auroc": 0.91234, "auroc_low": 0.85, "auroc_high": 0.96, "average_precision": 0.8765, "accuracy": 0.84}
-SCORES |= {"sensitivity": 0.75, "specificity": 0.92, "brier": 0.11, "ece": 0.05, "missed_slices": 4}
-SCORES |= {"false_positive_slices": 3, "cost/parameters": 11e6, "cost/epochs": 12, "cost/wall_seconds": 75}
-GOOD = record("good", **SCORES)
-FAIR = record("fair", **(SCORES | {"auroc": 0.8, "brier": 0.05, "false_positive_slices": 1, "dice": 0.99}))
-OLD = record("old", task=None, dice=0.7, hd95=5.0)  # from before there were tasks
-SEGMENTED = record("new", task="segmentation", dice=0.8, hd95=9.0, auroc=0.99)
+def segmented(name: str, dice: float, task: str | None = "segmentation") -> RunRecord:
+    """A run without a task is from before there were any."""
+    plain = record(name, [SURE] * 8)
+    cases = plain.cases.assign(dice=dice, hd95=dice)
+    tags = {k: v for k, v in plain.tags.items() if k != "bench.task"} | ({"bench.task": task} if task else {})
+    return RunRecord(plain.run_id, name, cases, plain.settings, {"dice": dice}, tags)
+
+
+PERFECT = record("perfect", [SURE] * 8)
+MIXED = record("mixed", [SURE] * 5 + [ASTRAY] * 3)
+BAD = record("bad", [WRONG] * 8)
+
+
+def board_of(*records: RunRecord, **options: Any) -> Board:
+    (board,) = boards(records, **options)
+    return board
 
 
 def order(board: Board) -> list[str]:
@@ -339,148 +350,106 @@ def order(board: Board) -> list[str]:
 
 
 def test_classifiers_are_never_ranked_with_segmenters_of_the_same_patients():
-    first, second = boards([FAIR, OLD, GOOD, SEGMENTED])
-    assert (first.task, order(first)) == ("segmentation", ["new", "old"])
-    assert (second.task, order(second)) == ("presence", ["good", "fair"])
-    assert {type(row) for row in first.rows} == {Row}
-    assert {type(row) for row in second.rows} == {PresenceRow}
+    old, new = segmented("old", 0.7, task=None), segmented("new", 0.8)
+    first, second = boards([MIXED, old, PERFECT, new])
+    assert (first.task, first.primary, order(first)) == ("segmentation", "dice", ["new", "old"])
+    assert (second.task, second.primary, order(second)) == ("presence", "auroc", ["perfect", "mixed"])
     assert "presence of tumour" in second.title
     assert "presence" not in first.title
 
 
 @pytest.mark.parametrize(
-    ("sort", "segmentation", "presence"),
+    ("primary", "expected"),
     [
-        (None, ["new", "old"], ["good", "fair"]),
-        ("dice", ["new", "old"], ["good", "fair"]),
-        ("hd95", ["old", "new"], ["good", "fair"]),
-        ("auroc", ["new", "old"], ["good", "fair"]),
-        ("brier", ["new", "old"], ["fair", "good"]),
-        ("false_positive_slices", ["new", "old"], ["fair", "good"]),
+        ("dice", [("dice", ["new", "old"]), ("auroc", ["perfect", "mixed"])]),
+        ("hd95", [("hd95", ["old", "new"]), ("auroc", ["perfect", "mixed"])]),
+        ("brier", [("dice", ["new", "old"]), ("brier", ["perfect", "mixed"])]),
     ],
 )
-def test_boards_are_sorted_by_a_column_of_theirs_else_by_their_headline(sort, segmentation, presence):
-    first, second = boards([FAIR, OLD, GOOD, SEGMENTED], sort=sort)
-    assert (order(first), order(second)) == (segmentation, presence)
+def test_a_score_that_one_task_has_leaves_the_other_board_at_its_headline(primary, expected):
+    made = boards([MIXED, segmented("old", 0.7), PERFECT, segmented("new", 0.8)], primary=primary)
+    assert [(board.primary, order(board)) for board in made] == expected
 
 
-def test_a_column_of_no_board_is_refused_with_those_of_all():
-    with pytest.raises(UnknownName, match=r"there are dice, .*hd95.*auroc.*Did you mean 'auroc'"):
-        boards([GOOD], sort="aurocc")
+def test_a_score_of_no_board_is_refused_with_those_of_all():
+    with pytest.raises(
+        UnknownName, match=r"cannot rank by 'aurocc'; there are auroc, .*ece\..*Did you mean 'auroc'"
+    ):
+        boards([PERFECT], primary="aurocc")
 
 
-def test_a_row_of_a_classifier_shows_the_values_of_its_record():
-    (board,) = boards([GOOD])
-    (row,) = board.rows
-    assert isinstance(row, PresenceRow)
-    for name in ("auroc", "average_precision", "accuracy", "sensitivity", "specificity", "brier", "ece"):
-        assert getattr(row, name) == SCORES[name]
-    assert (row.low, row.high, row.missed_slices, row.false_positive_slices) == (0.85, 0.96, 4, 3)
-    assert (row.model, row.encoder, row.parameters, row.patients) == ("classifier", "resnet18", 11_000_000, 3)
-    (bare,) = boards([record("bare")])[0].rows
-    assert isnan(bare.auroc)
+def test_scores_are_over_all_slices():
+    board = board_of(MIXED, PERFECT)
+    for row, run in zip(board.rows, (PERFECT, MIXED), strict=True):
+        assert row.score == pytest.approx(metrics.roc_auc_score(run.slices["truth"], run.slices["probability"]))
+    assert (board.rows[0].score, board.patients, board.left_out) == (1, 8, ())
 
 
-def test_a_presence_board_says_the_same_in_every_format():
-    made = boards([GOOD, FAIR])
-    expected = [
-        "1",
-        "good",
-        "0.912",
-        "0.850–0.960",
-        "0.876",
-        "0.750",
-        "0.920",
-        "0.840",
-        "4",
-        "3",
-        "0.110",
-        "0.050",
-    ]
-    expected += ["12", "11.0", "1 min 15 s", "ssssssss", "id-good"]
-    _, _, head, _, row, *_ = board_markdown(made).splitlines()
-    assert [cell.strip() for cell in row.strip("|").split("|")] == expected
-    assert head.count("|") == len(PRESENCE) + 1
-    console = Console(width=400, record=True, file=io.StringIO(), color_system=None)
-    console.print(board_table(made[0]))
-    shown = console.export_text()
-    assert all(cell in shown for cell in expected)
-    assert "AUROC" in shown
-    assert "Dice" not in shown
-    lines = list(csv.DictReader(io.StringIO(board_csv(made))))
-    (stored,) = json.loads(board_json(made))
-    assert stored["task"] == "presence"
-    for field in PresenceRow.__annotations__:
-        assert stored["rows"][0][field] == getattr(made[0].rows[0], field)
-        assert lines[0][field] == str(getattr(made[0].rows[0], field))
+def test_identical_classifiers_tie():
+    """All draws of patients agree as well: nothing is between them."""
+    twin = record("twin", [SURE] * 5 + [ASTRAY] * 3)
+    board = board_of(MIXED, twin)
+    for row in board.rows:
+        assert (row.rank, row.group, row.p, row.difference) == (1, 1, 1, 0)
+        assert (row.difference_low, row.difference_high) == (0, 0)
+        assert row.first == pytest.approx(0.5)
 
 
-def test_both_kinds_of_boards_share_a_file_and_leave_empty_what_they_do_not_have():
-    made = boards([GOOD, SEGMENTED])
-    segmented, present = csv.DictReader(io.StringIO(board_csv(made)))
-    assert (segmented["task"], segmented["dice"], segmented["auroc"]) == ("segmentation", "0.8", "")
-    assert (present["task"], present["dice"], present["auroc"]) == ("presence", "", "0.91234")
-    text = board_markdown(made)
-    assert text.count("**") == 4
-    assert text.count("Dice: mean over patients") == text.count("Does a slice show tumour?") == 1
-    assert [board["task"] for board in json.loads(board_json(made))] == ["segmentation", "presence"]
+def test_a_clearly_better_classifier_leads_in_every_draw():
+    """Of 999 draws the other one leads in none: p is (2 * 0 + 1) / 999."""
+    first, second = board_of(BAD, PERFECT).rows
+    assert (first.name, first.score, first.first) == ("perfect", 1, 1)
+    assert (second.rank, second.score, second.first, second.group) == (2, 0, 0, 2)
+    assert (second.difference, second.difference_low, second.difference_high) == (-1, -1, -1)
+    assert second.p == pytest.approx(1 / 999)
 
 
-def test_a_score_that_is_not_defined_is_a_dash_or_null():
-    made = boards([record("bare", **{"cost/epochs": 1})])
-    assert board_markdown(made).splitlines()[4].count("–") >= 8
-    assert json.loads(board_json(made))[0]["rows"][0]["auroc"] is None
+def test_a_lower_brier_score_ranks_first():
+    """0.025 = (0.01 + 0.01 + 0.04 + 0.04) / 4; led astray, two slices of a patient cost 0.81 each."""
+    first, second = board_of(MIXED, PERFECT, primary="brier").rows
+    assert (first.name, first.score) == ("perfect", pytest.approx(0.025))
+    assert (second.name, second.score) == ("mixed", pytest.approx((5 * 0.025 + 3 * 0.425) / 8))
+    assert second.difference == pytest.approx(0.15)
+    assert second.difference_low >= 0
 
 
-# What is said and drawn
+def test_draws_are_of_whole_patients():
+    """Patients of one classifier are all alike, so whoever is drawn it has the same score."""
+    alike, unlike = board_of(record("alike", [[0.9, 0.8, 0.2, 0.7]] * 8), MIXED).rows[::-1]
+    assert alike.name == "alike"
+    assert alike.low == alike.high == alike.score == 0.5
+    assert unlike.low < unlike.score < unlike.high
 
 
-def test_the_headline_of_a_classifier_says_what_is_not_defined():
-    values = SCORES | {"patient_sensitivity": 1.0, "patient_specificity": nan, "patient_auroc": nan}
-    said = headline(values)
-    assert "AUROC 0.912 (95% interval 0.850 to 0.960), average precision 0.876, sensitivity 0.750" in said
-    assert "of patients: sensitivity 1.000, specificity and AUROC undefined: no negative patients" in said
-    some = headline(values | {"patient_specificity": 0.5, "patient_auroc": 0.75})
-    assert "specificity and AUROC 0.500 and 0.750" in some
-    assert "undefined" not in some
+def test_the_interval_that_a_single_run_has_logged_is_shown():
+    (row,) = board_of(record("mixed", [SURE] * 5 + [ASTRAY] * 3, auroc_low=0.7, auroc_high=0.97)).rows
+    assert (row.low, row.high) == (0.7, 0.97)
 
 
-def test_the_headline_of_a_segmentation_is_its_dice():
-    said = headline({"dice": 0.81, "dice_low": 0.75, "dice_high": 0.9, "dice_median": 0.85, "missed_slices": 3.0})
-    assert said.startswith("Dice 0.810 (95% interval 0.750 to 0.900), median 0.850, HD95 – px, missed slices 3")
-    assert headline({"dice": nan}).startswith("Dice – (95% interval – to –)")
+def test_seeds_of_a_classifier_are_one_row():
+    runs = [record("b", [SURE] * 8, seed="1", model="net", auroc_low=0.9), record("a", [WRONG] * 8, model="net")]
+    (row,) = board_of(*runs).rows
+    assert (row.name, row.seeds, row.score) == ("b", 2, 0.5)
+    assert (row.low, row.high) == (0, 1)  # the one or the other may be drawn twice
 
 
-def test_a_model_card_says_the_headline_of_its_task():
-    assert "**net**: AUROC of slices **0.912** (95% interval 0.850 to 0.960)" in model_card("net", {}, SCORES)
+SILENT = record("silent", [[0.1] * 4] * 8)
+SHY = record("shy", [SURE, *[[0.1] * 4] * 7])  # calls slices of one patient, whom a third of the draws miss
 
 
-@pytest.mark.parametrize(
-    ("truth", "case"),
-    [("+-+-+--+", "aabbccdd"), ("++++++++", "aabbccdd"), ("--------", "aabbccdd"), ("+-+-+--+", "aaaaaaaa")],
-)
-def test_pictures_of_any_calls_are_drawn_in_rgb_without_a_warning(truth, case):
-    held = np.array([0.9, 0.1, 0.8, 0.8, 0.55, 0.3, 0.3, 1.0])
-    there = np.array([sign == "+" for sign in truth])
-    slices = pd.DataFrame({"case": list(case), "truth": there, "probability": held, "called": held >= 0.5})
-    made = presence_pictures(slices, confusion(slices), reliability(slices))
-    assert list(made) == ["discrimination", "confusion", "reliability"]
-    for pixels in made.values():
-        assert pixels.dtype == np.uint8
-        assert pixels.shape[2:] == (3,)
-        assert pixels.std() > 0
+def test_a_classifier_without_the_score_comes_last_and_takes_nobody_along():
+    board = board_of(SILENT, MIXED, PERFECT, primary="precision")
+    assert [(row.rank, row.name) for row in board.rows] == [(1, "perfect"), (2, "mixed"), (3, "silent")]
+    assert isnan(board.rows[2].score)
+    assert board.rows[1].score == pytest.approx((5 * 2 + 3) / (8 * 2))
+    only = board_of(SILENT, primary="precision")
+    assert (only.rows[0].rank, isnan(only.rows[0].score)) == (1, True)
 
 
-def test_a_perfect_and_a_useless_classifier_do_not_look_alike():
-    truth = np.arange(40) % 2 == 0
-    drawn = []
-    for held in (truth * 0.8 + 0.1, np.tile([0.1, 0.1, 0.9, 0.9], 10)):
-        slices = pd.DataFrame(
-            {"case": np.arange(40) // 4, "truth": truth, "probability": held, "called": held > 0.5}
-        )
-        drawn.append(presence_pictures(slices, confusion(slices), reliability(slices)))
-    for name in drawn[0]:
-        assert not np.array_equal(drawn[0][name], drawn[1][name])
+def test_draws_of_patients_for_whom_a_score_is_not_defined_do_not_count():
+    first, second = board_of(SHY, BAD, primary="precision").rows
+    assert (first.name, first.score, first.first) == ("shy", 1, 1)
+    assert (second.score, second.difference_low, second.difference_high) == (0, -1, -1)
 
 
 # In the store

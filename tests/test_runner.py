@@ -16,12 +16,12 @@ from bench import registry
 from bench.checkpoint import load_model
 from bench.config import RunConfig, override
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
-from bench.leaderboard import summarise
 from bench.masks import load_masks
 from bench.probabilities import load_probabilities, reached
 from bench.recipe import resolve
 from bench.records import Watch
 from bench.runner import case_table, cross_validate, estimate_seconds, seed_of
+from bench.summary import summarise
 from tests.recorder import MemoryRecorder
 
 TINY = {
@@ -185,11 +185,12 @@ def test_folds_at_once_give_what_they_give_one_after_another():
 
 def test_a_run_says_how_it_was_computed(ran):
     _, recorder, _ = ran
-    assert recorder.params["plan.execution"] == "eager"
-    assert recorder.params["plan.why"] == "the device is a CPU"
-    assert recorder.params["plan.threads"] == torch.get_num_threads()
-    for child in recorder.children.values():
-        assert child.params == {"plan.steps": "eager", "plan.parts_of_a_batch": 1}
+    assert recorder.labels["plan.execution"] == "eager"
+    assert recorder.labels["plan.why"] == "the device is a CPU"
+    assert recorder.labels["plan.threads"] == str(torch.get_num_threads())
+    for number in range(3):
+        labels = recorder.children[f"fold {number}"].labels
+        assert labels == {"bench.fold": str(number), "plan.steps": "eager", "plan.parts_of_a_batch": "1"}
 
 
 def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
@@ -222,7 +223,7 @@ def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
         "out of memory: each batch of 8 is now taken in 2 parts, whose gradients are added up",
         "out of memory: each batch of 8 is now taken in 4 parts, whose gradients are added up",
     ]
-    assert recorder.children["fold 0"].params["plan.parts_of_a_batch"] == 4
+    assert recorder.children["fold 0"].labels["plan.parts_of_a_batch"] == "4"
 
 
 def test_another_seed_keeps_the_split():

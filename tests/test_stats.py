@@ -6,9 +6,11 @@ from collections.abc import Callable
 from itertools import product
 from math import isnan, nan, sqrt
 
+import baycomp
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
 
 from bench import stats
 from bench.stats import Interval
@@ -317,6 +319,11 @@ def test_holm_by_hand() -> None:
     assert stats.holm([]) == []
 
 
+def test_holm_is_that_of_statsmodels() -> None:
+    for p in np.random.default_rng(13).beta(0.3, 2, (20, 12)).round(3):  # some are equal, or zero
+        assert stats.holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1])
+
+
 def test_holm_refuses_what_is_no_p_value() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         stats.holm([0.5, 1.2])
@@ -342,3 +349,94 @@ def test_summary_of_one_unit_and_of_none() -> None:
     none = stats.summary([])
     assert none.n == 0
     assert all(isnan(v) for v in (none.mean, none.median, none.p5, none.p95, none.sd, none.interval.high))
+
+
+# Procedures
+
+
+def test_corrected_resampled_by_hand() -> None:
+    """Variance 0.00025, times 1/5 + 1/4 gives t = 2 sqrt(2) with 4 degrees of freedom.
+
+    Then 1 - p is sin(u) (1 + cos(u)^2 / 2) with tan(u) = t / 2: sqrt(2/3) * 7/6. That t has its 97.5% point at
+    2.776445.
+    """
+    found = stats.corrected_resampled([0.02, 0.04, 0.03, 0.05, 0.01], test_share=1 / 5)
+    deviation = sqrt(0.00025 * (1 / 5 + 1 / 4))
+    assert (found.difference, found.n) == (pytest.approx(0.03), 5)
+    assert found.p == pytest.approx(1 - sqrt(2 / 3) * 7 / 6)
+    half = 2.776445 * deviation
+    assert ends(found.interval) == pytest.approx((0.03 - half, 0.03 + half), abs=1e-7)
+
+
+@pytest.mark.parametrize(("folds", "repeats", "rope"), [(5, 1, 0.01), (10, 1, 0.02), (5, 4, 0.005)])
+def test_corrected_resampled_is_the_correlated_t_test_of_baycomp(folds: int, repeats: int, rope: float) -> None:
+    """baycomp says how likely its first, neither and its second is the better one."""
+    a, b = np.random.default_rng(folds).normal(0.8, 0.03, (2, folds * repeats)) + np.array([[0.015], [0]])
+    found = stats.corrected_resampled(a - b, test_share=1 / folds, rope=rope)
+    assert found.better > found.worse
+    expected = baycomp.two_on_single(a, b, rope=rope, runs=repeats)
+    assert (found.better, found.same, found.worse) == pytest.approx(expected)
+    swapped = stats.corrected_resampled(b - a, test_share=1 / folds, rope=rope)
+    assert (swapped.worse, swapped.same, swapped.better) == pytest.approx(expected)
+    sure = baycomp.two_on_single(a, b, runs=repeats)  # without a rope
+    assert found.p == pytest.approx(2 * min(sure))
+
+
+@pytest.mark.parametrize(
+    ("each", "p", "shares"),
+    [(0.02, 0, (1, 0, 0)), (-0.02, 0, (0, 0, 1)), (0.005, 0, (0, 1, 0)), (0.01, 0, (0, 1, 0)), (0, 1, (0, 1, 0))],
+)
+def test_folds_that_all_agree(each: float, p: float, shares: tuple[int, int, int]) -> None:
+    found = stats.corrected_resampled([each] * 5, test_share=0.2)
+    assert ends(found.interval) == pytest.approx((each, each))
+    assert (found.p, (found.better, found.same, found.worse)) == (p, shares)
+
+
+def test_one_fold_says_nothing_of_a_procedure_and_shares_are_checked() -> None:
+    one = stats.corrected_resampled([0.02], test_share=0.2)
+    assert (one.difference, one.n) == (0.02, 1)
+    assert all(isnan(v) for v in (one.p, one.better, one.same, one.worse, one.interval.low))
+    assert isnan(stats.corrected_resampled([], test_share=0.2).difference)
+    for share in (0, 1, 5):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            stats.corrected_resampled([0.1, 0.2], test_share=share)
+
+
+def folds_of_equals(
+    rng: np.random.Generator, folds: int, repeats: int, *, anew: bool, luck: float = 0
+) -> np.ndarray:
+    """Two procedures that are equally good, (repeats, folds) differences of their test errors on 60 cases.
+
+    Each learns the slope of one of two equally good predictors by least squares; `luck` is what training adds.
+    The folds of each repeat are drawn anew, or are the same.
+    """
+    x = rng.normal(size=(2, 60))
+    y = x.sum(0) + rng.normal(size=60)
+    order, differences = np.arange(60), np.empty((repeats, folds))
+    for repeat in range(repeats):
+        order = rng.permutation(order) if anew else order
+        for fold, test in enumerate(np.array_split(order, folds)):
+            tested = np.isin(np.arange(60), test)
+            products, squares = (x * y)[:, ~tested].sum(1), (x**2)[:, ~tested].sum(1)
+            slopes = products / squares + luck * rng.normal(size=2)
+            errors = ((y[tested] - slopes[:, None] * x[:, tested]) ** 2).mean(1)
+            differences[repeat, fold] = errors[0] - errors[1]
+    return differences
+
+
+def test_equal_procedures_differ_rarely_though_their_training_sets_overlap() -> None:
+    """5 times 5 folds, 500 studies: a t-test that takes the 25 for independent is wrong in two of five studies."""
+    rng = np.random.default_rng(21)
+    studies = [folds_of_equals(rng, 5, 5, anew=True).ravel() for _ in range(500)]
+    corrected = np.mean([stats.corrected_resampled(d, test_share=1 / 5).p < 0.05 for d in studies])
+    assert 0.01 < corrected < 0.05 + 2 * 0.0097
+    assert np.mean([scipy_stats.ttest_1samp(d, 0).pvalue < 0.05 for d in studies]) > 0.3
+
+
+def test_seeds_on_the_same_folds_are_averaged_first() -> None:
+    """3 folds, 5 seeds: with the 15 for repeats it is wrong too often, with the folds' means it is not."""
+    rng = np.random.default_rng(22)
+    studies = [folds_of_equals(rng, 3, 5, anew=False, luck=0.1) for _ in range(500)]
+    means = np.mean([stats.corrected_resampled(d.mean(0), test_share=1 / 3).p < 0.05 for d in studies])
+    assert means < 0.05
+    assert np.mean([stats.corrected_resampled(d.ravel(), test_share=1 / 3).p < 0.05 for d in studies]) > 0.08

@@ -8,12 +8,31 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.errors import BadSetting, DataError, UnknownName
-from bench.published import comparison, counted, page, status
+from bench.interrupted import at_work, workspace_of
+from bench.launch import Task
+from bench.published import comparison, counted, page, planned, status, watched
 from bench.stats import interval
-from bench.suite import DONE, FAILED, MISSING, Suite, board_of, read_suite, run_suite, states
-from bench.tracking import Store, connect, find_run, masks_of, read_table
+from bench.suite import (
+    DONE,
+    FAILED,
+    MISSING,
+    RUNNING,
+    Suite,
+    board_of,
+    estimates,
+    makespan,
+    read_suite,
+    run_cell,
+    run_suite,
+    states,
+    whereabouts,
+)
+from bench.tracking import Store, connect, find_run, masks_of, open_run, read_table, runs_with
 
 BASE = {
     "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
@@ -210,3 +229,127 @@ def test_a_run_of_one_fold_does_not_make_a_cell_done(store: Store, tmp_path: Pat
     execute(suite.cells[0].what, only=0, uri=store.uri, quiet=True)
     assert [s.state for s in states(suite, store)] == [MISSING]
     assert isinstance(status(states(suite, store)), pd.DataFrame)
+
+
+FAR = {"model": {"name": "unet", "encoder": "resnet18", "weights": "imagenet"}}
+
+
+@pytest.fixture
+def small(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """Three entries, of which the first two cannot run offline, and a cascade that needs one of them."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    entries = {"far": FAR, "farther": FAR | {"seed": 1}, "small": SMALL}
+    entries["both"] = {"cascade": {"presence": "far", "segmentation": "small"}}
+    return read_suite(write(tmp_path / "some.yaml", entries=entries, published=[]), budget="smoke")
+
+
+class Dying:
+    """Every worker dies, after it has opened a run and a fold if it is given one."""
+
+    workers = 2
+
+    def __init__(self, leave: bool = False) -> None:
+        self.leave, self.begun = leave, []
+
+    def start(self, task: Task):
+        self.begun.append(task.name)
+        if self.leave:
+            suite, name, uri, *_ = task.given
+            cell = next(c for c in suite.cells if c.name == name)
+            store = connect(uri)
+            tags = {"bench.fingerprint": cell.fingerprint, "bench.data": cell.data.key, "bench.kind": "cv"}
+            run = store.client.create_run(store.experiment("phantom"), tags=tags)
+            store.client.create_run("1", tags={"mlflow.parentRunId": run.info.run_id})
+        return self
+
+    def ended(self) -> str:
+        return "killed by SIGKILL"
+
+    def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_cell_whose_workers_all_die_has_failed_and_the_store_says_why(store, small, leave) -> None:
+    workers = Dying(leave)
+    found = run_suite(small, uri=store.uri, launcher=workers, retries=1)
+    assert [s.state for s in found] == [FAILED, FAILED, FAILED, MISSING]
+    assert sorted(workers.begun) == ["far", "far", "farther", "farther", "small", "small"]
+    assert found[2].run.data.tags["bench.error"] == "its worker was lost 2 times: killed by SIGKILL"
+    assert "RUNNING" not in {run.info.status for run in store.client.search_runs(["1"])}
+
+
+def test_after_so_many_failures_no_other_cell_is_begun(store, small) -> None:
+    told = []
+    found = run_suite(small, uri=store.uri, max_failures=1, told=lambda *said: told.append(said))
+    assert [s.state for s in found] == [FAILED, MISSING, MISSING, MISSING]
+    heard = [(cell.name, state) for cell, state, _ in told]
+    assert heard == [("far", RUNNING), ("far", FAILED), ("both", MISSING)]
+    assert told[-1][2] == "both waits for far (failed) and small (missing)"
+
+
+def test_a_cell_at_work_in_another_process_is_left_to_it(store, small, tmp_path) -> None:
+    cell = small.cells[2]
+    with FileLock(tmp_path / "mlruns" / "unfinished" / f"cell-{cell.fingerprint}-{cell.data.key}.lock"):
+        run_cell(small, "small", store.uri, False, True, False)
+    assert runs_with(store, {"bench.fingerprint": cell.fingerprint}) == []
+
+
+def test_a_run_at_work_is_running_and_says_how_far_it_is(store, small) -> None:
+    cell = small.cells[2]
+    own = {"bench.fingerprint": cell.fingerprint, "bench.data": cell.data.key}
+    with open_run(store, "small", "phantom", own) as run, at_work(workspace_of(store, run.run_id)):
+        with run.child("fold 0"):
+            pass
+        with run.child("fold 1") as fold:
+            for epoch in (1, 2):
+                fold.metrics({"train/loss": 0.5}, epoch)
+            assert whereabouts(cell, store) == "folds done: 1, epoch 2 of 1"
+            assert states(small, store)[2].state == RUNNING
+            assert not [e for e in estimates(small, store) if e.found.cell is cell and e.seconds is not None]
+    assert whereabouts(cell, store) == ""
+
+
+def test_the_plan_tells_time_and_what_would_fail(ran) -> None:
+    _, _, _, store, folder = ran
+    entries = ENTRIES | {"wide": SMALL | {"seed": 5}}
+    grown = read_suite(write(folder / "plan.yaml", entries=entries), budget="smoke")
+    before = len(runs_with(store, {"bench.kind": "cv"}))
+    found = {e.found.cell.name: e for e in estimates(grown, store, retry=True, threads=1)}
+    assert {name for name, e in found.items() if e.seconds} == {"wide"}
+    assert "cannot be fetched" in found["far"].problem
+    cells, said = planned(list(found.values()), 2)
+    assert cells.set_index("entry")["state"].to_dict()["wide"] == MISSING
+    assert said.startswith("1 cells to run: ")
+    assert said.endswith("with 2 workers; 1 more cannot be estimated, and would fail")
+    assert len(runs_with(store, {"bench.kind": "cv"})) == before
+
+
+def test_cells_go_to_the_worker_that_is_free_first() -> None:
+    assert makespan([3, 3, 2, 1], 1) == 9
+    assert makespan([3, 3, 2, 1], 2) == 5  # 3 + 2 beside 3 + 1
+    assert makespan([1, 1, 4], 8) == 4
+    assert makespan([], 2) == 0
+
+
+def test_the_live_view_shows_all_cells_on_a_terminal_and_lines_elsewhere(ran, monkeypatch, capsys) -> None:
+    suite, _, _, store, _ = ran
+    with watched(suite, store) as told:
+        told(suite.cells[2], RUNNING, "[1/1] tiny: small")
+    assert capsys.readouterr().out == "[1/1] tiny: small\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with watched(suite, store) as told:
+        told(suite.cells[2], RUNNING, "[1/1] tiny: small")
+    shown = capsys.readouterr().out
+    for part in ("[1/1] tiny: small", "gate", "leak", "far", "failed", "running"):
+        assert part in shown
+
+
+def test_the_command_plans_and_refuses_an_unknown_launcher(store, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "one.yaml", entries={"small": SMALL}, published=[])
+    words = ["suite", str(file), "--budget", "smoke", "--tracking-uri", store.uri]
+    result = CliRunner().invoke(app, [*words, "--dry-run", "--workers", "2"])
+    assert result.exit_code == 0, result.output
+    assert "with 2 workers" in result.output
+    assert isinstance(CliRunner().invoke(app, [*words, "--launcher", "rai"]).exception, UnknownName)
+    assert runs_with(store, {"bench.kind": "cv"}) == []

@@ -18,6 +18,7 @@ from bench.errors import StoreError, UnknownName
 from bench.tracking import (
     connect,
     find_run,
+    note_ranks,
     open_run,
     patients_of,
     read_table,
@@ -52,6 +53,30 @@ def test_a_run_and_its_folds_are_read_back(store):
     child = store.client.search_runs([run.experiment_id], "tags.`bench.kind` = 'fold'")[0]
     assert child.data.tags["mlflow.parentRunId"] == run.run_id
     assert [m.step for m in store.client.get_metric_history(child.info.run_id, "train/loss")] == [1]
+
+
+def test_the_slices_of_a_presence_run_are_read_with_it_and_no_others(store):
+    slices = pd.DataFrame(
+        {"case": ["007", "007"], "slice": [1, 2], "truth": [False, True], "called": [True, True]}
+    )
+    for name, task in (("outlines", "segmentation"), ("calls", "presence")):
+        with open_run(store, name, "lgg", TAGS | {"bench.task": task}) as run:
+            run.table("cases", pd.DataFrame({"case": ["007"]}))
+            run.table("slices", slices)
+    found = {record.name: record.slices for record in records(store)}
+    assert found["outlines"] is None
+    pd.testing.assert_frame_equal(found["calls"], slices)
+
+
+def test_ranks_are_noted_on_runs_that_have_ended_the_last_one_counts(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.metrics({"dice": 0.5})
+    note_ranks(store, {run.run_id: {"rank": 1, "rank_first": 0.75}})
+    note_ranks(store, {run.run_id: {"rank": 2, "rank_first": math.nan}})
+    values = store.client.get_run(run.run_id).data.metrics
+    assert (values["rank"], values["dice"]) == (2, 0.5)
+    assert math.isnan(values["rank_first"])
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.checkpoint import read_state, write_state
 from bench.config import Input, Train
 from bench.draws import Draws
 from bench.errors import BadSetting, TrainingError
 from bench.feed import Feed
-from bench.train import steps_per_epoch, train
+from bench.schedules import plateau
+from bench.train import Progress, steps_per_epoch, train
 from tests.packs import pack_of, tiny_pack
 
 PACK = tiny_pack()
@@ -55,7 +57,8 @@ def loop(model: nn.Module, rows=ROWS, feed=FEED, **given):
     """`train` with plain choices; what is no argument of it is a setting."""
     named = {"loss": F.binary_cross_entropy_with_logits, "augment": (), "schedule": lambda progress, scores: 1.0}
     named |= {"seed": 0}
-    arguments = {k: given.pop(k) for k in ("loss", "augment", "schedule", "seed", "scores", "tick") if k in given}
+    names = ("loss", "augment", "schedule", "seed", "scores", "tick", "progress")
+    arguments = {k: given.pop(k) for k in names if k in given}
     settings = Train(**({"epochs": 1, "batch_size": 4, "lr": 0.01, "weight_decay": 0} | given))
     return train(model, feed, rows, **(named | arguments), settings=settings)
 
@@ -280,6 +283,77 @@ def test_watching_changes_nothing():
 
     quiet, watched = trained(), trained(tick=busy)
     assert all(torch.equal(quiet[name], watched[name]) for name in quiet)
+
+
+# Going on
+
+
+class Dropping(Encoded):
+    """Draws from torch's own generator in every step."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.dropout(self.encoder(images), 0.5, self.training))
+
+
+def jitter(images: Tensor, masks: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    return images + 0.1 * draws.normal(*images.shape[1:]), masks
+
+
+def reached(model: nn.Module, scores: list[float], progress: Progress, until: int, **given) -> list[tuple]:
+    """Train up to epoch `until`, no score better than the last; gives number, loss and rate of each epoch."""
+    told = []
+    halving = lambda share, seen: plateau(share, seen, factor=0.5, patience=0)  # noqa: E731
+    for epoch in loop(model, scores=scores, progress=progress, schedule=halving, augment=[jitter], **given):
+        scores.append(-epoch.number)
+        told.append((epoch.number, epoch.loss, epoch.lr))
+        if epoch.number == until:
+            break
+    return told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "adamw", "weight_decay": 0.01, "freeze_epochs": 2, "freeze_lr": 0.03},
+        {"optimizer": "adam", "warmup_epochs": 2.5},
+        {"optimizer": "sgd", "positive_fraction": 0.5, "freeze_epochs": 1},
+        {"optimizer": "sgd", "momentum": 0},
+    ],
+)
+def test_going_on_after_any_epoch_gives_the_weights_of_never_having_stopped(tmp_path, given):
+    whole, given = Dropping(), given | {"epochs": 5}
+    told = reached(whole, [], Progress(), 5, **given)
+    for stop in range(1, 5):
+        first, scores, progress = Dropping(), [], Progress()
+        begun = reached(first, scores, progress, stop, **given)
+        write_state(tmp_path / "state", {"model": first.state_dict(), "train": progress.state()})
+        kept = read_state(tmp_path / "state")
+        second = Dropping()
+        second.load_state_dict(kept["model"])
+        torch.rand(stop)  # another process stands elsewhere
+        assert begun + reached(second, scores, Progress(kept["train"]), 5, **given) == told
+        assert changed(second, weights(whole)) == set()
+
+
+def test_going_on_from_the_end_trains_nothing():
+    model, progress = Encoded(), Progress()
+    list(loop(model, epochs=2, progress=progress))
+    assert list(loop(model, epochs=2, progress=Progress(progress.state()))) == []
+
+
+def test_a_batch_that_had_to_be_cut_stays_cut():
+    class Small(Encoded):
+        """Fits two slices."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training and len(images) > 2:
+                raise torch.OutOfMemoryError("no more")
+            return super().forward(images)
+
+    model, progress = Small(), Progress()
+    assert [epoch.parts for epoch in loop(model, epochs=1, progress=progress)] == [2]
+    again = loop(Encoded(), epochs=2, progress=Progress(progress.state()))  # which would fit whole
+    assert [(epoch.number, epoch.parts) for epoch in again] == [(2, 2)]
 
 
 # Precision and breakdown

@@ -12,14 +12,14 @@ from bench import __version__
 from bench.cli import training  # each registers its commands, and this is the order of the help
 
 # isort: split
-from bench.cli import results
+from bench.cli import results, searching
 
 # isort: split
-from bench.cli import components, datasets, viewing
+from bench.cli import components, datasets, gating, viewing
 from bench.cli._app import app, say
 from bench.errors import BenchError
 
-__all__ = ["app", "components", "datasets", "main", "results", "training", "viewing"]
+__all__ = ["app", "components", "datasets", "gating", "main", "results", "searching", "training", "viewing"]
 
 
 def main() -> None:

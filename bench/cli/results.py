@@ -113,6 +113,9 @@ def ensemble(
     tta: Annotated[
         str, typer.Option(help="Average over turned slices as well: none, flips (4), turns (8).")
     ] = "none",
+    threshold: Annotated[
+        float | None, typer.Option(help="Else a lone run's own, and for several chosen on validation patients.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
     device: Device = "auto",
@@ -121,7 +124,39 @@ def ensemble(
     """Average runs, and their slices flipped or turned, out of fold: a row of its own on the board."""
     from bench.ensemble import ensemble as command
 
-    command(runs, tta=tta, data=data, name=name, device=device, uri=tracking_uri)
+    command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
+
+
+@app.command()
+def power(
+    patients: Annotated[
+        int | None, typer.Option(min=5, help="Patients of the study; else those of the board.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Folds; else those of the runs.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds that a row averages.")] = 1,
+    models: Annotated[int, typer.Option(min=2, help="Models that will be compared.")] = 2,
+    power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Share of studies that find the gap.")] = 0.8,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """The smallest Dice gap that a study can resolve, by simulation from the runs in the store."""
+    from bench.power import show_power
+
+    show_power(tracking_uri, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only runs of which this holds: model=unet.")] = None,
+    primary: Annotated[str | None, typer.Option(help="Score to rank by, as in `bench leaderboard`.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the whole leaderboard as one HTML file that opens from disk: tables, figures, every patient."""
+    from bench.report import report as command
+
+    command(out, data=data, where=where or (), primary=primary, title=title, uri=tracking_uri)
 
 
 @app.command()

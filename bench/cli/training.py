@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +78,8 @@ def run(
     from bench.session import execute, resumed
 
     if resume is not None:
-        settings, fold = resumed(resume, uri=tracking_uri)
-        execute(settings, only=fold, uri=tracking_uri, quiet=quiet, verbose=verbose)
+        settings, only, run_id = resumed(resume, uri=tracking_uri)
+        execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
     # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
     given = {k: v for k, v in flags.items() if v is not None} | dict(parse(a) for a in set_ or [])
@@ -95,7 +96,25 @@ def suite(
     data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
     budget: Annotated[str, typer.Option(help="A budget of the file, such as smoke; full: as it is.")] = "full",
     status: Annotated[bool, typer.Option("--status", help="Only say what is done, failed and missing.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run what has failed again, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be run and its cost; train nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed/--only-missing", help="Run what has failed again, too, or what is missing."),
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=1, help="Begin no other cell after so many have failed.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells at once, each in a process of its own, with a GPU in turn."),
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="Where the workers are: local, ray or slurm.")] = "local",
+    launch: Annotated[
+        list[str] | None, typer.Option(help="Option of the launcher: address=auto, slurm_partition=gpu.")
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Times to run a cell again whose worker was lost.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     tracking_uri: TrackingUri = None,
@@ -104,19 +123,36 @@ def suite(
 ) -> None:
     """Run the cells of a benchmark file that are missing, and rank them beside what others have published.
 
-    Exit code 1 when a cell has failed.
+    Exit code 1 when a cell has failed. With workers on other machines, give a server as --tracking-uri; a SQLite
+    store is for the processes of one machine.
     """
-    from bench.published import show
-    from bench.suite import FAILED, read_suite, run_suite, states
+    from bench.config import parse
+    from bench.console import console, frame_table
+    from bench.launch import engine
+    from bench.launch.local import share
+    from bench.published import planned, show, watched
+    from bench.suite import FAILED, estimates, read_suite, run_suite, states
     from bench.tracking import connect
 
     flags = {"dataset.folder": data and str(data), "device": device}
     made = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
     store = connect(tracking_uri)
+    go = partial(run_suite, made, uri=tracking_uri, retry=retry_failed, retries=retries, max_failures=max_failures)
+    if dry_run:
+        cells, said = planned(
+            estimates(made, store, retry=retry_failed, threads=workers and share(workers)), workers or 1
+        )
+        console().print(frame_table(f"{made.title} · budget {budget}", cells))
+        console().print(said, markup=False)
+        return
     if status:
         found = states(made, store)
+    elif workers is None and launcher == "local":
+        found = go(quiet=quiet, verbose=verbose)
     else:
-        found = run_suite(made, uri=tracking_uri, retry=retry_failed, quiet=quiet, verbose=verbose)
+        spread = engine(launcher, workers, dict(parse(option) for option in launch or []))
+        with watched(made, store) as told:
+            found = go(launcher=spread, told=told, quiet=True)
     command = f"bench suite {file} --data DIR" if data else f"bench suite {file}"
     show(made, found, store, command=command if budget == "full" else f"{command} --budget {budget}", out=out)
     if not status and any(s.state == FAILED for s in found):

@@ -12,6 +12,21 @@ from bench.models._blocks import Hourglass, upsample, widths
 from bench.registry import model
 
 
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution without bias; a stride is taken before it, which gives the same.
+
+    oneDNN's own strided 1x1 convolution of fewer than eight channels writes beyond its memory in the backward
+    pass (uxlfoundation/oneDNN, issue 6035).
+    """
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__(into, out, 1, bias=False)
+        self.step = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., :: self.step, :: self.step])
+
+
 class Residual(nn.Module):
     """`body(x)` plus x, which a 1x1 convolution brings to the body's shape where that differs."""
 
@@ -19,7 +34,7 @@ class Residual(nn.Module):
         super().__init__()
         self.body = body
         same = into == out and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(into, out, 1, stride=stride, bias=False)
+        self.shortcut = nn.Identity() if same else Shortcut(into, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.body(x) + self.shortcut(x)

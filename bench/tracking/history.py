@@ -20,6 +20,7 @@ from bench.records import RunRecord
 from bench.tracking.store import FOLD, KIND, PARENT, Store
 
 T = TypeVar("T")
+DERIVED = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # what is logged beside settings
 
 
 def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
@@ -88,9 +89,7 @@ def download_model(store: Store, model_id: str, into: Path) -> Path:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """The settings that a run has logged, as `bench.config.override` takes them."""
-    own = {
-        k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(("plan.", "cascade."))
-    }
+    own = {k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(DERIVED)}
     return dict(parse(f"{key}={value}") for key, value in own.items())
 
 

@@ -9,9 +9,12 @@ import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlparse
 
 from filelock import FileLock
@@ -139,7 +142,32 @@ def _leaderboard_view() -> str:
 def _client(uri: str) -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
     client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
-    return client
+    return client if _sqlite_path(uri) is None else cast(MlflowClient, Patient(client))
+
+
+class Patient:
+    """MLflow's client of a SQLite store: what is refused as the database is locked is tried again, ever later.
+
+    MLflow itself waits for 20 seconds, and nothing has been written when it gives up. Metrics are not tried again:
+    they have an outbox, and the run goes on.
+    """
+
+    def __init__(self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8)) -> None:
+        self._client, self._pauses = client, pauses
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        return partial(self._persist, found) if callable(found) else found
+
+    def _persist(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        for pause in () if "metrics" in named else self._pauses:
+            try:
+                return call(*given, **named)
+            except MlflowException as error:
+                if "database is locked" not in str(error):
+                    raise
+            time.sleep(pause)
+        return call(*given, **named)
 
 
 def _knock(uri: str, host: str, port: int) -> None:

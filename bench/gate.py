@@ -1,0 +1,64 @@
+"""`bench gate`: whether a candidate run is worse than a baseline by more than a margin, for use in CI.
+
+Nothing is trained or predicted. Patients are paired; what counts is the whole 95% interval of their mean
+difference, so that noise does not fail a build, and a small sample seldom does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bench.comparison import LEFT_OUT, Side, compared, scale_of
+from bench.derived import alike, finished
+from bench.errors import BadSetting
+from bench.tables import SYNTHETIC_WARNING, between, plain
+from bench.tracking import connect, find_run, read_table
+
+TAKES = "The gate takes segmentation runs, which are scored patient by patient."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the candidate is worse by more than the margin, and a sentence that says on what grounds."""
+
+    worse: bool
+    said: str
+
+
+def gate(
+    baseline: str, candidate: str, *, margin: float | None = None, primary: str = "dice", uri: str | None = None
+) -> Verdict:
+    """Judge two finished runs on the same data and split.
+
+    `margin` is in the unit of `primary`, by default what counts for nothing (0.01 Dice, 1 pixel). Raises
+    `BenchError` where nothing can be said: other data, too few patients, or too many without a score.
+    """
+    scale = scale_of(primary)
+    margin = scale.rope if margin is None else margin
+    if not 0 <= margin < math.inf:
+        raise BadSetting(f"the margin {margin:g} is refused: give 0 or more, such as --margin {scale.rope:g}.")
+    store = connect(uri)
+    runs = find_run(store, candidate), find_run(store, baseline)
+    for run in runs:
+        finished(run, "segmentation", TAKES)
+    if runs[0].info.run_id == runs[1].info.run_id:
+        raise BadSetting(f"baseline and candidate are one run ({runs[0].info.run_id[:8]}). Name two, by id.")
+    alike(runs)
+    tables = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
+    names = [plain(f"{run.info.run_name} ({run.info.run_id[:8]})") for run in runs]
+    found = compared(*tables, sides=(Side(names[0]), Side(names[1])), primary=primary)
+    difference, ends = found.paired.difference, found.paired.interval
+    if math.isnan(ends.low):
+        raise BadSetting(f"{found.paired.n} patient settles nothing. Run more patients.")
+    if (missing := len(found.undefined)) > LEFT_OUT * (found.paired.n + missing):
+        raise BadSetting(f"{missing} patients have no {primary} in both runs. Choose another --primary.")
+    best = max(scale.sign * ends.low, scale.sign * ends.high)  # what the interval still allows, in favour
+    worse, shown = best < -margin, between(ends.low, ends.high, lambda value: scale.said(value, "+"))
+    said = (
+        f"{'FAILED' if worse else 'passed'}: {names[0]} against {names[1]}, mean {primary} "
+        f"{scale.said(difference, '+')} over {found.paired.n} patients (95% interval {shown}), which is "
+        f"{'' if worse else 'not shown to be '}worse by more than {margin:g}."
+    )
+    synthetic = runs[0].data.tags.get("bench.synthetic") == "true"
+    return Verdict(worse, f"{said} {SYNTHETIC_WARNING}" if synthetic else said)

@@ -1,0 +1,301 @@
+"""`bench power`: the smallest Dice gap that so many patients, folds and seeds can show, before GPU time is spent.
+
+It hangs on how much two models differ from patient to patient, which runs in the store tell. Two claims are told
+apart: that these models differ on new patients (Wilcoxon over patients), and that the recipes would differ again
+when trained anew (corrected resampled t-test over folds), which needs far more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from bench.console import console, frame_table
+from bench.errors import BadSetting
+from bench.leaderboard import boards
+from bench.ranking import ALPHA
+from bench.records import RunRecord
+from bench.tables import SYNTHETIC_WARNING, plain
+from bench.tracking import connect, records
+
+PATIENTS = (22, 50, 110)  # columns of the table, beside the cohort
+SEEDS = (1, 2, 3, 5)
+MODELS = (2, 5, 10, 20)
+PRECISION = 0.0005  # of a gap
+TINY = 1e-12  # a variance of runs that do not differ
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of unlike settings, and how much they differ from patient to patient."""
+
+    names: tuple[str, str]
+    residuals: Floats
+
+    @property
+    def variance(self) -> float:
+        return float(self.residuals.var(ddof=1))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What comparable runs tell of the differences between two models.
+
+    `pairs` rise in spread. `seed_variance` is that of a patient's Dice from seed to seed, None where no settings
+    were run with two. `training` is by how much the means of folds typically vary more than their patients
+    explain, as a share of the variance between patients.
+    """
+
+    title: str
+    synthetic: bool
+    patients: int
+    folds: int
+    pairs: tuple[Pair, ...]
+    seed_variance: float | None
+    training: float
+
+    def at(self, quantile: float) -> Pair:
+        """The pair than which such a share of the pairs spread less."""
+        return self.pairs[round(quantile * (len(self.pairs) - 1))]
+
+    @property
+    def seed_share(self) -> float:
+        """What seeds put into the variance of a typical difference between two single runs; 0 where unknown."""
+        return min(1.0, 2 * (self.seed_variance or 0.0) / max(self.at(0.5).variance, TINY))
+
+    def shrink(self, seeds: int) -> float:
+        """The spread of differences between means of so many seeds, as a share of that between single runs.
+
+        Only the seeds' part is divided by their number, and it is taken to be alike in all models.
+        """
+        return math.sqrt(1 - self.seed_share * (1 - 1 / seeds))
+
+
+def residuals(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Differences of two runs on the same patients, less their mean."""
+    d: Floats = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return d - float(d.mean())
+
+
+def power(
+    residuals: ArrayLike,
+    gap: float,
+    *,
+    patients: int,
+    tests: int = 1,
+    alpha: float = ALPHA,
+    simulations: int = 1000,
+    seed: int = 0,
+) -> float:
+    """The share of simulated studies in which a gap is found: Wilcoxon's p (normal approximation) < alpha / tests.
+
+    A study draws patients' residuals, turns their sign at random (either model may be the first) and adds the gap
+    to each. `tests` is the number of comparisons; the first that Holm makes is the hardest.
+    """
+    return _found(_studies(residuals, patients, simulations, seed), gap, alpha / tests)
+
+
+def smallest_gap(
+    residuals: ArrayLike,
+    *,
+    patients: int,
+    power: float = 0.8,
+    tests: int = 1,
+    alpha: float = ALPHA,
+    simulations: int = 1000,
+    seed: int = 0,
+) -> float:
+    """The gap that is found in a share `power` of studies, to 0.0005; infinite where even a gap of 1 is not."""
+    studies = _studies(residuals, patients, simulations, seed)
+    low, high = 0.0, 1.0
+    if _found(studies, high, alpha / tests) < power:
+        return math.inf
+    while high - low > PRECISION:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _found(studies, middle, alpha / tests) >= power else (middle, high)
+    return high
+
+
+def smallest_gap_anew(
+    spread: float, *, folds: int, power: float = 0.8, tests: int = 1, alpha: float = ALPHA
+) -> float:
+    """The gap that the corrected resampled t-test finds in a share `power` of studies.
+
+    `spread` is the standard deviation of the folds' mean differences, seeds averaged; as the test corrects the
+    error of their mean, that of the noncentral t is 1. Infinite where it takes a gap of more than 1.
+    """
+    critical = float(stats.t.isf(alpha / tests / 2, folds - 1))
+    error = spread * math.sqrt(1 / folds + 1 / (folds - 1))
+    away = optimize.brentq(lambda x: stats.nct.sf(critical, folds - 1, x) - power, 0, 100 * critical)
+    gap = float(away) * error
+    return gap if gap <= 1 else math.inf
+
+
+def evidence(records: Sequence[RunRecord]) -> Evidence:
+    """What the largest board of real trained segmentation runs tells. Raises `BadSetting` for fewer than two."""
+    runs = {r.run_id: r for r in records if _trained_to_segment(r)}
+    board = next((b for b in boards(list(runs.values())) if len(b.rows) > 1), None)
+    if board is None:
+        raise BadSetting(
+            "power is judged from finished segmentation runs of unlike settings on the same patients and split: "
+            f"of {len(runs)} no two are. Make two, such as `bench run --model unet` and `--model resunet`."
+        )
+    row_of = {run: place for place, row in enumerate(board.rows) for run in row.runs}
+    dice = pd.DataFrame({run: runs[run].cases.set_index("case")["dice"] for run in row_of})
+    dice = dice.drop(index=list(board.left_out)).dropna(axis=1)
+    fold = runs[board.rows[0].run_id].cases.set_index("case")["fold"].reindex(dice.index).to_numpy()
+    folds = len(np.unique(fold))
+    pairs, seeds, beyond = [], [], []
+    for a, b in combinations(map(str, dice), 2):
+        pair = Pair((runs[a].name, runs[b].name), residuals(dice[a], dice[b]))
+        if row_of[a] != row_of[b]:
+            pairs.append(pair)
+            means = pd.Series(pair.residuals).groupby(fold).mean()
+            beyond.append(float(means.var()) / max(pair.variance, TINY) - folds / len(dice))
+        elif runs[a].settings.get("run.seed") != runs[b].settings.get("run.seed"):
+            seeds.append(pair.variance / 2)
+    return Evidence(
+        title=board.title,
+        synthetic=board.synthetic,
+        patients=len(dice),
+        folds=folds,
+        pairs=tuple(sorted(pairs, key=lambda pair: pair.variance)),
+        seed_variance=float(np.mean(seeds)) if seeds else None,
+        training=max(0.0, float(np.median(beyond))),  # one model that fails in one fold is not typical
+    )
+
+
+def power_table(
+    known: Evidence,
+    *,
+    patients: int | None = None,
+    folds: int | None = None,
+    seeds: Sequence[int] = SEEDS,
+    models: Sequence[int] = MODELS,
+    power: float = 0.8,
+) -> pd.DataFrame:
+    """Smallest gaps by the number of models, all compared with all, and of seeds that are averaged.
+
+    A column for each number of patients is of the typical pair, and `from` and `to` are of pairs that spread less
+    and more (10th and 90th in a hundred) on `patients`, as is `trained anew`. More than one seed is there only
+    where the runs tell what that brings. Raises `BadSetting`.
+    """
+    patients = known.patients if patients is None else patients
+    folds = known.folds if folds is None else folds
+    _check(patients, folds, seeds, models, power)
+    spread = math.sqrt(known.at(0.5).variance * (folds / patients + known.training))
+    rows = []
+    for count in sorted(set(models)):
+        tests = count * (count - 1) // 2
+        cells = [(f"{n} patients", 0.5, n) for n in sorted({*PATIENTS, known.patients, patients})]
+        cells += [("from", 0.1, patients), ("to", 0.9, patients)]
+        one = {
+            name: smallest_gap(known.at(quantile).residuals, patients=n, power=power, tests=tests)
+            for name, quantile, n in cells
+        }
+        for each in sorted(set(seeds)) if known.seed_variance is not None else [1]:
+            shrunk = {name: gap * known.shrink(each) for name, gap in one.items()}  # a test of ranks has no scale
+            anew = smallest_gap_anew(spread * known.shrink(each), folds=folds, power=power, tests=tests)
+            rows.append({"models": count, "seeds": each, **shrunk, "trained anew": anew})
+    return pd.DataFrame(rows)
+
+
+def show_power(
+    uri: str | None = None,
+    *,
+    patients: int | None = None,
+    folds: int | None = None,
+    seeds: int = 1,
+    models: int = 2,
+    power: float = 0.8,
+) -> pd.DataFrame:
+    """Print what a study of so many patients, folds and seeds can show, judged from the runs in the store.
+
+    Patients and folds are by default those of the runs. Gives the table that it prints. Raises `BenchError`.
+    """
+    known = evidence(records(connect(uri)))
+    patients = known.patients if patients is None else patients
+    folds = known.folds if folds is None else folds
+    table = power_table(
+        known, patients=patients, folds=folds, seeds=(*SEEDS, seeds), models=(*MODELS, models), power=power
+    )
+    for line in said(known, table, patients=patients, folds=folds, seeds=seeds, models=models, power=power):
+        console().print(plain(line), markup=False, soft_wrap=True)
+    shown = table.map(lambda v: "> 1" if math.isinf(v) else round(v, 3))
+    console().print(frame_table(f"Smallest Dice gap that {_share(power)} studies find", shown))
+    return table
+
+
+def said(
+    known: Evidence, table: pd.DataFrame, *, patients: int, folds: int, seeds: int, models: int, power: float
+) -> list[str]:
+    """The answer in sentences, and what it rests on."""
+    seeds = seeds if known.seed_variance is not None else 1
+    row = table[(table["models"] == models) & (table["seeds"] == seeds)].iloc[0]
+    gap, low, high, anew = (_dice(row[name]) for name in (f"{patients} patients", "from", "to", "trained anew"))
+    which = "two models" if models == 2 else f"any two of {models} models"
+    typical = known.at(0.5)
+    trained = f"{folds} folds, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    lines = [
+        f"With {patients} patients and {trained}, {which} must be {gap} Dice apart to be told from chance in "
+        f"{_share(power)} studies; smaller gaps are missed more often.",
+        f"That is for pairs like {' and '.join(typical.names)}, the middle one of {len(known.pairs)}; it takes "
+        f"{low} where models differ less from patient to patient, {high} where they differ more.",
+        f"To claim that a recipe would be better again when trained anew, it takes {anew}.",
+    ]
+    if known.seed_variance is None:
+        lines.append(
+            "What more seeds would bring is unknown, as no settings were run with two. Run one of them again with "
+            "another --seed."
+        )
+    else:
+        lines.append(f"Of a difference's variance {known.seed_share:.0%} is of seeds: no more shrinks with them.")
+    lines.append(f"Judged from {known.title}.")
+    return [*lines, SYNTHETIC_WARNING] if known.synthetic else lines
+
+
+def _check(patients: int, folds: int, seeds: Sequence[int], models: Sequence[int], power: float) -> None:
+    problems = {
+        f"{folds} folds do not test every patient. Give --folds 2 or more.": folds < 2,
+        f"{patients} patients cannot fill {folds} folds. Give more --patients or fewer --folds.": patients < folds,
+        f"{min(seeds)} seeds train nothing. Give --seeds 1 or more.": min(seeds) < 1,
+        "one model has nothing to be compared with. Give --models 2 or more.": min(models) < 2,
+        f"a power of {power:g} is no goal. Give --power between 0.05 and 1, such as 0.8.": not ALPHA < power < 1,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise BadSetting(problem)
+
+
+def _dice(gap: float) -> str:
+    return f"{gap:.3f}" if math.isfinite(gap) else "more than 1"
+
+
+def _share(power: float) -> str:
+    part = Fraction(power).limit_denominator(100)
+    return f"{part.numerator} of {part.denominator}"
+
+
+def _trained_to_segment(record: RunRecord) -> bool:
+    return record.tags.get("bench.task", "segmentation") == "segmentation" and "train.epochs" in record.settings
+
+
+def _studies(residuals: ArrayLike, patients: int, simulations: int, seed: int) -> Floats:
+    """Differences (simulations, patients) of two models that are equally good."""
+    rng = np.random.default_rng(seed)
+    either: Floats = np.concatenate((np.asarray(residuals), -np.asarray(residuals)))
+    return either[rng.integers(len(either), size=(simulations, patients))]
+
+
+def _found(studies: Floats, gap: float, alpha: float) -> float:
+    p = stats.wilcoxon(studies + gap, axis=1, method="asymptotic", keepdims=True).pvalue
+    return float((p < alpha).mean())

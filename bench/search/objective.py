@@ -1,0 +1,158 @@
+"""What a trial is judged by: validation scores of inner folds, made among development patients alone.
+
+The test patients of the outer fold are in none of them, so that no choice can be made by what they show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+from optuna import Trial, TrialPruned
+
+from bench.cost import inference_costs
+from bench.errors import TrainingError
+from bench.feed import Feed
+from bench.recipe import Recipe
+from bench.records import SILENT, Watch
+from bench.runner import seed_of
+from bench.search.space import Space, Value
+from bench.splits import Fold, patients
+from bench.step import Execution
+from bench.train import train
+
+COSTS = ("parameters", "flops", "latency")  # objectives beside the score: less is better
+
+
+@dataclass(frozen=True)
+class Part:
+    """An inner fold: some development patients fit, the others say how well."""
+
+    number: int
+    train: frozenset[str]
+    val: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What validation patients say after an epoch; `best` when better than all epochs before."""
+
+    epoch: int
+    value: float
+    best: bool
+    patients: Mapping[str, float] = field(default_factory=dict)  # of a best one, where each patient was asked for
+
+
+Judge = Callable[..., Iterator[Pass]]  # with the arguments of `validated`
+
+
+def inner_folds(index: pd.DataFrame, outer: Fold, count: int, seed: int) -> tuple[Fold, ...]:
+    """Grouped folds among all patients but the outer test patients."""
+    return tuple(patients(index[~index["case"].isin(outer.test)], folds=count, seed=seed))
+
+
+def validated(
+    recipe: Recipe, part: Part, feed: Feed, *, execution: Execution, each: bool, watch: Watch = SILENT
+) -> Iterator[Pass]:
+    """Train on the part's training patients; after each epoch, what its validation patients say.
+
+    `each` asks for a score of every validation patient as well, whenever an epoch is the best so far.
+    """
+    task, settings = recipe.task, recipe.config.train
+    seed = seed_of(recipe.config.seed, "search", part.number)
+    model = recipe.model(seed)
+    scores: list[float] = []
+    best = 0
+    for epoch in train(
+        model,
+        feed,
+        recipe.pack.rows(part.train),
+        loss=recipe.loss,
+        augment=recipe.augment,
+        schedule=recipe.schedule,
+        settings=settings,
+        seed=seed,
+        scores=scores,
+        execution=execution,
+        target=task.target,
+        smallest=recipe.smallest_batch,
+        tick=watch.images,
+        say=watch.say,
+    ):
+        value = task.validate(feed, model, part.val)
+        scores.append(task.sign * value)
+        if not best or math.isnan(scores[best - 1]) or scores[-1] > scores[best - 1]:
+            best = epoch.number
+        leads = best == epoch.number
+        asked = sorted(part.val) if each and leads else ()
+        watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
+        yield Pass(epoch.number, value, leads, {case: task.validate(feed, model, [case]) for case in asked})
+        if settings.patience is not None and len(scores) - best >= settings.patience:
+            return
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean over inner folds of the best epoch's validation score, then the costs that are asked for.
+
+    `resolved` makes a recipe of chosen values. With the pruner 'wilcoxon' every patient's score is reported after
+    each inner fold, under the patient's number; with another, every epoch's score in the first inner fold.
+    """
+
+    space: Space
+    resolved: Callable[[Mapping[str, Value]], Recipe]
+    folds: tuple[Fold, ...]
+    pruner: str
+    costs: tuple[str, ...]
+    execution: Execution
+    judge: Judge = validated
+    watch: Watch = SILENT
+
+    def __call__(self, trial: Trial) -> tuple[float, ...]:
+        recipe = replace(self.resolved(self.space.suggest(trial)), folds=self.folds)
+        feed = Feed(recipe.pack, recipe.config.input, recipe.device)
+        costs = self._measured(recipe, feed)
+        means = []
+        for fold in self.folds:
+            part = Part(fold.number, fold.train | fold.val, fold.test)
+            found = self._fold(trial, recipe, part, feed)
+            means.append(found.value)
+            trial.set_user_attr("folds", means)
+            for number, case in enumerate(sorted(part.train | part.val)):
+                if math.isfinite(found.patients.get(case, math.nan)):
+                    trial.report(found.patients[case], number)
+            if found.patients and fold is not self.folds[-1] and trial.should_prune():
+                raise TrialPruned
+        return (sum(means) / len(means), *costs)
+
+    def _fold(self, trial: Trial, recipe: Recipe, part: Part, feed: Feed) -> Pass:
+        """The best pass of an inner fold."""
+        each, early = self.pruner == "wilcoxon", self.pruner in ("median", "hyperband") and part.number == 0
+        images = len(recipe.pack.rows(part.train)) * recipe.config.train.epochs
+        self.watch.fold(part.number, len(self.folds), images)
+        found: Pass | None = None
+        for one in self.judge(recipe, part, feed, execution=self.execution, each=each, watch=self.watch):
+            if one.best:
+                found = one
+            if early and math.isfinite(one.value):
+                trial.report(one.value, one.epoch)
+                if trial.should_prune():
+                    raise TrialPruned
+        if found is None or math.isnan(found.value):
+            raise TrainingError(
+                f"the validation {recipe.task.primary} of inner fold {part.number} is not defined. "
+                "Give fewer --inner."
+            )
+        return found
+
+    def _measured(self, recipe: Recipe, feed: Feed) -> list[float]:
+        measured = inference_costs(recipe, feed) if {"flops", "latency"} & set(self.costs) else {}
+        known: dict[str, Any] = {
+            "parameters": recipe.parameters,
+            "flops": measured.get("flops"),
+            "latency": measured.get("latency_p50_ms"),
+        }
+        return [float(known[name]) for name in self.costs]

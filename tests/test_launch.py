@@ -1,0 +1,301 @@
+"""Work spread over processes: what is lost starts again, and a suite ends as if no worker had died."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.exceptions import MlflowException
+
+from bench.errors import BadSetting, UnknownName
+from bench.launch import Event, Here, Launcher, Task, engine, spread
+from bench.launch.local import Local, share
+from bench.session import execute
+from bench.suite import DONE, read_suite, run_suite
+from bench.tracking import Store, connect, folds_of, read_table, runs_with
+from bench.tracking.store import Patient
+
+TINY = {
+    "title": "two",
+    "base": {
+        "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
+        "split": {"name": "patients", "folds": 3},
+        "train": {"epochs": 8, "batch_size": 4, "lr": 0.01},
+        "checkpoint_every": 0,
+    },
+    "entries": {
+        "a": {"model": {"name": "unet", "base": 4, "depth": 2}},
+        "b": {"model": {"name": "unet", "base": 2}},
+    },
+}
+
+
+class Scripted:
+    """Answers each start of a task with the next word of its script: '' is over, anything else how it is lost."""
+
+    def __init__(self, workers: int, **scripts: list[str]) -> None:
+        self.workers, self.scripts = workers, scripts
+        self.started: list[str] = []
+        self.stopped: list[str] = []
+
+    def start(self, task: Task) -> Scripted.Job:
+        self.started.append(task.name)
+        return Scripted.Job(self, task.name)
+
+    class Job:
+        def __init__(self, owner: Scripted, name: str) -> None:
+            self.owner, self.name = owner, name
+
+        def ended(self) -> str | None:
+            script = self.owner.scripts[self.name]
+            return script.pop(0) if script else None
+
+        def stop(self) -> None:
+            self.owner.stopped.append(self.name)
+
+
+def task(name: str) -> Task:
+    return Task(name, print)
+
+
+def told(events) -> list[tuple[str, str]]:
+    return [(event.task.name, event.what) for event in events]
+
+
+def test_a_lost_task_starts_again_and_is_given_up_after_its_retries() -> None:
+    engine = Scripted(1, a=["died", "died", "died"], b=["died", ""])
+    events = list(spread([task("a"), task("b")], engine, retries=2, pause=0))
+    assert sorted(told(events)) == [("a", "given up"), ("a", "lost"), ("a", "lost"), ("b", "lost"), ("b", "over")]
+    assert Event(task("a"), "given up", "died") in events
+    assert engine.started == ["a", "a", "a", "b", "b"]
+
+
+def test_tasks_are_taken_as_workers_are_free() -> None:
+    engine = Scripted(2, a=[""], b=[""], c=[""])
+    taken: list[str] = []
+
+    def tasks():
+        for name in "abc":
+            taken.append(name)
+            yield task(name)
+
+    events = spread(tasks(), engine, pause=0)
+    next(events)
+    assert taken == ["a", "b"]
+    assert [name for name, _ in told(events)] == ["b", "c"]
+
+
+def test_who_stops_listening_stops_what_is_at_work() -> None:
+    engine = Scripted(2, a=[""], b=[])
+    events = spread([task("a"), task("b")], engine, pause=0)
+    next(events)
+    events.close()
+    assert engine.stopped == ["b"]
+
+
+def test_without_workers_tasks_run_here_in_turn() -> None:
+    done: list[str] = []
+    assert told(spread([Task(n, done.append, (n,)) for n in "ab"], Here())) == [("a", "over"), ("b", "over")]
+    assert done == ["a", "b"]
+
+
+ONCE = """
+import os, signal
+from pathlib import Path
+if not Path({mark!r}).exists():
+    Path({mark!r}).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+Path({out!r}).write_text(os.environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.fixture(params=["local", "ray", "slurm"])
+def launcher(request: pytest.FixtureRequest, tmp_path: Path):
+    if request.param == "local":
+        yield Local(2)
+    elif request.param == "slurm":
+        submitit = pytest.importorskip("submitit")
+        request.getfixturevalue("monkeypatch").setattr(submitit.core.core.Job, "_results_timeout_s", 1)  # of 15
+        yield engine("slurm", 2, {"cluster": "local", "folder": str(tmp_path / "jobs"), "timeout_min": 5})
+    else:
+        yield request.getfixturevalue("cluster")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of this machine with two worker processes."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield engine("ray", None, {})
+    ray.shutdown()
+
+
+def test_every_engine_tells_a_death_from_an_end(launcher: Launcher, tmp_path: Path) -> None:
+    once = ONCE.format(mark=str(tmp_path / "mark"), out=str(tmp_path / "out"))
+    tasks = [
+        Task("once", exec, (once,)),
+        Task("always", signal.raise_signal, (signal.SIGKILL,)),
+        Task("fine", (tmp_path / "fine").touch),
+    ]
+    events = told(spread(tasks, launcher, retries=1))
+    assert sorted(events) == [
+        ("always", "given up"), ("always", "lost"), ("fine", "over"), ("once", "lost"), ("once", "over")
+    ]  # fmt: skip
+    assert (tmp_path / "out").read_text() == "1"
+    assert (tmp_path / "fine").exists()
+
+
+def test_a_local_death_is_named() -> None:
+    tasks = [Task("killed", signal.raise_signal, (signal.SIGKILL,)), Task("wrong", int, ("x",))]
+    said = {e.task.name: e.said for e in spread(tasks, Local(2), retries=0)}
+    assert said["killed"] == "killed by SIGKILL"
+    assert said["wrong"].startswith("exit code 1: ValueError: invalid literal")
+
+
+def test_local_workers_divide_threads_and_take_gpus_in_turn(tmp_path: Path, monkeypatch) -> None:
+    code = "import os; from pathlib import Path; Path({!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    # The first waits for the second, or one worker could do both.
+    wait = "import time\nwhile not Path({!r}).exists(): time.sleep(0.05)"
+    outs = [tmp_path / "0", tmp_path / "1"]
+    codes = [code.format(str(outs[0])) + "\n" + wait.format(str(outs[1])), code.format(str(outs[1]))]
+    list(spread([Task(str(n), exec, (c,)) for n, c in enumerate(codes)], Local(2, gpus=["4", "GPU-7"])))
+    assert [out.read_text() for out in outs] == ["4", "GPU-7"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
+    assert [share(workers) for workers in (1, 3, 20)] == [8, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "says"),
+    [
+        ("rai", {}, UnknownName, "local, ray, slurm"),
+        ("local", {"adress": "auto"}, BadSetting, "adress"),
+    ],
+)
+def test_an_unknown_launcher_or_option_is_refused(name, options, error, says) -> None:
+    with pytest.raises(error, match=says):
+        engine(name, 2, options)
+
+
+CROWD = """
+    import os, sys, time
+    from pathlib import Path
+    from bench.tracking import connect, open_run
+    children = []
+    for number in range(8):
+        if not (child := os.fork()):
+            with open_run(connect(sys.argv[1]), f"run {number}", "crowd", {"number": str(number)}) as run:
+                run.settings({"number": number})
+                with run.child("fold 0") as fold:
+                    for step in range(10):
+                        fold.metrics({"a": number + step, "b": step}, step)
+                        fold.tags({f"tag {step}": str(number)})
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_processes_that_log_to_one_store_lose_and_double_nothing(store: Store) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(CROWD), store.uri]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    runs = {run.data.tags["number"]: run for run in runs_with(store, {"bench.kind": "cv"})}
+    assert len(runs_with(store, {"bench.kind": "cv"})) == len(runs) == 8
+    assert [e.name for e in store.client.search_experiments()].count("crowd") == 1
+    for number in range(8):
+        run = runs[str(number)]
+        assert (run.info.status, run.data.params) == ("FINISHED", {"number": str(number)})
+        (fold,) = runs_with(store, {"mlflow.parentRunId": run.info.run_id})
+        for name, start in (("a", number), ("b", 0)):
+            history = store.client.get_metric_history(fold.info.run_id, name)
+            assert [(m.step, m.value) for m in history] == [(step, start + step) for step in range(10)]
+        assert {fold.data.tags[f"tag {step}"] for step in range(10)} == {str(number)}
+
+
+def test_a_locked_database_is_tried_again_but_not_for_metrics() -> None:
+    class Locked:
+        calls = 0
+
+        def set_tag(self, *given: str, metrics: object = None) -> str:
+            self.calls += 1
+            if self.calls < 3:
+                raise MlflowException("(sqlite3.OperationalError) database is locked")
+            return "written"
+
+        log_batch = set_tag
+
+        def refuse(self) -> None:
+            self.calls += 1
+            raise MlflowException("no such run")
+
+    assert Patient(Locked(), pauses=(0, 0)).set_tag("run", "key", "value") == "written"
+    with pytest.raises(MlflowException, match="locked"):
+        Patient(Locked(), pauses=(0,)).set_tag("run", "key", "value")
+    for call, named in (("refuse", {}), ("log_batch", {"metrics": []})):
+        client = Locked()
+        with pytest.raises(MlflowException):
+            getattr(Patient(client, pauses=(0, 0)), call)(**named)
+        assert client.calls == 1
+
+
+def kill_one(folder: Path, killed: list[str]) -> None:
+    """SIGKILL whoever holds the lock of the first run that has finished a fold."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not killed:
+        for done in folder.glob("mlruns/unfinished/*/fold-*/result.state"):
+            lock = str(done.parents[1] / "lock")
+            for process in psutil.Process().children(recursive=True):
+                if any(file.path == lock for file in process.open_files()):
+                    process.kill()
+                    killed.append(done.parents[1].name)
+                    return
+        time.sleep(0.02)
+
+
+def survives_a_kill(folder: Path, template: Path, launcher: Launcher, entries: str) -> None:
+    """All cells end as if nothing had happened, each in one run, though a worker is killed."""
+    for name in ("mlruns", "calm"):
+        shutil.copytree(template, folder / name)
+    wanted = {name: TINY["entries"][name] for name in entries}
+    (folder / "two.yaml").write_text(yaml.safe_dump(TINY | {"entries": wanted}))
+    suite = read_suite(folder / "two.yaml")
+    uri, said, killed = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}", [], []
+    killer = threading.Thread(target=kill_one, args=(folder, killed))
+    killer.start()
+    found = run_suite(suite, uri=uri, launcher=launcher, told=lambda cell, state, text: said.append(text))
+    killer.join()
+    print("\n".join(said))
+    store: Store = connect(uri)
+    assert [s.state for s in found] == [DONE] * len(entries)
+    assert sum("has lost its worker" in text for text in said) == len(killed) == 1
+    parents = runs_with(store, {"bench.kind": "cv"})
+    assert {run.info.run_id for run in parents} == {s.run.info.run_id for s in found}
+    assert killed[0] in {run.info.run_id for run in parents}
+    for run in parents:
+        folds = folds_of(store, run)
+        assert len(runs_with(store, {"mlflow.parentRunId": run.info.run_id})) == len(folds) == 3
+        for fold in folds.values():
+            history = store.client.get_metric_history(fold.info.run_id, "train/loss")
+            assert [metric.step for metric in history] == list(range(1, 9))
+    lost = next(s for s in found if s.run.info.run_id == killed[0])
+    calm = connect(f"sqlite:///{folder / 'calm' / 'mlflow.db'}")
+    undisturbed = calm.client.get_run(execute(lost.cell.what, uri=calm.uri, quiet=True))
+    assert read_table(store, lost.run, "cases").equals(read_table(calm, undisturbed, "cases"))
+
+
+@pytest.mark.parametrize(("name", "entries"), [("local", "a"), ("ray", "ab")])
+def test_a_suite_survives_the_death_of_a_worker(name, entries, tmp_path, template, monkeypatch, request) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    workers = Local(2) if name == "local" else request.getfixturevalue("cluster")
+    survives_a_kill(tmp_path, template, workers, entries)
