@@ -86,7 +86,9 @@ def execute(
             try:
                 outcome = cross_validate(recipe, recorder, only=only, watch=display, workspace=workspace)
             except KeyboardInterrupt:
-                display.say("interrupted: the run is marked KILLED; the same command goes on with it")
+                display.say(
+                    "interrupted: the run is KILLED, the folds that were finished are kept, the same command goes on"
+                )
                 raise
             card = model_card(title, _card(recipe, only), {**outcome.values, **outcome.costs})
             recorder.tags({"mlflow.note.content": card})

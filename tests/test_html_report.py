@@ -265,15 +265,19 @@ FIELDS = [
         "slice_specificity",
     ),
     *("hd95", "missed_slices", "seeds", None, None, "epochs", "parameters", "flops", "device_seconds"),
-    *("peak_memory_mb", "latency_p50_ms", "latency_p95_ms", "wall_seconds", None, None, None),
+    *("peak_memory_mb", "latency_p50_ms", "latency_p95_ms", "searched", "wall_seconds", None, None, None),
 ]
 
 
 def test_behind_each_number_is_its_full_value(board):
     row = replace(board.rows[0], **{name: 1.0625 for name in FIELDS if name and hasattr(board.rows[0], name)})
     values = {name: (at + 1) * 1.000123 for at, name in enumerate(FIELDS) if name}
-    own = {k: v for k, v in values.items() if hasattr(row, k) and k not in ("rank", "group", "rank_low", "seeds")}
-    whole = {"rank": 1, "group": 2, "rank_low": 3, "seeds": 4}
+    own = {
+        k: v
+        for k, v in values.items()
+        if hasattr(row, k) and k not in ("rank", "group", "rank_low", "seeds", "searched")
+    }
+    whole = {"rank": 1, "group": 2, "rank_low": 3, "seeds": 4, "searched": 5}
     row = replace(row, **own, **whole, scores={k: v for k, v in values.items() if not hasattr(row, k)})
     cells = tree(sortable_table(replace(board, rows=(row,)))).all("tbody")[0].all("tr")[0].inside
     expected = [None if name is None else float(whole.get(name, values[name])) for name in FIELDS]

@@ -134,7 +134,7 @@ def launcher(request: pytest.FixtureRequest, tmp_path: Path):
 def cluster():
     """A Ray cluster of this machine with two worker processes."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield engine("ray", None, {})
     ray.shutdown()
 
