@@ -86,9 +86,7 @@ def execute(
             try:
                 outcome = cross_validate(recipe, recorder, only=only, watch=display, workspace=workspace)
             except KeyboardInterrupt:
-                display.say(
-                    "interrupted: the run is KILLED, the folds that were finished are kept, the same command goes on"
-                )
+                display.say("interrupted: the folds that were finished are kept, and the same command goes on")
                 raise
             card = model_card(title, _card(recipe, only), {**outcome.values, **outcome.costs})
             recorder.tags({"mlflow.note.content": card})
