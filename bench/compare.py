@@ -21,12 +21,12 @@ from rich.text import Text
 from bench.comparison import Comparison, Side, compared
 from bench.console import Display, console
 from bench.datasets._layout import identify
-from bench.derived import alike, finished, pack_of
-from bench.errors import BadSetting, BenchError, DataError
+from bench.derived import pack_of, pair_of
+from bench.errors import BenchError, DataError
 from bench.pack import Pack
 from bench.stats import Interval
 from bench.tables import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
-from bench.tracking import Run, connect, find_run, read_table
+from bench.tracking import Run, connect, read_table
 
 TAKES = "Compare segmentation runs: presence is judged over slices, not scored patient by patient."
 CAPTION = {
@@ -53,12 +53,7 @@ def compare(
     where a run found it; missing sequences are known from there. Raises `BenchError`.
     """
     store = connect(uri)
-    runs = find_run(store, a), find_run(store, b)
-    for run in runs:
-        finished(run, "segmentation", TAKES)
-    if runs[0].info.run_id == runs[1].info.run_id:
-        raise BadSetting(f"'{a}' and '{b}' are one run ({runs[0].info.run_id[:8]}). Name two, by id if need be.")
-    alike(runs)
+    runs = pair_of(store, a, b, TAKES)
     cases = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
     names = [str(case) for case in cases[0]["case"]]
     groups = pd.DataFrame({"institution": [identify(Path(name))[1] for name in names]}, index=names)

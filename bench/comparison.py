@@ -295,11 +295,18 @@ def _strata(patients: pd.DataFrame, kinds: Sequence[str], scale: Scale) -> Itera
                 yield _stratum(kind, str(name), members, scale)
 
 
-def _sizes(pixels: pd.Series[int]) -> pd.Series[str]:
-    """Terciles of the patients who have a tumour: equal sizes stay together, in the smaller."""
+def terciles(pixels: pd.Series[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The two sizes that part the patients with tumour into thirds, and every patient's third: 0 without tumour.
+
+    Equal sizes stay together, in the smaller third.
+    """
     ends = np.quantile(pixels[pixels > 0], [1 / 3, 2 / 3]) if (pixels > 0).any() else np.zeros(2)
+    return ends, np.where(pixels > 0, 1 + np.searchsorted(ends, pixels), 0).astype(np.int64)
+
+
+def _sizes(pixels: pd.Series[int]) -> pd.Series[str]:
+    ends, codes = terciles(pixels)
     names = ["no tumour", f"small, to {ends[0]:,.0f} pixels", f"middle, to {ends[1]:,.0f}", "large"]
-    codes = np.where(pixels > 0, 1 + np.searchsorted(ends, pixels), 0).astype(np.int64)
     return pd.Series(pd.Categorical.from_codes(codes, pd.Index(names), ordered=True), index=pixels.index)
 
 

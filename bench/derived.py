@@ -12,20 +12,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import registry
 from bench.config import configure
 from bench.console import Display
 from bench.counts import dice_of
 from bench.errors import BadSetting, DataError
 from bench.masks import Mask, Masks
-from bench.pack import Pack, Source, packed
+from bench.pack import Pack
+from bench.recipe import raw_pack
 from bench.records import CaseScore
 from bench.runner import record_masks, slice_table
 from bench.stats import paired
 from bench.summary import summarise
 from bench.tables import model_card
 from bench.tasks.segmentation import Segmentation
-from bench.tracking import KIND, PARENT, Run, Store, open_run, read_table, settings_of
+from bench.tracking import KIND, PARENT, Run, Store, find_run, open_run, read_table, settings_of
 
 SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
 COSTS = (
@@ -88,8 +88,7 @@ def _costs(parts: Sequence[Run]) -> dict[str, float]:
 def pack_of(run: Run, data: Path | None, display: Display) -> Pack:
     """The data of a logged run, in `data` or where the run found them. Raises `DataError` if they have changed."""
     config = configure(settings_of(run), {} if data is None else {"dataset.folder": str(data)})
-    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-    pack = packed(source, tick=display.packing)
+    pack = raw_pack(config, tick=display.packing)
     if pack.manifest.key != run.data.tags["bench.data"]:
         raise DataError(
             f"the data are not those of run {run.info.run_name}. Give --data the folder it was run on."
@@ -137,6 +136,19 @@ def finished(run: Run, task: str, wanted: str) -> None:
         raise BadSetting(
             f"run {run.info.run_name} ({run.info.run_id[:8]}) is no finished {task} cross-validation. {wanted}"
         )
+
+
+def pair_of(store: Store, first: str, second: str, takes: str) -> tuple[Run, Run]:
+    """Two finished segmentation runs that may be compared. Raises `BenchError`; `takes` is the way out."""
+    runs = find_run(store, first), find_run(store, second)
+    for run in runs:
+        finished(run, "segmentation", takes)
+    if runs[0].info.run_id == runs[1].info.run_id:
+        raise BadSetting(
+            f"'{first}' and '{second}' are one run ({runs[0].info.run_id[:8]}). Name two, by id if need be."
+        )
+    alike(runs)
+    return runs
 
 
 def alike(runs: Sequence[Run]) -> None:

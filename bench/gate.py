@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from bench.comparison import LEFT_OUT, Side, compared, scale_of
-from bench.derived import alike, finished
+from bench.derived import pair_of
 from bench.errors import BadSetting
 from bench.tables import SYNTHETIC_WARNING, between, plain
-from bench.tracking import connect, find_run, read_table
+from bench.tracking import connect, read_table
 
 TAKES = "The gate takes segmentation runs, which are scored patient by patient."
 
@@ -39,12 +39,7 @@ def gate(
     if not 0 <= margin < math.inf:
         raise BadSetting(f"the margin {margin:g} is refused: give 0 or more, such as --margin {scale.rope:g}.")
     store = connect(uri)
-    runs = find_run(store, candidate), find_run(store, baseline)
-    for run in runs:
-        finished(run, "segmentation", TAKES)
-    if runs[0].info.run_id == runs[1].info.run_id:
-        raise BadSetting(f"baseline and candidate are one run ({runs[0].info.run_id[:8]}). Name two, by id.")
-    alike(runs)
+    runs = pair_of(store, candidate, baseline, TAKES)
     tables = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
     names = [plain(f"{run.info.run_name} ({run.info.run_id[:8]})") for run in runs]
     found = compared(*tables, sides=(Side(names[0]), Side(names[1])), primary=primary)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bench import registry
-from bench.config import RunConfig
+from bench.config import RunConfig, Train
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
 from bench.feed import Feed, channel_numbers
 from bench.pack import Pack, Source, by_slice, packed
 from bench.patches import random_patch
-from bench.prepared import prepared
-from bench.records import SILENT, Watch
+from bench.prepared import Tick, prepared
+from bench.records import SILENT, Epoch, Watch
 from bench.splits import Fold, split_hash
-from bench.step import Loss
+from bench.step import Execution, Loss
 from bench.tasks import Task
 from bench.tasks.presence import Presence
 from bench.tasks.segmentation import Segmentation
-from bench.train import Augment, Schedule, steps_per_epoch
+from bench.train import Augment, Progress, Schedule, steps_per_epoch, train
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,38 @@ class Recipe:
         """A fresh model on the device, initialised from `seed`."""
         return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
 
+    def train(
+        self,
+        model: nn.Module,
+        feed: Feed,
+        rows: NDArray[np.int64],
+        *,
+        seed: int,
+        settings: Train | None = None,
+        scores: Sequence[float] = (),
+        execution: Execution = "eager",
+        watch: Watch = SILENT,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """`bench.train.train` with all that the recipe is made of; `settings` are its own unless given."""
+        return train(
+            model,
+            feed,
+            rows,
+            loss=self.loss,
+            augment=self.augment,
+            schedule=self.schedule,
+            settings=settings or self.config.train,
+            seed=seed,
+            scores=scores,
+            execution=execution,
+            target=self.task.target,
+            smallest=self.smallest_batch,
+            tick=watch.images,
+            say=watch.say,
+            progress=progress,
+        )
+
     def images_per_fold(self, fold: Fold) -> int:
         """Training images of one fold at full length."""
         settings = self.config.train
@@ -77,9 +112,7 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     config = config.completed()
     task = task_of(config)
     device = find_device(config.device)
-    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-    raw = packed(source, tick=watch.packing)
-    pack = prepared(raw, config.input.preprocess, tick=watch.packing)
+    pack = prepared(raw_pack(config, tick=watch.packing), config.input.preprocess, tick=watch.packing)
     if _leaks(config):
         pack = by_slice(pack)
     folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
@@ -103,6 +136,12 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
             f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
         )
     return replace(recipe, parameters=sum(p.numel() for p in built.parameters()))
+
+
+def raw_pack(config: RunConfig, *, tick: Tick = lambda done, of: None) -> Pack:
+    """The data set of a configuration, packed, before any preprocessing. Raises `BenchError`."""
+    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
+    return packed(source, tick=tick)
 
 
 def task_of(config: RunConfig) -> Task:

@@ -32,7 +32,7 @@ from bench.splits import Fold, split_table
 from bench.step import Execution
 from bench.tasks.segmentation import Segmentation
 from bench.together import together
-from bench.train import Progress, train
+from bench.train import Progress
 from bench.tune import choose, throughput
 
 
@@ -171,22 +171,9 @@ def run_fold(
         watch.images(sum(h["images"] for h in history))
         watch.say(f"fold {fold.number} goes on after epoch {len(history)}")
     progress = Progress(saved and saved["progress"])
-    epochs = train(
-        model,
-        feed,
-        recipe.pack.rows(fold.train),
-        loss=recipe.loss,
-        augment=recipe.augment,
-        schedule=recipe.schedule,
-        settings=settings,
-        seed=seed,
-        scores=scores,
-        execution=execution,
-        target=task.target,
-        smallest=recipe.smallest_batch,
-        tick=watch.images,
-        say=watch.say,
-        progress=progress,
+    rows = recipe.pack.rows(fold.train)
+    epochs = recipe.train(
+        model, feed, rows, seed=seed, scores=scores, execution=execution, watch=watch, progress=progress
     )
 
     def enough() -> bool:

@@ -24,7 +24,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
-from bench import registry
 from bench.cascade import cascade, joined
 from bench.config import RunConfig, Settings, configure, read_yaml
 from bench.console import console
@@ -32,8 +31,8 @@ from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
 from bench.interrupted import alive, workspace_of
 from bench.launch import Here, Launcher, Task, spread
 from bench.leaderboard import Board, boards
-from bench.pack import Manifest, Source, packed
-from bench.recipe import resolve
+from bench.pack import Manifest
+from bench.recipe import raw_pack, resolve
 from bench.runner import estimate_seconds
 from bench.session import execute
 from bench.tracking import Run, Store, connect, note_failure, records, runs_with
@@ -129,8 +128,7 @@ def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | Non
         config = configure(file.base, changes, *layers, {"name": name})
         source = config.dataset.model_dump_json()
         if source not in manifests:
-            found: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-            manifests[source] = packed(found).manifest
+            manifests[source] = raw_pack(config).manifest
         cells[name] = Cell(name, config, config.fingerprint(), manifests[source])
     for figure in file.published:
         if figure.entry not in cells:

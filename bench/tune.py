@@ -17,7 +17,6 @@ from bench.feed import Feed
 from bench.pack import cache_folder
 from bench.recipe import Recipe
 from bench.step import EAGER_STEPS, Execution
-from bench.train import train
 
 STEPS = 3 * EAGER_STEPS  # measured, after as many that are not
 COMPILE_WORTH = 1800.0  # seconds of training from which on compiling, 60 to 165 s a model, is tried at all
@@ -64,19 +63,7 @@ def throughput(recipe: Recipe, feed: Feed, execution: Execution) -> float:
     once = recipe.config.train.model_copy(
         update={"epochs": 2, "batch_size": min(batch, len(rows)), "freeze_epochs": 0, "positive_fraction": None}
     )
-    loop = train(
-        recipe.model(0),
-        feed,
-        rows,
-        loss=recipe.loss,
-        augment=recipe.augment,
-        schedule=recipe.schedule,
-        settings=once,
-        seed=0,
-        target=recipe.task.target,
-        execution=execution,
-        smallest=recipe.smallest_batch,
-    )
+    loop = recipe.train(recipe.model(0), feed, rows, settings=once, seed=0, execution=execution)
     return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bench.comparison import terciles
+
 Floats = NDArray[np.float64]
 
 
@@ -38,8 +40,6 @@ def strata(scores: Floats, groups: pd.DataFrame) -> list[Stratum]:
 
 def sizes(pixels: pd.Series[int]) -> pd.Series[str]:
     """Thirds of the patients with tumour, by its pixels; equal sizes stay together, in the smaller third."""
-    some = pixels[pixels > 0]
-    ends = np.quantile(some, [1 / 3, 2 / 3]) if len(some) else np.zeros(2)
+    ends, thirds = terciles(pixels)
     names = ["none", f"small, to {ends[0]:,.0f} px", f"middle, to {ends[1]:,.0f} px", "large"]
-    third = np.where(pixels > 0, np.searchsorted(ends, pixels) + 1, 0)
-    return pd.Series(pd.Categorical([names[at] for at in third], names, ordered=True), pixels.index)
+    return pd.Series(pd.Categorical([names[at] for at in thirds], names, ordered=True), pixels.index)

@@ -22,7 +22,6 @@ from bench.runner import seed_of
 from bench.search.space import Space, Value
 from bench.splits import Fold, patients
 from bench.step import Execution
-from bench.train import train
 
 COSTS = ("parameters", "flops", "latency")  # objectives beside the score: less is better
 
@@ -66,22 +65,8 @@ def validated(
     model = recipe.model(seed)
     scores: list[float] = []
     best = 0
-    for epoch in train(
-        model,
-        feed,
-        recipe.pack.rows(part.train),
-        loss=recipe.loss,
-        augment=recipe.augment,
-        schedule=recipe.schedule,
-        settings=settings,
-        seed=seed,
-        scores=scores,
-        execution=execution,
-        target=task.target,
-        smallest=recipe.smallest_batch,
-        tick=watch.images,
-        say=watch.say,
-    ):
+    rows = recipe.pack.rows(part.train)
+    for epoch in recipe.train(model, feed, rows, seed=seed, scores=scores, execution=execution, watch=watch):
         value = task.validate(feed, model, part.val)
         scores.append(task.sign * value)
         if not best or math.isnan(scores[best - 1]) or scores[-1] > scores[best - 1]:
