@@ -182,15 +182,21 @@ class RunConfig(Settings):
         """What a result depends on, hashed: equal fingerprints on equal data are the same experiment."""
         decisive = self.completed().model_dump(mode="json", exclude=set(NOT_DECISIVE))
         decisive["dataset"].pop("folder", None)  # the pack's own key says what was in it
-        given = decisive["input"] | {"preprocess": list(decisive["input"]["preprocess"].items())}  # in their order
-        decisive["input"] = {k: v for k, v in given.items() if v or k not in LATER}
+        decisive["input"]["preprocess"] = list(decisive["input"]["preprocess"].items())  # in their order
+        for (group, name), before in LATER.items():
+            if decisive[group].get(name) == before:
+                decisive[group].pop(name, None)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
-LATER = ("patch", "preprocess")  # of the input; not hashed where they are off, or runs from before were not found
+LATER = {  # settings that came later; not hashed where they say what was done before, or older runs were not found
+    ("input", "patch"): None,
+    ("input", "preprocess"): [],
+    ("loss", "over"): "image",
+}
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
 _CHAINS = ("augment", "input.preprocess")
 _GROUPS = ("input.patch",)  # off as None, and turned on by any of their settings

@@ -28,8 +28,8 @@ class Stepper:
     """Takes one step a call. `how` says in which way; `parts`, into how many micro-batches a batch is cut.
 
     When memory runs out, the batch is cut into twice as many parts, whose gradients add up to those of the whole:
-    the same effective batch, but for batch norms, which see one part at a time. `smallest` is the fewest slices
-    that the model can be trained on. `say` hears of whatever did not go as planned.
+    the same effective batch, but for batch norms and losses over the batch, which see one part at a time.
+    `smallest` is the fewest slices that the model can be trained on. `say` hears of whatever did not go as planned.
     """
 
     def __init__(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.losses.overlap import Over, units
 from bench.registry import loss
 
 
 @loss
-def lovasz(logits: Tensor, target: Tensor) -> Tensor:
+def lovasz(logits: Tensor, target: Tensor, *, over: Over = "image") -> Tensor:
     """Lovász extension of the Jaccard loss over hinge errors (Berman et al. 2018, algorithm 1).
 
-    logits, target: (B, 1, H, W). Per image, then averaged. On an empty mask it is the largest hinge error alone:
+    logits, target: (B, 1, H, W). Per image, then averaged, or over the batch as one. On an empty mask it is the largest hinge error alone:
     one false pixel already takes the Jaccard index from 1 to 0.
     """
-    truth = target.flatten(1) > 0.5
-    errors = 1 - logits.float().flatten(1) * torch.where(truth, 1.0, -1.0)
+    truth = units(target, over) > 0.5
+    errors = 1 - units(logits.float(), over) * torch.where(truth, 1.0, -1.0)
     return (errors.relu() * jaccard_steps(errors.detach(), truth)).sum(1).mean()
 
 

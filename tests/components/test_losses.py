@@ -12,6 +12,7 @@ from bench import registry
 from bench.errors import BadSetting
 
 NAMES = list(registry.loss)
+OVER = [name for name in NAMES if "over" in registry.loss[name].settings({})]
 MASKS = ["empty", "full", "lesion"]
 
 
@@ -102,6 +103,28 @@ def test_the_mean_over_images_whatever_their_order(name, lesion, logits):
     torch.testing.assert_close(together, compute(name, logits[order], lesion[order]))
 
 
+@pytest.mark.parametrize("name", OVER)
+def test_over_the_batch_is_over_one_image_that_holds_them_all(name, lesion, logits):
+    tall = [torch.cat(list(x), dim=1)[None] for x in (logits, lesion)]  # (1, 1, 3 * 12, 10)
+    together = compute(name, logits, lesion, over="batch")
+    torch.testing.assert_close(together, compute(name, *tall))
+    assert together != compute(name, logits, lesion)
+
+
+def test_every_loss_of_overlap_has_both_sums():
+    assert set(OVER) == set(NAMES) - {"bce", "focal"}
+
+
+def test_predicting_nothing_pays_over_images_and_not_over_the_batch():
+    """Three of four images are empty: nothing predicted is right on three, and misses all tumour there is."""
+    target = torch.zeros(4, 1, 16, 16)
+    target[0] = 1
+    nothing = torch.full_like(target, -50.0)
+    # Over images 3 x 0 and 1 - 1 / 257; over the batch 1 - 1 / 257.
+    assert compute("dice", nothing, target).item() == pytest.approx((1 - 1 / 257) / 4, abs=1e-6)
+    assert compute("dice", nothing, target, over="batch").item() == pytest.approx(1 - 1 / 257, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_summed_in_float32(name, half):
@@ -147,6 +170,19 @@ BY_HAND = [
     # Logits ln 4 = 1.386 and ln(2/3) = -0.405: hinge errors 0 and 0.5945349. Wrong second pixel alone: J = 1/2.
     ("lovasz", {}, 0.2972674),
 ]
+# The same and an empty image of two pixels, p = 0.4 both: hits 0.8, misses 0.2, false alarms 0.4 and 0.8 = 1.2.
+BY_HAND_OVER_TWO = [
+    ("dice", {}, 0.35),  # 1 - 2.6 / (2.0 + 1 + 1)
+    ("jaccard", {}, 0.4375),  # 1 - 1.8 / (2.0 + 1 - 0.8 + 1)
+    ("tversky", {}, 0.2173913),  # 1 - 1.8 / (0.8 + 0.7 * 0.2 + 0.3 * 1.2 + 1)
+    ("focal_tversky", {"focus": 2.0}, 0.0472590),  # 0.2173913 ** 2
+    # bce: (0.2231436 + 3 * 0.5108256) / 4 = 0.4389051
+    ("bce_dice", {}, 0.3944526),  # (0.4389051 + 0.35) / 2
+    ("bce_plus_dice", {}, 0.7889051),
+    ("combo", {"alpha": 0.0}, -0.65),
+    # Hinge errors 0 (truth) and three of 0.5945349: in falling order J = 1/2, 2/3, 3/4; 0.5945349 * 3 / 4.
+    ("lovasz", {}, 0.4459012),
+]
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), BY_HAND)
@@ -156,8 +192,17 @@ def test_two_pixels_by_hand(name, settings, expected):
     assert value.item() == pytest.approx(expected, abs=2e-7)
 
 
+@pytest.mark.parametrize(("name", "settings", "expected"), BY_HAND_OVER_TWO)
+def test_two_images_of_two_pixels_by_hand_over_the_batch(name, settings, expected):
+    p = torch.tensor([0.8, 0.4, 0.4, 0.4], dtype=torch.float64)
+    target = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(2, 1, 1, 2)
+    value = compute(name, torch.logit(p).float().view(2, 1, 1, 2), target, over="batch", **settings)
+    assert value.item() == pytest.approx(expected, abs=2e-7)
+
+
 def test_every_loss_has_a_number_by_hand():
     assert {name for name, _, _ in BY_HAND} >= set(NAMES)
+    assert {name for name, _, _ in BY_HAND_OVER_TWO} == set(OVER)
 
 
 def overlap_reference(logits, target, *, fn_weight, smooth):
