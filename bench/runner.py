@@ -201,6 +201,11 @@ def run_fold(
         if enough():
             break
     recorder.tags(how)
+    if task.sign > 0 and max(scores) == 0:
+        watch.say(
+            f"fold {fold.number} has learnt nothing: its validation {task.primary} is 0 after every epoch. Where "
+            "most slices are empty, train.warmup_epochs=1, train.positive_fraction=0.5 or loss.over=batch help."
+        )
     best.restore(model)
     threshold = task.threshold(feed, model, fold.val)
     tested = list(task.score([model], feed, fold.test, threshold))

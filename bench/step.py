@@ -29,7 +29,7 @@ class Stepper:
 
     When memory runs out, the batch is cut into twice as many parts, whose gradients add up to those of the whole:
     the same effective batch, but for batch norms and losses over the batch, which see one part at a time.
-    `smallest` is the fewest slices that the model can be trained on. `say` hears of whatever did not go as planned.
+    `smallest` is the fewest slices that the model can be trained on. `say` hears of what did not go as planned.
     """
 
     def __init__(

@@ -193,6 +193,36 @@ def test_a_run_says_how_it_was_computed(ran):
         assert labels == {"bench.fold": str(number), "plan.steps": "eager", "plan.parts_of_a_batch": "1"}
 
 
+class Ear(Watch):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def test_a_fold_that_has_learnt_nothing_is_not_passed_over_in_silence():
+    @registry.model(name="test_mute")
+    def mute(channels: int) -> nn.Module:
+        """Predicts no tumour, ever."""
+
+        class Mute(nn.Conv2d):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                return super().forward(images).clamp(max=0) - 50
+
+        return Mute(channels, 1, 3, padding=1)
+
+    ears = Ear(), Ear()
+    chosen = override(RunConfig(), {k: v for k, v in TINY.items() if not k.startswith("model")})
+    try:
+        cross_validate(resolve(override(chosen, {"model": "test_mute"})), MemoryRecorder(), only=1, watch=ears[0])
+    finally:
+        del registry.model._entries["test_mute"]
+    assert [s for s in ears[0].heard if s.startswith("fold 1 has learnt nothing: its validation dice is 0")]
+    cross_validate(resolve(config()), MemoryRecorder(), only=1, watch=ears[1])
+    assert ears[1].heard == []
+
+
 def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
     @registry.model(name="test_large")
     def large(channels: int) -> nn.Module:
@@ -206,20 +236,15 @@ def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
 
         return Large(channels, 1, 3, padding=1)
 
-    class Ear(Watch):
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    said: list[str] = []
-    recorder = MemoryRecorder()
+    ear, recorder = Ear(), MemoryRecorder()
     plain = {"model": "test_large", "train__batch_size": 8}
     chosen = override(RunConfig(), {k: v for k, v in TINY.items() if not k.startswith("model")})
     try:
         recipe = resolve(override(chosen, {k.replace("__", "."): v for k, v in plain.items()}))
-        cross_validate(recipe, recorder, only=0, watch=Ear())
+        cross_validate(recipe, recorder, only=0, watch=ear)
     finally:
         del registry.model._entries["test_large"]
-    assert said == [
+    assert ear.heard == [
         "out of memory: each batch of 8 is now taken in 2 parts, whose gradients are added up",
         "out of memory: each batch of 8 is now taken in 4 parts, whose gradients are added up",
     ]

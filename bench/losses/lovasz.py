@@ -13,8 +13,8 @@ from bench.registry import loss
 def lovasz(logits: Tensor, target: Tensor, *, over: Over = "image") -> Tensor:
     """Lovász extension of the Jaccard loss over hinge errors (Berman et al. 2018, algorithm 1).
 
-    logits, target: (B, 1, H, W). Per image, then averaged, or over the batch as one. On an empty mask it is the largest hinge error alone:
-    one false pixel already takes the Jaccard index from 1 to 0.
+    logits, target: (B, 1, H, W). Per image, then averaged, or over the batch as one. On an empty mask it is the
+    largest hinge error alone: one false pixel already takes the Jaccard index from 1 to 0.
     """
     truth = units(target, over) > 0.5
     errors = 1 - units(logits.float(), over) * torch.where(truth, 1.0, -1.0)
