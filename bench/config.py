@@ -78,6 +78,7 @@ class Input(Settings):
 
     image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
     channels: str | tuple[str, ...] = "all"  # 'all', or names of the data set's channels, such as 'flair'
+    neighbours: int = Field(0, ge=0, le=8)  # slices on either side whose channels the model sees as well ("2.5D")
     normalise: Literal["patient", "image", "imagenet"] = "patient"
     patch: Patch | None = None  # None: whole slices
     preprocess: Steps = {}  # of the packed slices, once, before their grey levels are measured
@@ -192,7 +193,9 @@ class RunConfig(Settings):
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
-LATER = {  # settings that came later; not hashed where they say what was done before, or older runs were not found
+# Settings that came later: not hashed where they say what was done before, or older runs were not found.
+LATER: dict[tuple[str, str], Any] = {
+    ("input", "neighbours"): 0,
     ("input", "patch"): None,
     ("input", "preprocess"): [],
     ("loss", "over"): "image",

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -85,8 +86,21 @@ def channel_numbers(available: Sequence[str], wanted: str | Sequence[str]) -> li
     return [list(available).index(name) for name in names]
 
 
+def stacked(whose: Sequence[str], neighbours: int) -> NDArray[np.int64]:
+    """(N, 2 neighbours + 1) rows of the slices before, of each slice and after; past an end it is the last again.
+
+    whose: the patient of each row; the rows of one lie together, in the order of their slices.
+    """
+    group = pd.Series(list(whose)).groupby(list(whose), sort=False)
+    place, count = group.cumcount().to_numpy(), group.transform("size").to_numpy()
+    first = np.arange(len(place)) - place
+    beside = place[:, None] + np.arange(-neighbours, neighbours + 1)
+    rows: NDArray[np.int64] = first[:, None] + beside.clip(0, count[:, None] - 1)
+    return rows
+
+
 class Feed:
-    """Rows of a pack as batches on a device.
+    """Rows of a pack as batches on a device; with `neighbours`, the channels of the slices beside them as well.
 
     A GPU holds all bytes from the start where they fit (`resident`); else they stay in the memory-mapped file and
     each batch is read as it is needed, so that a data set may be larger than any memory.
@@ -96,9 +110,10 @@ class Feed:
         self.pack, self.device, self.size, self.patch = pack, device, settings.image_size, settings.patch
         self.channels = channel_numbers(pack.manifest.channels, settings.channels)
         whose = pack.index["patient" if "patient" in pack.index else "case"]
+        self._around = stacked(whose.tolist(), settings.neighbours)
         found = levels(pack.histograms, whose.tolist(), settings.normalise)
         self._levels = [
-            torch.from_numpy(v[:, self.channels].copy()).to(device)[..., None, None]
+            torch.from_numpy(v[:, self.channels][self._around].reshape(len(v), -1)).to(device)[..., None, None]
             for v in (found.low, found.high, found.mean, found.deviation)
         ]
         self.resident = device.type == "cuda" and _fits(pack, device) if resident is None else resident
@@ -169,14 +184,21 @@ class Feed:
             grey = torch.arange(256, dtype=torch.float32)
             tables = scale(grey, *(v[torch.from_numpy(rows)][..., 0] for v in self._levels))
             masks = torch.from_numpy(self.pack.masks[rows].astype(np.float32))
-            return _look_up(self.pack.images, rows, self.channels, tables), masks[:, None]
-        where = onto(self.device, rows)
+            seen = self._around[rows].ravel()
+            images = _look_up(self.pack.images, seen, self.channels, tables.reshape(len(seen), -1, 256))
+            return self._beside(images), masks[:, None]
+        where, seen = onto(self.device, rows), self._around[rows].ravel()
         if self.resident:
-            images, masks = self._images[where], self._masks[where]
+            images, masks = self._images[onto(self.device, seen)], self._masks[where]
         else:
-            images, masks = (onto(self.device, a[rows]) for a in (self.pack.images, self.pack.masks))
-        images = images.permute(0, 3, 1, 2)[:, self.channels].float()
+            images, masks = onto(self.device, self.pack.images[seen]), onto(self.device, self.pack.masks[rows])
+        images = self._beside(images.permute(0, 3, 1, 2)[:, self.channels].float())
         return scale(images, *(v[where] for v in self._levels)), masks[:, None].float()
+
+    def _beside(self, images: Tensor) -> Tensor:
+        """Slices one after another (B K, C, H, W) as channels of the one in their middle, (B, K C, H, W)."""
+        each = self._around.shape[1]
+        return images if each == 1 else images.reshape(-1, each * images.shape[1], *images.shape[2:])
 
 
 def ahead(read: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:

@@ -55,7 +55,9 @@ class Recipe:
 
     @property
     def channels(self) -> int:
-        return len(channel_numbers(self.pack.manifest.channels, self.config.input.channels))
+        """Of a model's input: those of a slice and of its neighbours."""
+        given = self.config.input
+        return len(channel_numbers(self.pack.manifest.channels, given.channels)) * (2 * given.neighbours + 1)
 
     @property
     def smallest_batch(self) -> int:

@@ -1,8 +1,9 @@
 """`bench suite`: a benchmark file, its cells, and which of them are done, failed or missing.
 
 A file names a base of settings, entries with what each changes, budgets that shrink the whole, and figures that
-others have published. A cell is one entry at one budget; it is found again in the store by its fingerprint and
-data, so that adding an entry runs that entry alone.
+others have published. A cell is one entry at one budget with one seed; it is found again in the store by its
+fingerprint and data, so that adding an entry runs that entry alone. An entry with `seeds: [0, 1]` has a cell for
+each, and one row on the leaderboard. What a budget says under `entries` is for these alone.
 
 Cells are spread over the workers of a launcher (`bench.launch`), and what they find goes to one store. A cell
 whose worker is lost is run again: from its last checkpoint where workers share the folder of the store (or
@@ -117,24 +118,32 @@ def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | Non
     if budget != FULL and budget not in file.budgets:
         there = ", ".join((FULL, *file.budgets))
         raise UnknownName(f"{path} has no budget '{budget}'; it has {there}.{did_you_mean(budget, file.budgets)}")
-    cells: dict[str, Cell] = {}
+    made: dict[str, list[Cell]] = {}  # by entry, one a seed
     manifests: dict[str, Manifest] = {}
-    layers = file.budgets.get(budget, {}), dict(given or {})
+    layer = dict(file.budgets.get(budget, {}))
+    shrunk = layer.pop("entries", {})
+    for name in shrunk:
+        if name not in file.entries:
+            said = did_you_mean(name, file.entries)
+            raise UnknownName(f"{path}: budgets: {budget}: no entry '{name}'.{said}")
     # Cascades last: their parts are known by then.
     for name, changes in sorted(file.entries.items(), key=lambda entry: "cascade" in entry[1]):
         if "cascade" in changes:
-            cells[name] = _cascade_cell(path, name, changes, cells)
+            made[name] = [_cascade_cell(path, name, changes, {entry: own[0] for entry, own in made.items()})]
             continue
-        config = configure(file.base, changes, *layers, {"name": name})
-        source = config.dataset.model_dump_json()
-        if source not in manifests:
-            manifests[source] = raw_pack(config).manifest
-        cells[name] = Cell(name, config, config.fingerprint(), manifests[source])
+        made[name] = []
+        for cell, own in _per_seed(path, name, changes):
+            config = configure(file.base, own, layer, shrunk.get(name, {}), given or {}, {"name": name})
+            source = config.dataset.model_dump_json()
+            if source not in manifests:
+                manifests[source] = raw_pack(config).manifest
+            made[name].append(Cell(cell, config, config.fingerprint(), manifests[source]))
     for figure in file.published:
-        if figure.entry not in cells:
-            raise UnknownName(f"{path}: published: no entry '{figure.entry}'.{did_you_mean(figure.entry, cells)}")
-    ordered = tuple(cells[name] for name in file.entries)
-    return Suite(file.title, budget, ordered, file.published)
+        if figure.entry not in made:
+            raise UnknownName(f"{path}: published: no entry '{figure.entry}'.{did_you_mean(figure.entry, made)}")
+    every = [made[name] for name in file.entries]  # each entry once before any is repeated
+    cells = (*(own[0] for own in every), *(cell for own in every for cell in own[1:]))
+    return Suite(file.title, budget, cells, file.published)
 
 
 def states(suite: Suite, store: Store) -> list[State]:
@@ -330,6 +339,19 @@ def _cascade_cell(path: Path, name: str, changes: Mapping[str, Any], cells: Mapp
             raise UnknownName(f"{path}: the cascade {name} names no entry '{part}'.{did_you_mean(part, cells)}")
     gate, model = cells[parts.presence], cells[parts.segmentation]
     return Cell(name, parts, joined(gate.fingerprint, model.fingerprint), model.data)
+
+
+def _per_seed(path: Path, name: str, changes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The name of each cell of an entry, and what it changes."""
+    if "seeds" not in changes:
+        yield name, changes
+        return
+    seeds = changes["seeds"]
+    if not isinstance(seeds, list) or not seeds or len({str(seed) for seed in seeds}) < len(seeds):
+        raise BadSetting(f"{path}: {name}: seeds is a list of different numbers, such as [0, 1].")
+    for place, seed in enumerate(seeds):
+        rest = {k: v for k, v in changes.items() if k != "seeds"}
+        yield f"{name} seed {seed}" if place else name, rest | {"seed": seed}
 
 
 def _identity(cell: Cell) -> dict[str, str]:

@@ -12,7 +12,8 @@ from torch import nn
 from bench.config import Input
 from bench.device import autocast
 from bench.errors import BadSetting
-from bench.feed import Feed, ahead, levels, logits_of
+from bench.feed import Feed, ahead, levels, logits_of, stacked
+from bench.pack import by_slice
 from tests.packs import pack_of, tiny_pack
 
 CPU = torch.device("cpu")
@@ -118,6 +119,29 @@ def test_an_unknown_channel_is_refused_with_a_suggestion():
         shown(channels="flare")
 
 
+@pytest.mark.parametrize("normalise", ["patient", "image"])
+@pytest.mark.parametrize("channels", ["all", ("post", "pre")])
+def test_neighbours_are_the_slices_beside_it_in_their_own_grey_levels(normalise, channels):
+    """(slice before, itself, slice after), each as it is seen alone; at an end of a patient that slice again."""
+    seen, alone = (shown(normalise=normalise, channels=channels, neighbours=n) for n in (1, 0))
+    each = alone.shape[1]
+    for case in PACK.cases:
+        rows = PACK.rows([case])
+        for place, row in enumerate(rows):
+            before, after = rows[max(place - 1, 0)], rows[min(place + 1, len(rows) - 1)]
+            for part, other in enumerate((before, row, after)):
+                assert np.array_equal(seen[row, part * each : (part + 1) * each], alone[other])
+
+
+def test_two_neighbours_on_either_side_of_a_patient_of_two_slices():
+    assert stacked(["a", "a", "b"], 2).tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1], [2, 2, 2, 2, 2]]
+
+
+def test_slices_that_are_split_apart_are_still_neighbours():
+    whole, leaky = (Feed(pack, Input(neighbours=1), CPU).unit(ROWS)[0] for pack in (PACK, by_slice(PACK)))
+    assert torch.equal(whole, leaky)
+
+
 @pytest.mark.parametrize("size", [16, 48])
 def test_slices_are_resized_for_the_model(size):
     images, masks = Feed(PACK, Input(image_size=size), CPU).unit(ROWS[:3])
@@ -149,7 +173,8 @@ def test_a_shrunken_mask_keeps_the_pixels_that_are_half_covered():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"channels": ("post", "flair")}, {"channels": "pre"}, {"normalise": "image"}]
+    "settings",
+    [{}, {"channels": ("post", "flair")}, {"channels": "pre"}, {"normalise": "image"}, {"neighbours": 2}],
 )
 @pytest.mark.parametrize("size", [None, 48])
 def test_looking_grey_levels_up_is_computing_every_pixel_to_the_bit(settings, size):

@@ -21,6 +21,7 @@ from bench.probabilities import load_probabilities, reached
 from bench.recipe import resolve
 from bench.records import Watch
 from bench.runner import case_table, cross_validate, estimate_seconds, seed_of
+from bench.serving import Segmenter
 from bench.summary import summarise
 from tests.recorder import MemoryRecorder
 
@@ -122,6 +123,22 @@ def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
     for case, _, stack in stacks([model], feed, fold.test, threshold=0.5, batch_size=4):
         logged = child.tables["cases"].set_index("case").loc[case]
         assert (stack.tp.sum(), stack.fp.sum()) == (logged["tp"], logged["fp"])
+
+
+def test_a_model_that_sees_neighbours_is_served_whole_patients_as_it_was_scored(tmp_path):
+    recipe, recorder = resolve(config(input__neighbours=1)), MemoryRecorder()
+    (result,) = cross_validate(recipe, recorder, only=0).results
+    assert recipe.channels == 3 * len(recipe.pack.manifest.channels)
+    child = recorder.children["fold 0"]
+    for name, content in child.paths["model"].items():
+        (tmp_path / name).write_bytes(content)
+    segmenter = Segmenter([tmp_path])
+    for scored in result.scores:
+        rows = recipe.pack.rows([scored.case])
+        called = segmenter.predict(recipe.pack.images[rows]) >= result.threshold
+        truth = recipe.pack.masks[rows].astype(bool)
+        assert (called & truth).sum() == scored.counts["tp"]
+        assert (called & ~truth).sum() == scored.counts["fp"]
 
 
 def test_the_best_epoch_by_validation_is_reported_not_the_last(ran):

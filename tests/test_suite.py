@@ -197,6 +197,13 @@ def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
         ),
         ({"published": [PUBLISHED[0] | {"entry": "smal"}]}, UnknownName, "Did you mean 'small'"),
         ({"entires": {}}, BadSetting, "entires"),
+        (
+            {"entries": {"a": SMALL | {"seeds": [0, 0]}}, "published": []},
+            BadSetting,
+            "a: seeds is a list of different",
+        ),
+        ({"entries": {"a": SMALL | {"seeds": 2}}, "published": []}, BadSetting, "a: seeds is a list of different"),
+        ({"entries": {"a": SMALL | {"seeds": ["x"]}}, "published": []}, BadSetting, "seed"),
         ({"base": BASE | {"dataset": {"name": "lgg", "folder": "/nowhere"}}}, DataError, "/nowhere"),
     ],
 )
@@ -204,6 +211,32 @@ def test_a_bad_file_is_refused_before_anything_runs(tmp_path, monkeypatch, chang
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     with pytest.raises(error, match=says):
         read_suite(write(tmp_path / "bad.yaml", **changes))
+
+
+def test_seeds_are_cells_of_their_own_and_one_row(store: Store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    entries = {"small": SMALL | {"seeds": [4, 0]}, "smaller": {"model": {"name": "unet", "base": 2, "depth": 1}}}
+    suite = read_suite(write(tmp_path / "seeds.yaml", entries=entries, published=PUBLISHED[:1]), budget="smoke")
+    assert [c.name for c in suite.cells] == ["small", "smaller", "small seed 0"]
+    assert [c.what.seed for c in suite.cells] == [4, 0, 0]
+    (board,) = board_of(run_suite(suite, uri=store.uri, quiet=True), store)
+    assert {row.name: row.seeds for row in board.rows} == {"small": 2, "smaller": 1}
+    figures = comparison(suite, states(suite, store))
+    assert figures["same definition"][0].endswith("(dice_global)")  # the published ones are beside the first seed
+
+
+def test_a_budget_can_shrink_entries_one_by_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "some.yaml", entries={"small": SMALL, "other": SMALL | {"seed": 1}}, published=[])
+    content = yaml.safe_load(file.read_text())
+    content["budgets"]["smoke"]["entries"] = {"other": {"model": {"base": 2}}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert [c.what.model.params["base"] for c in read_suite(file, budget="smoke").cells] == [4, 2]
+    assert [c.what.model.params["base"] for c in read_suite(file).cells] == [4, 4]
+    content["budgets"]["smoke"]["entries"] = {"othr": {}}
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UnknownName, match="budgets: smoke: no entry 'othr'. Did you mean 'other'"):
+        read_suite(file, budget="smoke")
 
 
 def test_an_unknown_budget_and_a_file_that_is_not_there(tmp_path) -> None:

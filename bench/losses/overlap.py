@@ -26,7 +26,7 @@ Over = Literal["image", "batch"]  # what hits and errors are summed over
 
 
 def tversky_index(logits: Tensor, target: Tensor, *, fn_weight: float, smooth: float, over: Over) -> Tensor:
-    """hits / (hits + fn_weight * misses + (1 - fn_weight) * false alarms), (B,) or over the batch (1,), float32."""
+    """hits / (hits + fn_weight * misses + (1 - fn_weight) * alarms), float32: (B,), or (1,) over the batch."""
     probability, target = units(logits.float().sigmoid(), over), units(target.float(), over)
     hits = (probability * target).sum(1)
     misses = ((1 - probability) * target).sum(1)
