@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from bench.errors import BadSetting, UnknownName
 from bench.launch import Event, Here, Launcher, Task, engine, spread
 from bench.launch.local import Local, share
+from bench.launch.on_ray import join
 from bench.session import execute
 from bench.suite import DONE, read_suite, run_suite
 from bench.tracking import Store, connect, folds_of, read_table, runs_with
@@ -118,11 +121,20 @@ Path({out!r}).write_text(os.environ["OMP_NUM_THREADS"])
 """
 
 
-@pytest.fixture(params=["local", "ray", "slurm"])
+def slurm_answers() -> bool:
+    return shutil.which("sinfo") is not None and subprocess.run("sinfo", capture_output=True).returncode == 0
+
+
+@pytest.fixture(params=["local", "ray", "submitit", "slurm"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path):
     if request.param == "local":
         yield Local(2)
     elif request.param == "slurm":
+        pytest.importorskip("submitit")
+        if not slurm_answers():
+            pytest.skip("no Slurm answers here")
+        yield engine("slurm", 2, {"folder": str(tmp_path / "jobs"), "timeout_min": 5, "ask_every": 1})
+    elif request.param == "submitit":
         submitit = pytest.importorskip("submitit")
         request.getfixturevalue("monkeypatch").setattr(submitit.core.core.Job, "_results_timeout_s", 1)  # of 15
         yield engine("slurm", 2, {"cluster": "local", "folder": str(tmp_path / "jobs"), "timeout_min": 5})
@@ -145,11 +157,15 @@ def test_every_engine_tells_a_death_from_an_end(launcher: Launcher, tmp_path: Pa
         Task("once", exec, (once,)),
         Task("always", signal.raise_signal, (signal.SIGKILL,)),
         Task("fine", (tmp_path / "fine").touch),
+        Task("wrong", int, ("x",)),
     ]
-    events = told(spread(tasks, launcher, retries=1))
-    assert sorted(events) == [
-        ("always", "given up"), ("always", "lost"), ("fine", "over"), ("once", "lost"), ("once", "over")
-    ]  # fmt: skip
+    events = list(spread(tasks, launcher, retries=1))
+    assert sorted(told(events)) == [
+        *(("always", "given up"), ("always", "lost"), ("fine", "over"), ("once", "lost"), ("once", "over")),
+        *(("wrong", "given up"), ("wrong", "lost")),
+    ]
+    assert all("ValueError: invalid literal for int()" in e.said for e in events if e.task.name == "wrong")
+    assert not any("\n" in event.said for event in events)
     assert (tmp_path / "out").read_text() == "1"
     assert (tmp_path / "fine").exists()
 
@@ -184,6 +200,139 @@ def test_local_workers_divide_threads_and_take_gpus_in_turn(tmp_path: Path, monk
 def test_an_unknown_launcher_or_option_is_refused(name, options, error, says) -> None:
     with pytest.raises(error, match=says):
         engine(name, 2, options)
+
+
+def test_a_task_of_ray_has_as_many_threads_as_cores(cluster, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    code = "import os; from pathlib import Path; Path({!r}).write_text(os.environ['OMP_NUM_THREADS'])"
+    list(spread([Task("a", exec, (code.format(str(tmp_path / "a")),))], engine("ray", None, {"cpus": 2})))
+    assert (tmp_path / "a").read_text() == "2"
+
+
+class Unjoined:
+    """Ray before it is connected: it says where it was asked to go, or will not."""
+
+    def __init__(self, refusal: str = "") -> None:
+        self.exceptions = pytest.importorskip("ray").exceptions
+        self._private = pytest.importorskip("ray")._private
+        self.refusal, self.address = refusal, None
+
+    def init(self, *, address: str, **rest: object) -> None:
+        self.address = address
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does
+        if self.refusal:
+            raise self.exceptions.AuthenticationError(self.refusal)
+
+
+@pytest.fixture
+def closed() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return f"127.0.0.1:{one.getsockname()[1]}"
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(closed, monkeypatch) -> None:
+    ray = Unjoined()
+    for address in (closed, f"ray://{closed}", "nowhere.invalid:6379"):
+        with pytest.raises(BadSetting, match=r"no Ray cluster answers at .*address=HOST:PORT"):
+            join(ray, address)
+    with pytest.raises(BadSetting, match="Invalid address format"):
+        join(ray, "nowhere")
+    monkeypatch.setenv("RAY_ADDRESS", closed)
+    for address in (None, "auto"):
+        with pytest.raises(BadSetting, match="no Ray cluster answers at"):
+            join(ray, address)
+    assert ray.address is None
+
+
+def test_a_cluster_that_wants_a_token_is_a_sentence() -> None:
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BadSetting, match=r"ray: No token was found\. .*RAY_AUTH_MODE=token") as said:
+            join(Unjoined("No token was found. There is more to say."), address)
+    assert "more to say" not in str(said.value)
+
+
+def test_without_an_address_ray_does_not_look_for_a_cluster(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Unjoined()
+    join(ray, None)
+    assert ray.address == "local"
+
+
+def test_who_ends_the_program_is_still_heard_once_ray_is_joined() -> None:
+    def heard(*given: object) -> None:
+        """Stands for the handler of the command line."""
+
+    before = signal.signal(signal.SIGTERM, heard)
+    try:
+        join(Unjoined(), "local")
+        assert signal.getsignal(signal.SIGTERM) is heard
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch):
+    """A queue that takes every job as number 7; `states` is what it says of it, and nothing runs."""
+    pytest.importorskip("submitit")
+    states = tmp_path / "states"
+    scripts = {
+        "sbatch": f'cp "$1" {tmp_path}/batch.sh; echo Submitted batch job 7',
+        "squeue": f"cat {states}",
+        "srun": f'echo "$OMP_NUM_THREADS $SRUN_CPUS_PER_TASK" > {tmp_path}/threads',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return states
+
+
+def test_slurm_itself_is_asked_whether_a_job_is_lost(queue: Path, tmp_path: Path) -> None:
+    job = engine("slurm", 1, {"folder": str(tmp_path / "jobs"), "ask_every": 0}).start(task("a"))
+    assert job.ended() is None  # squeue has failed
+    for state in ("PENDING", "RUNNING", "COMPLETING"):
+        queue.write_text(f"6 CANCELLED\n7 {state}\n")
+        assert job.ended() is None
+    queue.write_text("7 NODE_FAIL\n")
+    assert job.ended().startswith("job 7: NODE_FAIL, see ")
+    queue.write_text("6 RUNNING\n")
+    assert job.ended().startswith("job 7: FORGOTTEN")
+
+
+def test_an_answer_older_than_the_job_says_nothing_of_it(queue: Path, tmp_path: Path) -> None:
+    slurm = engine("slurm", 2, {"folder": str(tmp_path / "jobs"), "ask_every": 3600})
+    queue.write_text("7 CANCELLED\n")
+    assert slurm.start(task("a")).ended() is not None
+    assert slurm.start(task("b")).ended() is None
+
+
+def test_a_job_of_slurm_has_what_was_asked_for_and_a_thread_a_core(queue: Path, tmp_path: Path) -> None:
+    options = {"cpus_per_task": 4, "mem_gb": 8, "gpus_per_node": 1, "slurm_partition": "long"}
+    options |= {"slurm_setup": [f"echo loaded > {tmp_path}/module"], "folder": str(tmp_path / "jobs")}
+    engine("slurm", 1, options).start(task("a"))
+    script = (tmp_path / "batch.sh").read_text()
+    for line in ("cpus-per-task=4", "mem=8GB", "gpus-per-node=1", "partition=long", "time=1440"):
+        assert f"\n#SBATCH --{line}\n" in script
+    environment = os.environ | {"SLURM_CPUS_ON_NODE": "4", "OMP_NUM_THREADS": "7"}
+    subprocess.run(["bash", str(tmp_path / "batch.sh")], env=environment, check=True)
+    assert (tmp_path / "threads").read_text() == "4 4\n"
+    assert (tmp_path / "module").read_text() == "loaded\n"
+
+
+def test_what_slurm_will_not_take_is_a_sentence(queue: Path, tmp_path: Path, monkeypatch) -> None:
+    options = {"folder": str(tmp_path / "jobs")}
+    for wrong in ({"slurm_partitio": "long"}, {"mem_gb": "much"}):
+        with pytest.raises(BadSetting, match=next(iter(wrong))):
+            engine("slurm", 1, options | wrong)
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition >&2; exit 1\n")
+    with pytest.raises(BadSetting, match="slurm: sbatch: error: invalid partition"):
+        engine("slurm", 1, options).start(task("a"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BadSetting, match="are you indeed on a slurm cluster"):
+        engine("slurm", 1, options)
 
 
 CROWD = """

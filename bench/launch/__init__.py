@@ -28,6 +28,15 @@ class Task:
         self.work(*self.given)
 
 
+def attempt(task: Task) -> str:
+    """Run a task in its worker: '' or what went wrong, as text, for an error may not be known elsewhere."""
+    try:
+        task()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 class Job(Protocol):
     """A task that was started."""
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 from importlib import import_module
 from typing import Any
 
 from bench.errors import BadSetting
-from bench.launch import Job, Task, carried
+from bench.launch import Job, Task, attempt, carried
 
 
 class Ray:
-    """Each task has a process, `cpus` cores (and threads) and `gpus` GPUs: by default one where there are any."""
+    """Each task has a process, `cpus` cores (and threads) and `gpus` GPUs: by default one where there are any.
+
+    `address` is HOST:PORT of the head, or auto for the cluster that this machine is a node of.
+    """
 
     def __init__(
         self, workers: int | None = None, *, address: str | None = None, cpus: int = 1, gpus: float | None = None
@@ -21,7 +27,7 @@ class Ray:
             raise BadSetting("--launcher ray needs Ray: pip install 'medseg-bench[ray]'.") from None
         self.most, ray = workers, self.ray
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            join(ray, address)
         there = ray.cluster_resources()
         self.cpus, self.gpus = cpus, gpus if gpus is not None else min(1.0, there.get("GPU", 0.0))
         self._run = ray.remote(  # retries are ours, so that every engine does the same
@@ -29,8 +35,8 @@ class Ray:
             num_gpus=self.gpus,
             max_calls=1,
             max_retries=0,
-            runtime_env={"env_vars": carried()},
-        )(_run)
+            runtime_env={"env_vars": carried() | {"OMP_NUM_THREADS": str(cpus)}},
+        )(attempt)
 
     @property
     def workers(self) -> int:
@@ -53,14 +59,45 @@ class _Remote:
         if not done:
             return None
         try:
-            self.ray.get(self.result)
+            return str(self.ray.get(self.result))
+        except self.ray.exceptions.RayTaskError as error:  # the task could not be read there
+            return str(error).strip().splitlines()[-1]
         except self.ray.exceptions.RayError as error:
-            return str(error).strip().partition("\n")[0]
-        return ""
+            return _first(error)
 
     def stop(self) -> None:
         self.ray.cancel(self.result)
 
 
-def _run(task: Task) -> None:
-    task()
+def join(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one. Raises `BadSetting` for what keeps Ray from it."""
+    where = address or os.environ.get("RAY_ADDRESS") or "local"  # else Ray goes where `ray start` has last been
+    try:
+        if where != "local":
+            _knock(where)
+        at_end = signal.getsignal(signal.SIGTERM)
+        ray.init(address=where, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, at_end)  # not that of Ray, which lets nobody say goodbye
+        ray._private.worker._worker_logs_enabled = False  # the pages that it prints of a node that is lost
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise BadSetting(
+            f"--launcher ray: {_first(error)}. Give --launch address=HOST:PORT of the head, on a machine that is "
+            "a node of the cluster. If it wants a token, set RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN or "
+            "~/.ray/auth_token, what `ray get-auth-token` says on the head."
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise `ConnectionError` where nobody answers: Ray itself would try for a quarter of an hour."""
+    services = import_module("ray._private.services")  # it knows where `ray start` notes the address
+    there = address.partition("://")[2] or services.canonicalize_bootstrap_address(address)
+    host, _, port = there.rpartition(":")
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster answers at {there} ({error.strerror or error})") from None
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of what Ray says, which is pages."""
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
