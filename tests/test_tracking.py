@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import uuid
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from sqlalchemy import create_engine, text
 
 from bench.errors import StoreError, UnknownName
 from bench.tracking import (
+    Store,
     connect,
     find_run,
+    knock,
     note_ranks,
     open_run,
     patients_of,
@@ -25,6 +30,7 @@ from bench.tracking import (
     records,
     store_uri,
     ui_command,
+    without_password,
 )
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -189,10 +195,48 @@ def test_a_deleted_experiment_is_taken_back(store):
     assert store.experiment("lgg") == made
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/none", "nonsense://x"])
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/none", "nonsense://x", "postgresql://h:port/x"]
+)
 def test_a_store_that_cannot_be_used_is_one_sentence(uri):
-    with pytest.raises(StoreError, match=uri.partition("@")[0].replace("/", ".")):
+    with pytest.raises(StoreError, match=uri.partition("@")[0].replace("/", ".")) as caught:
         connect(uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:9", "postgresql://me:s%40cret@127.0.0.1:9/x"])
+def test_a_password_is_not_shown(uri):
+    with pytest.raises(StoreError, match=r"//me:\*\*\*@127\.0\.0\.1:9") as caught:
+        connect(uri)
+    assert "cret" not in str(caught.value)
+    shown = Store(f"{uri}/a:b@c", None).address
+    assert shown == without_password(shown) == without_password(uri) + "/a:b@c"
+
+
+@pytest.mark.parametrize(
+    ("uri", "driver", "way_out"),
+    [
+        ("postgresql://127.0.0.1:9/x", "psycopg", r"pip install 'medseg-bench\[postgres\]'"),
+        ("mysql+pymysql://127.0.0.1:9/x", "pymysql", "pip install pymysql"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named_with_what_to_install(uri, driver, way_out, monkeypatch):
+    monkeypatch.setitem(sys.modules, driver, None)  # as if it were not there
+    with pytest.raises(StoreError, match=rf"needs a driver \(.*{driver}.*\): {way_out}"):
+        knock(uri, "--storage")
+
+
+def test_the_option_that_named_a_database_is_the_way_out():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(StoreError, match=rf"nobody answers at http://127\.0\.0\.1:{port} .*another --storage"):
+        knock(f"http://127.0.0.1:{port}", "--storage")
+
+
+def test_what_is_no_server_is_not_knocked_at(tmp_path):
+    knock(f"sqlite:///{tmp_path / 'mine.db'}", "--storage")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_ui_listens_on_the_host_it_was_given(store):
@@ -241,3 +285,43 @@ def test_processes_that_meet_a_new_store_make_one(tmp_path):
     ends = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ends
     assert len({out.strip() for out, _ in ends}) == 1
+
+
+@pytest.fixture
+def empty_database():
+    """A new database of the PostgreSQL server that `POSTGRES_URL` names, such as postgresql://me:secret@host."""
+    server = os.environ.get("POSTGRES_URL", "")
+    if not server:
+        pytest.skip("POSTGRES_URL does not name a PostgreSQL server where databases may be made")
+    name = f"bench_{uuid.uuid4().hex}"
+    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield f"{server}/{name}"
+        connection.execute(text(f"DROP DATABASE {name}"))
+    engine.dispose()
+
+
+STORAGE = """
+    import sys
+    from bench.search.study import storage_at
+    print("ready", flush=True)
+    input()
+    with storage_at(sys.argv[1]) as storage:
+        print(storage.get_all_studies())
+"""
+
+
+def test_workers_that_meet_an_empty_database_of_a_server_all_open_it(empty_database):
+    command = [sys.executable, "-c", textwrap.dedent(STORAGE), empty_database]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for process in started:  # all have imported what they need
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [(process.returncode, out.strip()) for process, (out, _) in zip(started, ends, strict=True)] == [
+        (0, "[]")
+    ] * 3, ends

@@ -23,8 +23,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking import MlflowRecorder, Store, open_run, replay
+from bench.tracking import KIND, PARENT, MlflowRecorder, Store, open_run, replay, runs_with
 from bench.tracking.outbox import BRIEF, Outbox, briefly
+from bench.tracking.store import Patient
 
 
 class Moody:
@@ -145,6 +146,28 @@ def test_a_run_goes_on_without_its_store_and_catches_up(moody, client, store, sa
     assert "takes metrics again" in arrived
 
 
+def test_what_waited_for_a_run_that_goes_on_arrives_once(moody, client, store, said):
+    """Broken off while its store was away, it makes some epochs again: those that wait are sent first."""
+
+    def work(run: MlflowRecorder) -> None:
+        with run.child("fold 0") as fold:
+            fold.metrics({"train/loss": 0.1}, 1)
+            client.down = True
+            fold.metrics({"train/loss": 0.2}, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(moody, said, work)
+    client.down = False
+    (before,) = runs_with(store, {KIND: PARENT})
+    with open_run(moody, "mine", "lgg", {}, say=said.append, again=before) as run, run.child("fold 0") as fold:
+        for step in (1, 2, 3):
+            fold.metrics({"train/loss": 0.9}, step)
+    found = history(store, fold.run_id, "train/loss")
+    assert [(step, value) for step, value, _ in found] == [(1, 0.1), (2, 0.2), (3, 0.9)]
+    assert not run.outbox.file.exists()
+
+
 def test_metrics_keep_the_time_and_the_order_in_which_they_were_made(outbox, run_id, client, store):
     for step in (1, 2, 3, 4):
         client.down = step < 4
@@ -259,6 +282,19 @@ def test_a_server_that_is_gone_costs_an_epoch_next_to_nothing(said, tmp_path):
     assert time.monotonic() - started < 5
     assert "Connection refused" in said[0]
     assert outbox.file.exists()
+
+
+def test_a_server_that_is_lost_is_one_sentence_with_a_way_out(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # or it takes MLflow four minutes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://me:secret@127.0.0.1:{free.getsockname()[1]}"
+    gone = Store(uri, Patient(MlflowClient(uri)))
+    with pytest.raises(StoreError, match=r"http://me:\*\*\*@.* any more .*refused.* Start it again") as caught:
+        gone.client.get_run("0" * 32)
+    assert "secret" not in str(caught.value)
+    MlflowRecorder(gone, "0" * 32, "0", Outbox(gone, tmp_path / "unsent.jsonl", said.append)).break_off("FAILED")
+    assert "could not be told" in said[0], "and what went wrong is not hidden by it"
 
 
 def test_a_server_that_does_not_answer_is_given_up_after_two_short_tries(said, tmp_path, monkeypatch):

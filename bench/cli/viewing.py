@@ -26,10 +26,10 @@ def ui(
 
     store = connect(tracking_uri)
     if store.uri.startswith("http"):
-        typer.echo(f"the store is a server already: open {store.uri}")
+        typer.echo(f"the store is a server already: open {store.address}")
         return
     command, environment = ui_command(store, host, port)
-    typer.echo(f"MLflow UI on {store.uri} (Ctrl-C ends it; it takes some seconds to start)")
+    typer.echo(f"MLflow UI on {store.address} (Ctrl-C ends it; it takes some seconds to start)")
     for experiment, path in store.views().items():
         typer.echo(f"  leaderboard of {experiment}: http://{host}:{port}{path}")
     sys.exit(subprocess.run(command, env=environment, check=False).returncode)

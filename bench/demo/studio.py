@@ -105,7 +105,7 @@ class Studio:
         found = [r for r in outlines if r.run_id in self._records or self._holds_models(r.run_id)]
         if not found:
             raise StoreError(
-                f"no finished segmentation run with models in {self.store.uri}. `bench run` makes one."
+                f"no finished segmentation run with models in {self.store.address}. `bench run` makes one."
             )
         self._records |= {r.run_id: r for r in found}
         return found

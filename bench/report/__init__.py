@@ -37,7 +37,7 @@ def report(
     made = boards(list(found.values()), primary=primary, where=where)
     if not made:
         kept = f" for which {' and '.join(where)}" if where else ""
-        raise StoreError(f"there is no finished run in {store.uri}{kept}. `bench run` makes one.")
+        raise StoreError(f"there is no finished run in {store.address}{kept}. `bench run` makes one.")
     largest = made[0]
     with Display() as display:
         page = document(

@@ -22,7 +22,19 @@ from bench.tracking.history import (
 )
 from bench.tracking.outbox import replay
 from bench.tracking.recorder import MlflowRecorder, note_failure, note_ranks, open_run
-from bench.tracking.store import EVALUATION, FOLD, KIND, LEAKY, PARENT, Store, connect, store_uri, ui_command
+from bench.tracking.store import (
+    EVALUATION,
+    FOLD,
+    KIND,
+    LEAKY,
+    PARENT,
+    Store,
+    connect,
+    knock,
+    store_uri,
+    ui_command,
+    without_password,
+)
 
 __all__ = [
     "EVALUATION",
@@ -37,6 +49,7 @@ __all__ = [
     "download_model",
     "find_run",
     "folds_of",
+    "knock",
     "masks_of",
     "model_folders",
     "note_failure",
@@ -52,4 +65,5 @@ __all__ = [
     "settings_of",
     "store_uri",
     "ui_command",
+    "without_password",
 ]

@@ -48,7 +48,8 @@ def find_run(store: Store, wanted: str) -> Run:
             return run
     names = {run.info.run_name for run in runs}
     raise UnknownName(
-        f"no run '{wanted}' in {store.uri}.{did_you_mean(wanted, names)} `bench leaderboard` shows names and ids."
+        f"no run '{wanted}' in {store.address}.{did_you_mean(wanted, names)} "
+        "`bench leaderboard` shows names and ids."
     )
 
 

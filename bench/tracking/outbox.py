@@ -20,7 +20,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking.store import Store
+from bench.tracking.store import Store, reason
 
 # MLflow reads these at every request. Two tries of 10 seconds, where it would make eight of 120.
 BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -61,16 +61,20 @@ class Outbox:
             else:
                 self._keep()
 
+    def waiting(self, run_id: str) -> frozenset[tuple[str, int]]:
+        """Names and steps of the metrics that wait for a run."""
+        return frozenset((m.key, m.step) for own, metrics in self._waiting if own == run_id for m in metrics)
+
     def close(self) -> str | None:
         """Try once more. If some must still wait: a sentence that says where they are and what to do."""
         with suppress(StoreError):  # what is refused waits as well, and is spoken of here
             self._flush()
         if not self._waiting:
             return None
-        left = f"{sum(len(metrics) for _, metrics in self._waiting)} metrics did not reach {self.store.uri}"
+        left = f"{sum(len(metrics) for _, metrics in self._waiting)} metrics did not reach {self.store.address}"
         if problem := self._keep():
             return f"{left}, and are lost: {self.file} cannot be written ({problem})."
-        code = f"import bench.tracking as t; t.replay(t.connect({self.store.uri!r}), {str(self.file)!r})"
+        code = f"import bench.tracking as t; t.replay(t.connect({self.store.address!r}), {str(self.file)!r})"
         return f'{left}. They are in {self.file}; send them when it answers again: python -c "{code}"'
 
     def _flush(self) -> None:
@@ -87,13 +91,15 @@ class Outbox:
             first, self._failing = not self._failing, True
             kept = f"only in memory ({problem})" if (problem := self._keep()) else f"in {self.file}"
             if isinstance(error, MlflowException) and error.error_code == REFUSED:
-                raise StoreError(f"{self.store.uri} refuses metrics of run {run_id}: {error}") from error
+                raise StoreError(f"{self.store.address} refuses metrics of run {run_id}: {error}") from error
             if first:
-                self.say(f"{self.store.uri} takes no metrics ({reason(error)}): they wait {kept}, the run goes on")
+                self.say(
+                    f"{self.store.address} takes no metrics ({reason(error)}): they wait {kept}, the run goes on"
+                )
         else:
             if self._failing:
                 self.file.unlink(missing_ok=True)
-                self.say(f"{self.store.uri} takes metrics again: all that waited have arrived")
+                self.say(f"{self.store.address} takes metrics again: all that waited have arrived")
             self._failing, self._again = False, 0.0
 
     def _keep(self) -> OSError | None:
@@ -129,13 +135,6 @@ def briefly() -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
-
-
-def reason(error: BaseException) -> str:
-    """What was at the bottom, such as 'database is locked'; MLflow and what it stands on wrap it several times."""
-    while (deeper := error.__cause__ or error.__context__) is not None:
-        error = deeper
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _read(file: Path) -> list[tuple[str, Sequence[Metric]]]:

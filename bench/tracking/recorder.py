@@ -34,8 +34,8 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from bench.errors import StoreError
-from bench.tracking.outbox import Outbox, briefly, reason, to_stderr
-from bench.tracking.store import FOLD, KIND, PARENT, Store
+from bench.tracking.outbox import Outbox, briefly, to_stderr
+from bench.tracking.store import FOLD, KIND, PARENT, Store, reason
 
 PARAM_LIMIT = 6000  # characters that MLflow takes
 
@@ -53,7 +53,8 @@ class MlflowRecorder:
         self.store, self.client, self.outbox = store, store.client, outbox
         self.run_id, self.experiment_id = run_id, experiment_id
         self.again = again
-        self.known = _logged(store, run_id) if again else frozenset()  # metrics that need not be told again
+        told = _logged(store, run_id) if again else frozenset()
+        self.known = told | outbox.waiting(run_id)  # metrics that need not be told again
 
     def settings(self, values: Mapping[str, Any]) -> None:
         there = self.client.get_run(self.run_id).data.params if self.again else {}  # they cannot be changed
@@ -122,8 +123,8 @@ class MlflowRecorder:
                 if tags:
                     self.tags(tags)
                 self.end(status)
-        except MlflowException:
-            self.outbox.say(f"{self.store.uri} could not be told that run {self.run_id} is {status}")
+        except (MlflowException, StoreError):
+            self.outbox.say(f"{self.store.address} could not be told that run {self.run_id} is {status}")
 
     @contextmanager
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
@@ -181,7 +182,7 @@ def open_run(
             yield recorder
     except MlflowException as error:
         raise StoreError(
-            f"the tracking store {store.uri} failed in the middle of run {recorder.run_id}: {reason(error)}. "
+            f"the tracking store {store.address} failed in the middle of run {recorder.run_id}: {reason(error)}. "
             "See to it, then start the run again."
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sqlite3
 import sys
@@ -20,9 +21,17 @@ from urllib.parse import urlparse
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from requests import RequestException
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import StoreError
 
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+DRIVERS = {
+    "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
+    "mysql": "pip install pymysql, and write mysql+pymysql://...",
+}
 KIND = "bench.kind"  # the tag that tells parents, folds and evaluations apart
 PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"
 LEAKY = "leaky"  # a parent whose split leaks: it is nowhere ranked
@@ -65,6 +74,11 @@ class Store:
         return made
 
     @property
+    def address(self) -> str:
+        """The URI as it may be shown."""
+        return without_password(self.uri)
+
+    @property
     def folder(self) -> Path | None:
         """Where a SQLite store lies; None for a server."""
         path = _sqlite_path(self.uri)
@@ -88,9 +102,8 @@ def connect(uri: str | None = None) -> Store:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it prints, it also raises
     uri = store_uri(uri)
-    server, path = urlparse(uri), _sqlite_path(uri)
-    if server.scheme in ("http", "https"):
-        _knock(uri, server.hostname or "", server.port or (443 if server.scheme == "https" else 80))
+    path = _sqlite_path(uri)
+    knock(uri, "--tracking-uri")
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +116,43 @@ def connect(uri: str | None = None) -> Store:
         else:
             client = _client(uri)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        problem = str(error).strip().splitlines()[0]
         raise StoreError(
-            f"the tracking store {uri} cannot be used: {reason} Give another --tracking-uri."
+            f"the tracking store {without_password(uri)} cannot be used: {problem} Give another --tracking-uri."
         ) from error
     return Store(uri, client)
+
+
+def knock(uri: str, option: str) -> None:
+    """Raise `StoreError` where a server does not answer, or its driver is missing; `option` is what names it.
+
+    What stands on it would try for minutes before it says so, and at length.
+    """
+    server, shown = urlparse(uri), without_password(uri)
+    kind = server.scheme.partition("+")[0]
+    if kind not in PORTS:
+        return
+    try:
+        engine = create_engine(uri) if kind in DRIVERS else None
+        if server.hostname is not None:  # else a socket of this machine
+            socket.create_connection((server.hostname, server.port or PORTS[kind]), timeout=5).close()
+        if engine is not None:
+            engine.connect().close()
+            engine.dispose()
+    except ImportError as error:
+        raise StoreError(f"{shown} needs a driver ({error}): {DRIVERS[kind]}") from None
+    except OSError as error:
+        raise StoreError(
+            f"nobody answers at {shown} ({error}). Start the server, or give another {option}."
+        ) from None
+    except (SQLAlchemyError, ValueError) as error:
+        raise StoreError(
+            f"{shown} cannot be used: {str(error).splitlines()[0]}. Give another {option}."
+        ) from error
+
+
+def without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
@@ -142,14 +187,14 @@ def _leaderboard_view() -> str:
 def _client(uri: str) -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
     client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
-    return client if _sqlite_path(uri) is None else cast(MlflowClient, Patient(client))
+    return cast(MlflowClient, Patient(client))
 
 
 class Patient:
-    """MLflow's client of a SQLite store: what is refused as the database is locked is tried again, ever later.
+    """MLflow's client: a locked database is tried again, ever later, and a server that is lost is a `StoreError`.
 
-    MLflow itself waits for 20 seconds, and nothing has been written when it gives up. Metrics are not tried again:
-    they have an outbox, and the run goes on.
+    MLflow itself waits 20 seconds for a lock, and nothing has been written when it gives up; for a server it waits
+    four minutes. Metrics are not tried again: they have an outbox, and the run goes on.
     """
 
     def __init__(self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8)) -> None:
@@ -164,20 +209,23 @@ class Patient:
             try:
                 return call(*given, **named)
             except MlflowException as error:
+                if isinstance(error.__context__, RequestException):
+                    uri = without_password(self._client.tracking_uri)
+                    raise StoreError(
+                        f"nobody answers at {uri} any more ({reason(error)}). Start it again, then give the same "
+                        "command: it goes on, and sends the metrics that wait in this folder."
+                    ) from error
                 if "database is locked" not in str(error):
                     raise
             time.sleep(pause)
         return call(*given, **named)
 
 
-def _knock(uri: str, host: str, port: int) -> None:
-    """MLflow itself would try for minutes before it says that nobody is there."""
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError as error:
-        raise StoreError(
-            f"no tracking server answers at {uri} ({error}). Start it, or give another --tracking-uri."
-        ) from None
+def reason(error: BaseException) -> str:
+    """What was at the bottom, such as 'database is locked'; MLflow and what it stands on wrap it several times."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _sqlite_path(uri: str) -> Path | None:
