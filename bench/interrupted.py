@@ -23,6 +23,7 @@ from bench.tracking import KIND, LEAKY, PARENT, Run, Store, runs_with
 
 IDENTITY = ("bench.fingerprint", "bench.data")
 CODE = "bench.code"
+GIVEN_UP = "bench.given_up"  # of a run that a fresh one was preferred to
 FRESH = "Give --fresh to start anew."
 SHOWS = (  # what only shows results, or starts runs: it may change while one is unfinished
     *(
@@ -113,17 +114,33 @@ def unfinished(
 
 def check_name(store: Store, own: Mapping[str, str], settings: Mapping[str, str], name: str) -> None:
     """Raise `BadSetting` when a run of this name was interrupted under other settings."""
-    for run in runs_with(store, {"mlflow.runName": name}):
-        if _interrupted(store, run) and any(run.data.tags.get(k) != own[k] for k in IDENTITY):
-            before, now = (
-                {k: v for k, v in given.items() if k.removeprefix("run.") not in NOT_DECISIVE}
-                for given in (run.data.params, settings)
-            )
-            raise BadSetting(
-                f"a run named {name} ({run.info.run_id[:8]}) was interrupted under other settings: "
-                f"{_differences(before, now) or 'other data'}. Go on by --resume {run.info.run_id[:8]}, give "
-                "another --name, or --fresh to start anew."
-            )
+    for run in _namesakes(store, own, name):
+        before, now = (
+            {k: v for k, v in given.items() if k.removeprefix("run.") not in NOT_DECISIVE}
+            for given in (run.data.params, settings)
+        )
+        raise BadSetting(
+            f"a run named {name} ({run.info.run_id[:8]}) was interrupted under other settings: "
+            f"{_differences(before, now) or 'other data'}. Go on by --resume {run.info.run_id[:8]}, give "
+            "another --name, or --fresh to start anew."
+        )
+
+
+def give_up(store: Store, own: Mapping[str, str], name: str | None) -> None:
+    """End for good the runs that a plain command would go on with, or be refused for; their checkpoints go.
+
+    A run that is at work in another process is left alone.
+    """
+    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(r, own)]
+    for run in (*same, *(_namesakes(store, own, name) if name is not None else ())):
+        workspace = workspace_of(store, run.info.run_id)
+        if (run.info.status == "RUNNING" or workspace.exists()) and alive(store, run):
+            continue
+        store.client.set_tag(run.info.run_id, GIVEN_UP, "true")
+        for each in (run, *runs_with(store, {"mlflow.parentRunId": run.info.run_id})):
+            if each.info.status == "RUNNING":
+                store.client.set_terminated(each.info.run_id, "KILLED")
+        forget(workspace)
 
 
 def remember(workspace: Path, code: Mapping[str, str]) -> None:
@@ -145,11 +162,18 @@ def _busy(run_id: str) -> BadSetting:
 def _broken_off(run: Run, own: Mapping[str, str]) -> bool:
     """Whether the run did not get to its end, or has not yet, with the same folds."""
     alike = all(run.data.tags.get(k) == own.get(k) for k in ("bench.only", KIND))
-    return alike and run.info.status != "FINISHED"
+    return alike and run.info.status != "FINISHED" and GIVEN_UP not in run.data.tags
+
+
+def _namesakes(store: Store, own: Mapping[str, str], name: str) -> list[Run]:
+    """Runs of this name that were interrupted under other settings, or on other data."""
+    named = runs_with(store, {"mlflow.runName": name})
+    other = [run for run in named if any(run.data.tags.get(k) != own[k] for k in IDENTITY)]
+    return [run for run in other if _interrupted(store, run)]
 
 
 def _interrupted(store: Store, run: Run) -> bool:
-    if run.data.tags.get(KIND) not in (PARENT, LEAKY):
+    if run.data.tags.get(KIND) not in (PARENT, LEAKY) or GIVEN_UP in run.data.tags:
         return False
     return run.info.status == "KILLED" or (run.info.status == "RUNNING" and not alive(store, run))
 

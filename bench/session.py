@@ -12,11 +12,13 @@ from bench.environment import environment
 from bench.errors import BadSetting
 from bench.interrupted import (
     CODE,
+    GIVEN_UP,
     at_work,
     check_name,
     code_of,
     digest,
     forget,
+    give_up,
     remember,
     unfinished,
     workspace_of,
@@ -53,8 +55,8 @@ def execute(
 ) -> str:
     """Run one configuration, log it with these tags, print the board it stands on. Gives the run's id.
 
-    Goes on with an interrupted run of the same configuration, data and code, unless a `fresh` one is wanted;
-    `resume` is the id of the one that it must be.
+    Goes on with an interrupted run of the same configuration, data and code, or gives it up where a `fresh` one is
+    wanted; `resume` is the id of the one that it must be.
     """
     store = connect(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
@@ -64,6 +66,8 @@ def execute(
         code = code_of(recipe.config)
         own = _tags(recipe) | ({} if only is None else {"bench.only": str(only)}) | dict(tags or {})
         own |= {CODE: digest(code)}
+        if fresh:
+            give_up(store, own, None if "bench.suite" in own else recipe.config.name)
         before = None if fresh else _before(store, own, code, recipe.config, resume)
         if before is not None:
             display.say(f"going on with run {before.info.run_id[:8]}, which was broken off")
@@ -108,6 +112,11 @@ def resumed(run: str, *, uri: str | None = None) -> tuple[RunConfig, int | None,
     found = find_run(store, run)
     if found.info.status == "FINISHED":
         raise BadSetting(f"run {found.info.run_name} ({found.info.run_id[:8]}) is finished: give another.")
+    if GIVEN_UP in found.data.tags:
+        raise BadSetting(
+            f"run {found.info.run_name} ({found.info.run_id[:8]}) was given up by --fresh, and its checkpoints "
+            "are gone: give another, or start it anew."
+        )
     only = found.data.tags.get("bench.only")
     config = configure(settings_of(found))
     if config.fingerprint() != found.data.tags.get("bench.fingerprint"):

@@ -394,16 +394,46 @@ def test_a_run_is_found_by_its_id_with_its_settings_and_its_fold(store_with_it):
     assert resumed(alone, uri=store_with_it.uri)[1:] == (2, alone)
 
 
-def test_the_same_command_goes_on_with_the_newest_and_resume_with_the_one_that_is_meant(store_with_it):
-    break_off(config(), store_with_it)
-    assert len(parents(store_with_it)) == 1
+def test_a_fresh_run_takes_the_place_of_the_one_that_was_interrupted(store_with_it):
+    (old,) = parents(store_with_it)
+    store_with_it.client.update_run(old.info.run_id, status="RUNNING")  # as a killed process leaves it
     break_off(config(), store_with_it, fresh=True)
-    older, newer = parents(store_with_it)
+    old, fresh = parents(store_with_it)
+    assert (old.info.status, fresh.info.status) == ("KILLED", "KILLED")
+    assert not workspace_of(store_with_it, old.info.run_id).exists()
+    with pytest.raises(BadSetting, match=r"given up by --fresh.*start it anew"):
+        resumed(old.info.run_id, uri=store_with_it.uri)
     break_off(config(), store_with_it)
-    assert parents(store_with_it)[0].info.end_time == older.info.end_time
-    assert parents(store_with_it)[1].info.end_time > newer.info.end_time
-    break_off(config(), store_with_it, resume=older.info.run_id)
-    assert parents(store_with_it)[0].info.end_time > older.info.end_time
+    assert len(parents(store_with_it)) == 2
+    assert parents(store_with_it)[0].info.end_time == old.info.end_time
+    assert parents(store_with_it)[1].info.end_time > fresh.info.end_time
+    store_with_it.client.set_terminated(fresh.info.run_id, "FINISHED")
+    break_off(config(), store_with_it)  # a new one, not the old one
+    assert len(parents(store_with_it)) == 3
+    assert parents(store_with_it)[0].info.end_time == old.info.end_time
+
+
+def test_a_fresh_run_of_other_settings_takes_the_place_of_its_namesake(store_with_it):
+    (old,) = parents(store_with_it)
+    break_off(config(train__lr=0.02), store_with_it, fresh=True)
+    break_off(config(train__lr=0.02), store_with_it)  # and is not refused for the sake of the old one
+    assert len(parents(store_with_it)) == 2
+    assert not workspace_of(store_with_it, old.info.run_id).exists()
+
+
+def test_a_fresh_fold_leaves_the_other_runs_alone(store_with_it):
+    (old,) = parents(store_with_it)
+    break_off(config(), store_with_it, only=2, fresh=True)
+    break_off(config(), store_with_it)
+    assert parents(store_with_it)[0].info.end_time > old.info.end_time
+
+
+def test_settings_beside_resume_are_refused_in_a_sentence(store_with_it):
+    said = r"settings of the run: leave out --epochs and --set and --fresh\.$"
+    before = [run.to_dictionary() for run in everything(store_with_it)]
+    with pytest.raises(BadSetting, match=said):
+        bench("run", "--resume", "mine", "--quiet", "--epochs", 9, "--set", "seed=1", "--fresh")
+    assert [run.to_dictionary() for run in everything(store_with_it)] == before
 
 
 def test_a_run_that_mlflow_has_opened_never_goes_on_with_another(store_with_it, monkeypatch):

@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import sqlalchemy
 import torch
 import yaml
-from optuna.distributions import FloatDistribution
 from optuna.samplers import RandomSampler
-from optuna.trial import TrialState
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from typer.testing import CliRunner
 
 from bench import search as searching
@@ -29,13 +31,15 @@ from bench.config import configure, load
 from bench.errors import BadSetting, BenchError, StoreError, TrainingError, UnknownName
 from bench.feed import Feed
 from bench.recipe import resolve
-from bench.search.command import OUTER, STUDY, pose
+from bench.search.command import KEY, OUTER, STUDY, pose
 from bench.search.objective import Objective, Part, Pass, inner_folds, validated
 from bench.search.outcome import TRIAL, best_trial, figures, table, verdict
 from bench.search.space import read_space
 from bench.search.study import (
     COUNTED,
     Plan,
+    Surplus,
+    fail_unclaimed,
     load_study,
     open_study,
     plan_of,
@@ -228,20 +232,158 @@ def test_of_two_workers_that_both_see_room_for_one_more_the_first_trains(begin, 
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
 
 
-def test_a_trial_whose_worker_is_lost_is_failed_and_made_up_for(begin, url: str) -> None:
-    plan = a_plan(trials=2)
+class Outrun(Overtaken):
+    """A study in which the other worker has queued a trial just before ours begins, and is about to begin it."""
+
+    def optimize(self, one, **more) -> None:
+        self.study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+        with storage_at(self.url) as storage:
+            ours = storage.create_new_trial(storage.get_study_id_from_name("s"))
+        one(optuna.Trial(self.study, ours))
+
+
+def test_a_trial_that_is_queued_and_about_to_begin_is_of_the_budget(begin, url: str) -> None:
+    with pytest.raises(Surplus):
+        work(Outrun(begin(a_plan(trials=1)), url), a_plan(trials=1), pytest.fail, stay=False)
+
+
+def test_a_waiting_trial_is_begun_by_one_worker_alone(begin, url: str) -> None:
+    study, begun = begin(a_plan()), []
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+
+    def take(storage: RDBStorage) -> None:
+        begun.append(storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.RUNNING))
+
+    with storage_at(url) as one, storage_at(url) as another:
+        other = Thread(target=take, args=(another,))
+
+        @sqlalchemy.event.listens_for(one.engine, "after_cursor_execute")
+        def between_looking_and_taking(*_: object) -> None:
+            if other.ident is None:
+                other.start()
+                other.join(1)  # if it waits for us, in vain
+
+        take(one)
+        other.join()
+    assert sorted(begun) == [False, True]
+
+
+def points(study: optuna.Study) -> list[dict[str, float]]:
+    return [t.params for t in study.get_trials(states=COUNTED)]
+
+
+def calm(plan: Plan) -> optuna.Study:
+    """A study that nothing has disturbed."""
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(plan))
+    work(study, plan, x_of, stay=True)
+    return study
+
+
+@pytest.fixture
+def leave_behind(url: str) -> Callable[[], int]:
+    """A trial of the study 's' as a worker leaves it that is killed while it asks what to try."""
+
+    def one() -> int:
+        with storage_at(url) as storage:
+            return storage.create_new_trial(storage.get_study_id_from_name("s"))
+
+    return one
+
+
+class Deadly(RandomSampler):
+    """Its process ends as it is asked, and Optuna leaves the trial as a kill does."""
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        raise SystemExit
+
+
+def dies(trial: optuna.Trial) -> tuple[float, ...]:
+    x_of(trial)
+    raise SystemExit
+
+
+@pytest.mark.parametrize("when", ["asked", "drawn"])
+def test_a_killed_command_given_again_waits_for_nobody_and_comes_to_the_same_trials(when: str, begin) -> None:
+    plan = a_plan(trials=12, sampler="tpe")  # ten are drawn at random before TPE looks at them
     study = begin(plan)
+    work(study, plan.model_copy(update={"trials": 10}), x_of, stay=True)
+    if when == "asked":
+        study.sampler = Deadly()
+    with pytest.raises(SystemExit):
+        work(study, plan, dies, stay=True)
+    study = begin(plan)
+    work(study, plan, x_of, stay=True, say=pytest.fail)
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 10 + ["FAIL"] + ["COMPLETE"] * 2
+    assert points(study) == points(calm(plan))
+
+
+@pytest.mark.parametrize("how", ["lost", "failed"])
+def test_a_trial_whose_worker_is_lost_is_made_up_for(how: str, begin, url: str, leave_behind) -> None:
+    plan = a_plan(trials=3)
+    study = begin(plan)
+    lost = leave_behind()
     with storage_at(url) as storage:
-        lost = storage.create_new_trial(storage.get_study_id_from_name("s"))
-        storage.set_trial_param(lost, "x", 0.125, FloatDistribution(0, 1))
-        storage.record_heartbeat(lost)
+        if how == "lost":
+            storage.record_heartbeat(lost)
+        else:  # and the process that did so was killed before it could queue another
+            storage.set_trial_state_values(lost, TrialState.FAIL)
     with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
         database.execute("update trial_heartbeats set heartbeat = datetime('now', '-1 hour')")
     database.close()
+    work(study, plan.model_copy(update={"trials": 1}), x_of, stay=False)  # who joins leaves this to who began
+    assert [t.state.name for t in study.trials] == ["FAIL", "COMPLETE"]
     work(study, plan, x_of, stay=True)
-    assert study.trials[0].state == TrialState.FAIL
-    assert counted(study) == 2
-    assert 0.125 in [t.params["x"] for t in study.get_trials(states=COUNTED)]
+    assert [t.state.name for t in study.trials] == ["FAIL"] + ["COMPLETE"] * 3
+    assert sorted(p["x"] for p in points(study)) == sorted(p["x"] for p in points(calm(plan)))
+
+
+def test_a_trial_that_takes_its_worker_with_it_three_times_is_given_up(begin) -> None:
+    plan = a_plan(trials=2)
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            work(begin(plan), plan, dies, stay=True)
+    study = begin(plan)
+    work(study, plan, x_of, stay=True)
+    first, *others = points(calm(a_plan(trials=3)))
+    assert [t.params for t in study.get_trials(states=[TrialState.FAIL])] == [first] * 3
+    assert points(study) == others
+
+
+def test_a_trial_lost_before_its_first_sign_of_life_is_not_waited_for_for_ever(begin, leave_behind) -> None:
+    study = begin(a_plan())
+    for _ in range(2):
+        leave_behind()
+    since = {0: -math.inf}
+    fail_unclaimed(study, since)
+    assert [t.state.name for t in study.trials] == ["FAIL", "RUNNING"]
+    assert since.keys() == {0, 1}
+
+
+def test_a_trial_that_was_taken_up_has_given_a_sign_of_life(url: str, begin) -> None:
+    begin(a_plan())
+    storage = RDBStorage(url)  # without the thread that gives them
+    study = optuna.load_study(study_name="s", storage=storage)
+    with pytest.raises(SystemExit):
+        work(study, a_plan(), dies, stay=False)
+    storage.engine.dispose()
+    fail_unclaimed(study, {0: -math.inf})
+    assert study.trials[0].state == TrialState.RUNNING
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        assert database.execute("select count(*) from trial_heartbeats").fetchone() == (1,)
+    database.close()
+
+
+def test_what_others_end_last_is_told_as_well(begin) -> None:
+    plan, told = a_plan(trials=2), []
+    study = begin(plan)
+
+    def after() -> None:
+        told.append(counted(study))
+        if len(told) == 1:
+            study.add_trial(optuna.create_trial(state=TrialState.COMPLETE, value=0.5))
+
+    work(study, plan, x_of, stay=True, after=after)
+    assert told == [1, 2]
 
 
 def test_every_point_of_a_grid_is_tried_once_even_if_it_was_interrupted(begin) -> None:
@@ -555,6 +697,16 @@ def test_the_same_command_again_neither_tries_nor_tests_again(searched, monkeypa
     assert "on 3 held-out patients of fold 0, scored once" in result.output
     assert "the default:" in result.output
     assert {r.info.run_id for r in runs_with(searched.store, {"mlflow.parentRunId": searched.run})} == before
+
+
+def test_a_command_killed_as_its_run_was_opened_leaves_no_second_one(searched, monkeypatch) -> None:
+    monkeypatch.chdir(searched.folder)
+    with storage_at(f"sqlite:///{searched.folder / 'mlruns' / 'optuna.db'}") as storage:
+        study = optuna.create_study(study_name="cut", storage=storage, direction="maximize")
+        study.set_user_attr("key", "its own")
+    opened = searched.store.client.create_run("0", tags={KIND: STUDY, KEY: "its own"})
+    run = searching.search(a_plan(trials=1), name="cut", here={}, uri=searched.uri, quiet=True, judge=Judging())
+    assert run == opened.info.run_id
 
 
 def test_who_joins_needs_the_name_alone(searched, monkeypatch, recipe) -> None:

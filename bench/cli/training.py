@@ -13,6 +13,7 @@ from bench.cli._app import Plugin, TrackingUri, app
 
 @app.command()
 def run(
+    ctx: typer.Context,
     model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
     weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet, or a safetensors file.")] = None,
@@ -44,7 +45,9 @@ def run(
     resume: Annotated[
         str | None, typer.Option(help="Go on with this interrupted run; the same command does so by itself.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew beside a run that was interrupted.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew, and give up a run that was interrupted.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")
     ] = False,
@@ -78,6 +81,7 @@ def run(
     from bench.session import execute, resumed
 
     if resume is not None:
+        _refuse_settings(ctx)
         settings, only, run_id = resumed(resume, uri=tracking_uri)
         execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
@@ -157,3 +161,14 @@ def suite(
     show(made, found, store, command=command if budget == "full" else f"{command} --budget {budget}", out=out)
     if not status and any(s.state == FAILED for s in found):
         raise typer.Exit(1)
+
+
+def _refuse_settings(ctx: typer.Context) -> None:
+    """A run that is gone on with has its settings: raise `BadSetting` where others were given beside --resume."""
+    from bench.errors import BadSetting
+
+    beside = ("resume", "tracking_uri", "quiet", "verbose")
+    options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in beside}
+    sources = {option: ctx.get_parameter_source(name) for name, option in options.items()}
+    if given := [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
+        raise BadSetting(f"--resume goes on with the settings of the run: leave out {' and '.join(given)}.")

@@ -55,7 +55,7 @@ from bench.tracking import FOLD, KIND, PARENT, MlflowRecorder, Run, Store, conne
 from bench.tune import choose
 
 STUDY, OUTER = "study", "outer"  # kinds of runs: a search, and a model of it judged by held-out patients
-NAME = "bench.study"
+NAME, KEY = "bench.study", "bench.study_key"
 
 
 @dataclass(frozen=True)
@@ -271,11 +271,9 @@ def _study(
     study = open_study(kept, name, plan, problem.marks, higher=recipe.task.sign > 0)
     study.set_user_attr("here", dict(problem.here))
     problem.equip(study)
-    own = study.user_attrs.get("run")
-    before = next((r for r in runs_with(store, {KIND: STUDY, NAME: name}) if r.info.run_id == own), None)
-    tags = _tags(problem, name) | {KIND: STUDY}
-    with _run(store, name, recipe, tags, display, before) as (recorder, workspace):
-        study.set_user_attr("run", recorder.run_id)
+    own = {KIND: STUDY, KEY: study.user_attrs["key"]}
+    before = next(iter(runs_with(store, own)), None)
+    with _run(store, name, recipe, _tags(problem, name) | own, display, before) as (recorder, workspace):
         recorder.settings(_settings(problem))
         if plan.sampler == "grid" and (points := queue_grid(study, plan, problem.space)) < plan.trials:
             display.say(f"the grid has {points} points: there will be no more trials")

@@ -68,7 +68,9 @@ def told(trial: FrozenTrial, plan: Plan) -> str:
     if trial.state == TrialState.COMPLETE:
         what += ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.objectives, trial.values, strict=True))
     else:
-        what += str(trial.user_attrs.get("problem", "pruned" if trial.state == TrialState.PRUNED else "given up"))
+        what += str(
+            trial.user_attrs.get("problem", "pruned" if trial.state == TrialState.PRUNED else "broken off")
+        )
     return f"{what} · " + ", ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlparse
 
@@ -18,22 +21,24 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import RDBStorage, _CachedStorage, fail_stale_trials
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import Field, ValidationError
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from bench.config import Settings
 from bench.errors import BadSetting, BenchError, StoreError, UnknownName, did_you_mean
 from bench.runner import seed_of
 from bench.search.objective import COSTS
 from bench.search.space import Space
-from bench.tracking import Store
+from bench.tracking import Store, knock, without_password
 
 HEARTBEAT, GRACE = 15, 120  # seconds: a worker's sign of life, and how long its trial is waited for without one
 RETRIES = 2  # of a trial whose worker was lost
+BEFORE = "retry_history"  # Optuna's own name: numbers of the trials that one is tried in place of
 POLL = 5.0  # seconds between two looks at what other workers do
+HERE = platform.node()  # a mark of the trials of who has begun a study; those who join leave none
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -86,9 +91,10 @@ def plan_of(**given: Any) -> Plan:
 
 
 class Numbered(BaseSampler):
-    """A sampler made anew for every trial, seeded by the trial's number.
+    """A sampler made anew for every trial, seeded by the trial's place among those that are no second try.
 
-    Numbers are given once, whoever asks: no worker and no resumed study draws what another has drawn.
+    Places are given once, whoever asks: no worker draws what another has drawn, and what was broken off is drawn
+    again, so that a study which one worker goes on with comes to the trials that it would have had.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -96,7 +102,10 @@ class Numbered(BaseSampler):
         self._own = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self._own = self._make(seed_of(self._seed, trial.number) % 2**32)
+        every = study.get_trials(deepcopy=False)
+        first = trial.system_attrs.get(BEFORE, [trial.number])[0]
+        place = sum(t.number < first and BEFORE not in t.system_attrs for t in every)
+        self._own = self._make(seed_of(self._seed, place) % 2**32)
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -151,23 +160,45 @@ def storage_url(given: str | None, store: Store) -> str:
     return f"sqlite:///{store.folder / 'optuna.db'}"
 
 
+class Local(RDBStorage):
+    """Optuna's storage in SQLite, which locks no rows: two workers would begin the same waiting trial."""
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        with _lock(self.url):
+            return super().set_trial_state_values(trial_id, state, values)
+
+
+def _lock(url: str) -> FileLock:
+    return FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+
+
 @contextmanager
 def storage_at(url: str) -> Iterator[RDBStorage]:
-    """Optuna's storage with signs of life: a trial whose worker is lost is failed, and queued again."""
+    """Optuna's storage with signs of life, by which a trial is failed whose worker is lost."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what a trial came to, we say ourselves
     local = urlparse(url).scheme == "sqlite"
+    knock(url, "--storage")
+    made = partial(
+        Local if local else RDBStorage,
+        url,
+        engine_kwargs={"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True},
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+    )
     try:
-        with untroubled(), FileLock(f"{url.removeprefix('sqlite:///')}.lock") if local else nullcontext():
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if local else None,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-            )
+        with untroubled(), _lock(url) if local else nullcontext():
+            try:
+                storage = made()
+            except DBAPIError:  # another process was making the tables of a new database
+                time.sleep(2)
+                storage = made()
     except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise StoreError(f"the storage {url} cannot be used: {reason}. Give another --storage.") from error
+        raise StoreError(
+            f"the storage {without_password(url)} cannot be used: {reason}. Give another --storage."
+        ) from error
     try:
         yield storage
     finally:
@@ -183,6 +214,8 @@ def open_study(storage: RDBStorage, name: str, plan: Plan, marks: Mapping[str, A
     best, least = StudyDirection.MAXIMIZE if higher else StudyDirection.MINIMIZE, StudyDirection.MINIMIZE
     directions = [best, *(least for _ in plan.costs)]
     study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    if "key" not in study.user_attrs:
+        study.set_user_attr("key", uuid.uuid4().hex)  # by which its run is found
     if "plan" in study.user_attrs:
         check_marks(study, plan, marks)
         study.set_user_attr("trials", plan.trials)
@@ -200,7 +233,8 @@ def load_study(storage: RDBStorage, name: str) -> tuple[Study, Plan]:
     names = [s.study_name for s in storage.get_all_studies()]
     if name not in names:
         there = f" There are {', '.join(names)}." if names else " There is none yet."
-        raise UnknownName(f"no study '{name}' in {storage.url}.{did_you_mean(name, names)}{there}")
+        where = without_password(storage.url)
+        raise UnknownName(f"no study '{name}' in {where}.{did_you_mean(name, names)}{there}")
     study = optuna.load_study(study_name=name, storage=storage)
     if "plan" not in study.user_attrs:
         raise BadSetting(f"the study {name} is being made, or is none of bench search. Try again in a moment.")
@@ -235,30 +269,36 @@ def work(
 ) -> None:
     """Trials until the study has `plan.trials` that are complete or pruned, exactly, whoever else works on it.
 
-    `after` is called when a trial has ended. Who is to `stay` waits for other workers, and takes over what
-    they lose. Raises `BadSetting` when more fail than finish.
+    `after` is called when a trial has ended. Who is to `stay` has the study to itself, but for workers that have
+    joined it: waits for them, and has tried again what was broken off. Raises `BadSetting` when more fail than
+    finish.
     """
-    undone: list[int] = []  # trials to queue again
-    waiting = False
 
     def one(trial: Trial) -> tuple[float, ...]:
+        if isinstance(study._storage, _CachedStorage):  # a database
+            study._storage.record_heartbeat(trial._trial_id)  # a thread of Optuna's does so, a moment later
+        trial.set_user_attr("worker", HERE if stay else None)
         # Numbers only grow, so that of all workers that saw room for one more, the same are right for everyone.
-        before = [t for t in trials_of(study, *COUNTED, TrialState.RUNNING) if t.number < trial.number]
-        if len(before) >= plan.trials:
-            if plan.sampler == "grid":
-                undone.append(trial.number)
+        there = trials_of(study, *COUNTED, TrialState.RUNNING, TrialState.WAITING)
+        if sum(t.number < trial.number for t in there) >= plan.trials:
+            trial.set_user_attr("spared", "surplus")
             raise Surplus
         try:
             return objective(trial)
         except KeyboardInterrupt:
-            undone.append(trial.number)
+            trial.set_user_attr("spared", "interrupted")
             raise
         except BenchError as error:
             trial.set_user_attr("problem", str(error))
             raise
 
+    waited = False
+    unclaimed: dict[int, float] = {}
     with untroubled():
-        queue_again = RetryHeartbeatStaleTrialCallback()
+        for trial in trials_of(study, TrialState.RUNNING):
+            whose = trial.user_attrs.get("worker", trial.user_attrs.get("queued"))
+            if stay and whose == HERE:  # that process is gone, or we would not be here
+                study.tell(trial.number, state=TrialState.FAIL)
         fail_stale_trials(study)
         while True:
             there = [t.state for t in trials_of(study, *COUNTED, TrialState.RUNNING)]  # at one moment
@@ -267,22 +307,54 @@ def work(
             if finished >= plan.trials:
                 break
             _refuse_hopeless(study, finished)
-            queued = plan.sampler != "grid" or bool(trials_of(study, TrialState.WAITING))
-            if finished + begun < plan.trials and queued:
-                try:
-                    study.optimize(one, n_trials=1, catch=(BenchError, Surplus))
-                finally:
-                    while undone:
-                        queue_again(study, study.trials[undone.pop()])
+            room = finished + begun < plan.trials
+            if room and stay:
+                _queue(study, more=plan.sampler != "grid")
+            if room and (plan.sampler != "grid" or trials_of(study, TrialState.WAITING)):
+                study.optimize(one, n_trials=1, catch=(BenchError, Surplus))
             elif stay and begun:
-                if not waiting:
+                if not waited:
                     say(f"waiting for {begun} trials of other workers")
-                waiting = True
+                waited = True
                 time.sleep(POLL)
                 fail_stale_trials(study)
+                fail_unclaimed(study, unclaimed)
             else:
                 break
             after()
+        after()  # others may have ended some since
+
+
+def _queue(study: Study, *, more: bool) -> None:
+    """Queue again what was broken off; where there is nothing to do, and `more` is wanted, a trial of our own.
+
+    It bears our mark before it runs. One process alone does this, or a trial would be made up for twice.
+    """
+    every = study.get_trials(deepcopy=False)
+    replaced = {number for t in every for number in t.system_attrs.get(BEFORE, ())}
+    there = any(t.state == TrialState.WAITING for t in every)
+    for trial in every:
+        history = [*trial.system_attrs.get(BEFORE, ()), trial.number]
+        surplus = trial.user_attrs.get("spared") == "surplus" and "fixed_params" not in trial.system_attrs
+        to_blame = [number for number in history if "spared" not in every[number].user_attrs]
+        broken_off = trial.state == TrialState.FAIL and "problem" not in trial.user_attrs and not surplus
+        if broken_off and trial.number not in replaced and len(to_blame) <= RETRIES:
+            _add(study, {**trial.system_attrs, BEFORE: history})
+            there = True
+    if more and not there:
+        _add(study, {})
+
+
+def _add(study: Study, system_attrs: dict[str, Any]) -> None:
+    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={"queued": HERE}, system_attrs=system_attrs))
+
+
+def fail_unclaimed(study: Study, since: dict[int, float]) -> None:
+    """Fail trials whose worker was lost before its first sign of life: Optuna takes them for running for ever."""
+    now = time.monotonic()
+    for trial in trials_of(study, TrialState.RUNNING):
+        if "worker" not in trial.user_attrs and now - since.setdefault(trial.number, now) > GRACE:
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def queue_grid(study: Study, plan: Plan, space: Space) -> int:
@@ -291,7 +363,7 @@ def queue_grid(study: Study, plan: Plan, space: Space) -> int:
     if not study.user_attrs.get("queued"):
         with untroubled():
             for at in sorted(range(len(points)), key=lambda at: seed_of(plan.seed, at)):
-                study.enqueue_trial(points[at], skip_if_exists=True)
+                study.enqueue_trial(points[at], user_attrs={"queued": HERE}, skip_if_exists=True)
         study.set_user_attr("queued", True)
     return len(points)
 
