@@ -6,10 +6,12 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import uuid
+from contextlib import closing
 
 import mlflow
 import numpy as np
@@ -285,6 +287,20 @@ def test_processes_that_meet_a_new_store_make_one(tmp_path):
     ends = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ends
     assert len({out.strip() for out, _ in ends}) == 1
+
+
+def test_a_store_whose_maker_was_killed_is_made_anew(tmp_path):
+    file, making, broken = (tmp_path / name for name in ("mlflow.db", "mlflow.making", "broken.db"))
+    for half in (file, broken):
+        with closing(sqlite3.connect(half)) as database:
+            database.execute("CREATE TABLE datasets (half INTEGER)")
+    with pytest.raises(StoreError, match="cannot be used"):
+        connect(f"sqlite:///{broken}")
+    making.touch()
+    assert connect(f"sqlite:///{file}").experiment("lgg")
+    assert not making.exists()
+    with closing(sqlite3.connect(file)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 @pytest.fixture

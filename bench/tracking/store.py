@@ -108,11 +108,7 @@ def connect(uri: str | None = None) -> Store:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):  # two processes that meet a new database break it
-                fresh = not path.exists()
-                client = _client(uri)
-                if fresh:
-                    with closing(sqlite3.connect(path)) as database:
-                        database.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
+                client = _made(path, uri)
         else:
             client = _client(uri)
     except Exception as error:
@@ -121,6 +117,22 @@ def connect(uri: str | None = None) -> Store:
             f"the tracking store {without_password(uri)} cannot be used: {problem} Give another --tracking-uri."
         ) from error
     return Store(uri, client)
+
+
+def _made(path: Path, uri: str) -> MlflowClient:
+    """The client of a SQLite store, whose tables are made if it is new; what was half made is made anew."""
+    making = path.with_suffix(".making")
+    if making.exists():  # its maker was killed, and nobody has used it yet
+        for end in ("", "-journal", "-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+    if path.exists():
+        return _client(uri)
+    making.touch()
+    client = _client(uri)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
+    making.unlink()
+    return client
 
 
 def knock(uri: str, option: str) -> None:
