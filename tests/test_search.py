@@ -695,6 +695,7 @@ def test_the_same_command_again_neither_tries_nor_tests_again(searched, monkeypa
     assert result.exit_code == 0, result.output
     assert "one: 3 trials (3 complete, 0 pruned)" in result.output
     assert "on 3 held-out patients of fold 0, scored once" in result.output
+    assert f"optuna-dashboard sqlite:///{searched.folder / 'mlruns' / 'optuna.db'}" in result.output
     assert "the default:" in result.output
     assert {r.info.run_id for r in runs_with(searched.store, {"mlflow.parentRunId": searched.run})} == before
 

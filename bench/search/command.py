@@ -51,7 +51,18 @@ from bench.search.study import (
 )
 from bench.splits import Fold, split_table
 from bench.tables import headline
-from bench.tracking import FOLD, KIND, PARENT, MlflowRecorder, Run, Store, connect, open_run, runs_with
+from bench.tracking import (
+    FOLD,
+    KIND,
+    PARENT,
+    MlflowRecorder,
+    Run,
+    Store,
+    connect,
+    open_run,
+    runs_with,
+    without_password,
+)
 from bench.tune import choose
 
 STUDY, OUTER = "study", "outer"  # kinds of runs: a search, and a model of it judged by held-out patients
@@ -162,6 +173,7 @@ def search(
                     text, gain = verdict(ours[task.primary], theirs[task.primary], task.sign, task.primary)
                     said.append(text)
                     recorder.metrics({"test/gain": gain}, number)
+            said.append(f"the study in a browser: optuna-dashboard {without_password(kept.url)}")
     console().print(frame_table(name, table(study, problem.plan)))
     console().print("\n".join(said), markup=False)
     return recorder.run_id
