@@ -15,6 +15,7 @@ from bench.console import Display, console
 from bench.datasets.images import find_images, read_slice, read_truth
 from bench.device import find_device
 from bench.errors import DataError
+from bench.export import exported
 from bench.leaderboard import data_tags
 from bench.masks import Mask
 from bench.pack import Pack, Pixels, Source, packed, shown_channel
@@ -98,8 +99,8 @@ def predict_folder(
     scans = find_images(path)
     root = path.parent if path.is_file() else path
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
-        folders = [Path(wanted)]
-        if not (Path(wanted) / "model.json").is_file():
+        folders = exported(Path(wanted), fold)
+        if not folders:
             store = connect(uri)
             folders = model_folders(store, find_run(store, wanted), Path(workspace), fold=fold)
         segmenter = Segmenter(folders, str(find_device(device)))

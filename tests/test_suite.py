@@ -235,7 +235,7 @@ def test_a_budget_can_shrink_entries_one_by_one(tmp_path: Path, monkeypatch) -> 
     assert [c.what.model.params["base"] for c in read_suite(file).cells] == [4, 4]
     content["budgets"]["smoke"]["entries"] = {"othr": {}}
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(UnknownName, match="budgets: smoke: no entry 'othr'. Did you mean 'other'"):
+    with pytest.raises(UnknownName, match=r"budgets: smoke: no entry 'othr'. Did you mean 'other'"):
         read_suite(file, budget="smoke")
 
 

@@ -189,8 +189,22 @@ def cascade(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the models and their card.")],
+    fold: Annotated[int | None, typer.Option(help="This fold's model alone.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write a run's models to a folder that `bench predict` takes anywhere, without the store."""
+    from bench.export import export_run
+
+    export_run(run, out, fold=fold, half=half, uri=tracking_uri)
+
+
+@app.command()
 def predict(
-    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder with model.json.")],
+    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
     input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
     fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,

@@ -1,0 +1,106 @@
+"""Models leave the store as plain folders, and predict there as they did in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from bench import registry
+from bench.checkpoint import save_model
+from bench.cli import app
+from bench.config import configure
+from bench.errors import BadSetting, UnknownName
+from bench.export import export_run, exported
+from bench.serving import Segmenter
+from bench.tracking import Store, open_run
+from tests.tiffs import image_of, write
+
+TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
+
+
+@pytest.fixture
+def run(store: Store, tmp_path: Path) -> str:
+    """A finished run of two folds, each with a model of its own; gives its name."""
+    config = configure({"model": "unet", "model.base": 4, "model.depth": 2})
+    described = {
+        "config": config.model_dump(mode="json"),
+        "channels": 3,
+        "channel_names": ["pre", "flair", "post"],
+    }
+    with open_run(store, "mine", "lgg", TAGS) as parent:
+        parent.tags({"mlflow.note.content": "**mine**: what is known of it"})
+        for number in range(2):
+            torch.manual_seed(number)
+            model = registry.model["unet"].bind(config.model.params)(3)
+            save_model(tmp_path / f"{number}", model, described | {"fold": number, "threshold": 0.4 + number / 10})
+            with parent.child(f"fold {number}", {"bench.fold": str(number)}) as fold:
+                fold.model(tmp_path / f"{number}", 3)
+    return "mine"
+
+
+def scan() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+
+
+def test_an_export_predicts_to_the_bit_what_the_run_does(run, store, tmp_path):
+    export_run(run, tmp_path / "out", uri=store.uri)
+    folders = exported(tmp_path / "out")
+    assert [f.name for f in folders] == ["fold-0", "fold-1"]
+    ours, theirs = (Segmenter(f) for f in (folders, [tmp_path / "0", tmp_path / "1"]))
+    assert np.array_equal(ours.predict(scan()), theirs.predict(scan()))
+    assert ours.threshold == pytest.approx(0.45)
+
+
+def test_in_16_bits_it_is_half_as_large_and_predicts_the_same_within_a_hundredth(run, store, tmp_path):
+    for half in (False, True):
+        export_run(run, tmp_path / f"{half}", half=half, uri=store.uri)
+    large, small = (tmp_path / f"{half}" / "fold-0" / "weights.safetensors" for half in (False, True))
+    assert small.stat().st_size < 0.6 * large.stat().st_size
+    kept = {name: tensor.dtype for name, tensor in load_file(small).items()}
+    assert all(
+        dtype != torch.float16 for name, dtype in kept.items() if "running" in name or name.endswith("bias")
+    )
+    whole, halved = (Segmenter(exported(tmp_path / f"{half}")).predict(scan()) for half in (False, True))
+    assert not np.array_equal(whole, halved)
+    assert halved == pytest.approx(whole, abs=0.01)
+
+
+def test_one_fold_alone_and_its_card(run, store, tmp_path):
+    export_run(run, tmp_path / "out", fold=1, uri=store.uri)
+    assert [f.name for f in exported(tmp_path / "out")] == ["fold-1"]
+    assert exported(tmp_path / "out", 0) == []
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("**mine**: what is known of it")
+    assert "1 model, one a fold" in card
+
+
+def test_bench_predict_takes_the_folder_anywhere(run, store, tmp_path, monkeypatch):
+    words = ["export", run, "--out", str(tmp_path / "out"), "--half", "--tracking-uri", store.uri]
+    said = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "2 models, " in said.output
+    (tmp_path / "images").mkdir()
+    write(tmp_path / "images" / "a_1.tif", image_of("a", 64))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for more in ([], ["--fold", "1"]):
+        words = ["predict", str(tmp_path / "out"), str(tmp_path / "images"), "--out", "masks", *more]
+        assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+        assert tifffile.imread(elsewhere / "masks" / "a_1_mask.tif").shape == (64, 64)
+    assert not (elsewhere / "mlruns").exists()
+
+
+def test_what_is_there_is_not_written_over(run, store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(BadSetting, match="is not empty"):
+        export_run(run, tmp_path / "out", uri=store.uri)
+    with pytest.raises(UnknownName, match="no run 'min'"):
+        export_run("min", tmp_path / "new", uri=store.uri)
+    assert not (tmp_path / "new").exists()
