@@ -34,7 +34,7 @@ def export_run(
     card = parent_of(store, found).data.tags.get("mlflow.note.content", f"**{found.info.run_name}**")
     folders = exported(out)
     what = f"{len(folders)} model{'s' * (len(folders) > 1)}, one a fold"
-    use = f"`bench predict {out} IMAGES --out DIR` takes the mean of their probabilities."
+    use = f"`bench predict {out.name} IMAGES --out DIR` takes the mean of their probabilities."
     (out / "README.md").write_text(f"{card}\n\n{what}: {use}\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     console().print(f"{len(folders)} models, {size / 1e6:.1f} MB, are in {out}", markup=False)
