@@ -21,8 +21,8 @@ from rich.text import Text
 from bench.comparison import Comparison, Side, compared
 from bench.console import Display, console
 from bench.datasets._layout import identify
-from bench.derived import pack_of, pair_of
-from bench.errors import BenchError, DataError
+from bench.derived import pair_of, shared_pack
+from bench.errors import BenchError
 from bench.pack import Pack
 from bench.stats import Interval
 from bench.tables import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
@@ -59,7 +59,7 @@ def compare(
     groups = pd.DataFrame({"institution": [identify(Path(name))[1] for name in names]}, index=names)
     with Display() as display:
         try:
-            groups = groups_of(_pack(runs, data, display))
+            groups = groups_of(shared_pack(store, runs, data, display))
         except BenchError as error:
             if data is not None:
                 raise
@@ -90,13 +90,6 @@ def _missing(pack: Pack, case: str) -> str:
     flair = volume[..., channels.index("flair")]
     same = [c for at, c in enumerate(channels) if c != "flair" and np.array_equal(volume[..., at], flair)]
     return " and ".join(same) or "none" if np.ptp(flair) else "none"
-
-
-def _pack(runs: Sequence[Run], data: Path | None, display: Display) -> Pack:
-    for run in runs:
-        if "dataset.name" in run.data.params:
-            return pack_of(run, data, display)
-    raise DataError("both runs are made of other runs and do not know them. Compare with one of those.")
 
 
 def _side(run: Run) -> Side:

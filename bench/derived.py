@@ -27,6 +27,7 @@ from bench.tables import model_card
 from bench.tasks.segmentation import Segmentation
 from bench.tracking import KIND, PARENT, Run, Store, find_run, open_run, read_table, settings_of
 
+SOURCE = "bench.source"  # of a run made of others: the one that was run on the data
 SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
 COSTS = (
     *("wall_seconds", "train_seconds", "device_seconds", "images", "epochs", "parameters", "flops"),
@@ -62,9 +63,11 @@ def log_derived(
     values = summarise(cases)
     tags = {tag: source.data.tags[tag] for tag in (*SHARED, "bench.dataset", "bench.synthetic")}
     tags |= {"bench.task": task.name, "bench.fingerprint": made.fingerprint, KIND: PARENT, **made.tags}
+    tags[SOURCE] = source.data.tags.get(SOURCE, source.info.run_id)
     experiment = store.client.get_experiment(source.info.experiment_id).name
     with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
         recorder.settings(made.settings)
+        recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
         recorder.metrics(values | _costs(made.parts))
         recorder.table("cases", cases)
         recorder.table("slices", slice_table(made.scores))
@@ -94,6 +97,15 @@ def pack_of(run: Run, data: Path | None, display: Display) -> Pack:
             f"the data are not those of run {run.info.run_name}. Give --data the folder it was run on."
         )
     return pack
+
+
+def shared_pack(store: Store, runs: Sequence[Run], data: Path | None, display: Display) -> Pack:
+    """The data that these runs share, by the first that knows them, itself or through the run it was made of."""
+    known = [store.client.get_run(r.data.tags[SOURCE]) if SOURCE in r.data.tags else r for r in runs]
+    for run in known:
+        if "dataset.name" in run.data.params:
+            return pack_of(run, data, display)
+    raise DataError("none of these runs knows its data: all are made of others. Name one that was trained.")
 
 
 def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> list[CaseScore]:

@@ -21,7 +21,7 @@ from bench.errors import BadSetting, DataError, UnknownName
 from bench.pack import Pack, packed
 from bench.stats import Interval, Paired, Procedure
 from bench.tables import SYNTHETIC_WARNING
-from bench.tracking import Store, open_run
+from bench.tracking import Store, find_run, open_run
 from tests.packs import pack_of
 
 A, B = Side("first"), Side("second")
@@ -423,7 +423,12 @@ def test_a_run_that_is_made_of_others_borrows_the_data_of_the_other(store: Store
     assert "A is made of other runs" in found.claim
     capsys.readouterr()
     compare("made", "made too", uri=store.uri)
-    assert "both runs are made of other runs" in capsys.readouterr().err
+    assert "none of these runs knows its data" in capsys.readouterr().err
+    trained = find_run(store, "trained").info.run_id
+    for name in ("newer", "newer too"):
+        log(store, pack, name, own=False, source=trained)
+    found = compare("newer", "newer too", uri=store.uri)  # through the run that they were made of
+    assert {s.kind for s in found.strata} == {"institution", "missing sequences"}
 
 
 def test_runs_that_cannot_be_compared(store: Store, pack: Pack):

@@ -101,6 +101,8 @@ def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
         assert new.info.run_name == title
         assert new.info.status == "FINISHED"
         assert {f"rescore.{k}": v for k, v in chosen.items()}.items() <= new.data.params.items()
+        assert new.data.tags["bench.source"] == old.info.run_id
+        assert [d.dataset.digest for d in new.inputs.dataset_inputs] == [new.data.tags["bench.data"]]
         assert new.data.params["rescore.run"] == new.data.tags["bench.rescored"] == old.info.run_id
         assert new.data.tags["bench.post_hoc"] == "rescored"
         for same in ("model.name", "model.encoder", "model.weights", "loss.name", "run.seed"):

@@ -16,8 +16,8 @@ from bench.classification import reliability
 from bench.compare import groups_of
 from bench.console import Display
 from bench.datasets._layout import identify
-from bench.derived import pack_of
-from bench.errors import BenchError, DataError, StoreError
+from bench.derived import shared_pack
+from bench.errors import BenchError, StoreError
 from bench.leaderboard import Board, higher_is_better
 from bench.pack import Pack
 from bench.records import RunRecord
@@ -87,7 +87,7 @@ def gather(store: Store, board: Board, records: Records, data: Path | None, disp
     runs = [store.client.get_run(row.run_id) for row in board.rows]
     newest = [records[row.run_id] for row in board.rows]
     cases = sorted(map(str, newest[0].cases["case"]))
-    pack = None if board.task == "presence" else _pack(runs, data, display)
+    pack = None if board.task == "presence" else _pack(store, runs, data, display)
     return Evidence(
         board=board,
         cases=cases,
@@ -101,15 +101,14 @@ def gather(store: Store, board: Board, records: Records, data: Path | None, disp
     )
 
 
-def _pack(runs: Sequence[Run], data: Path | None, display: Display) -> Pack | None:
+def _pack(store: Store, runs: Sequence[Run], data: Path | None, display: Display) -> Pack | None:
     """The data of a board: in `data`, or where a run found them, as `data` may be meant for another board."""
-    problem: BenchError = DataError("these runs are made of others, and do not know their data.")
-    for run in [r for r in runs if "dataset.name" in r.data.params][:1]:
-        for folder in dict.fromkeys((data, None)):
-            try:
-                return pack_of(run, folder, display)
-            except BenchError as error:
-                problem = error
+    problem: BenchError | None = None
+    for folder in dict.fromkeys((data, None)):
+        try:
+            return shared_pack(store, runs, folder, display)
+        except BenchError as error:
+            problem = error
     display.say(f"no gallery and no missing sequences, as the data are not at hand: {problem}")
     return None
 
