@@ -760,8 +760,9 @@ def test_nested_search_tests_every_patient_once_by_a_winner_chosen_without_it(
         assert seen == fold.train | fold.val
 
 
-def test_the_example_space_fits_what_it_names() -> None:
-    read = searching.read_file(Path(__file__).parents[1] / "benchmarks/search/unet.yaml")
+@pytest.mark.parametrize("name", ["unet", "leaderboard"])
+def test_the_spaces_in_the_repository_fit_what_they_name(name: str) -> None:
+    read = searching.read_file(Path(__file__).parents[1] / f"benchmarks/search/{name}.yaml")
     space = read_space(read.space)
     space.check(lambda chosen: configure(read.base, {"dataset.folder": "anywhere"}, chosen))
-    assert {"loss.bce_weight", "loss.fn_weight", "train.lr"} <= set(space.parts)
+    assert {"loss.bce_weight", "train.lr", "augment.warp.rotate"} <= set(space.parts)

@@ -246,9 +246,13 @@ def test_an_unknown_budget_and_a_file_that_is_not_there(tmp_path) -> None:
         read_suite(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[1].glob("benchmarks/published/*.yaml")), ids=str)
-def test_every_published_file_can_be_read_at_every_budget(file: Path, lgg_folder: Path) -> None:
-    for budget in ("full", "smoke"):
+FILES = Path(__file__).parents[1] / "benchmarks"
+SUITES = *sorted(FILES.glob("published/*.yaml")), FILES / "lgg/leaderboard.yaml", FILES / "lgg/further.yaml"
+
+
+@pytest.mark.parametrize("file", SUITES, ids=lambda file: file.stem)
+def test_every_benchmark_file_can_be_read_at_every_budget(file: Path, lgg_folder: Path) -> None:
+    for budget in ("full", *yaml.safe_load(file.read_text())["budgets"]):
         suite: Suite = read_suite(file, budget=budget, given={"dataset.folder": str(lgg_folder)})
         assert suite.cells
         assert len({c.fingerprint for c in suite.cells}) == len(suite.cells)
