@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.leaderboard import HEADLINE, Board, Row
+from bench.records import RunRecord
 
 SYNTHETIC = " [synthetic]"
 SYNTHETIC_WARNING = (
@@ -211,6 +212,20 @@ def board_csv(boards: Sequence[Board]) -> str:
     writer.writeheader()
     writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
     return out.getvalue()
+
+
+def cases_csv(boards: Sequence[Board], found: Sequence[RunRecord]) -> str:
+    """Every patient as each run behind the rows has scored it, to six digits; `found` are the runs."""
+    known = {record.run_id: record for record in found}
+    parts = []
+    for number, made in enumerate(boards, 1):
+        for row in made.rows:
+            for run_id in row.runs:
+                record = known[run_id]
+                own = {"board": number, "rank": row.rank, "name": row.name, "run_id": run_id}
+                own["seed"] = record.settings.get("run.seed", "")
+                parts.append(pd.concat([pd.DataFrame([own] * len(record.cases)), record.cases], axis=1))
+    return pd.concat(parts).to_csv(index=False, float_format="%.6g") if parts else ""
 
 
 def board_json(boards: Sequence[Board]) -> str:

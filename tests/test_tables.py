@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.leaderboard import Board, Row
+from bench.records import RunRecord
 from bench.tables import (
     between,
     board_csv,
@@ -23,6 +24,7 @@ from bench.tables import (
     board_json,
     board_markdown,
     board_table,
+    cases_csv,
     cost_columns,
     decimal,
     duration,
@@ -74,6 +76,29 @@ SECOND_STANDING = [
     *("0.700", "0.650 to 0.750", "-0.112", "-0.150 to -0.050", "<0.001", "B", "0.01", "2–2"),
     *("–", "–", "–", "–", "–", "–", "–", "–"),
 ]
+
+
+def record(run_id: str, seed: str, dice: list[float]) -> RunRecord:
+    cases = pd.DataFrame({"case": ["x,1", "y"], "fold": [0, 1], "dice": dice})
+    return RunRecord(run_id, "any", cases, {"run.seed": seed}, {}, {})
+
+
+def test_every_patient_by_every_run_of_every_row():
+    rows = replace(ROW, runs=("a", "b")), replace(SECOND, runs=("c",))
+    found = [record("c", "0", [0.25, nan]), record("b", "1", [0.5, 1 / 3]), record("a", "0", [0.75, 1.0])]
+    lines = list(csv.DictReader(io.StringIO(cases_csv([board(*rows), board(rows[1])], found))))
+    told = [(x["board"], x["rank"], x["name"], x["run_id"], x["seed"], x["case"], x["dice"]) for x in lines]
+    assert told == [
+        ("1", "1", "first", "a", "0", "x,1", "0.75"),
+        ("1", "1", "first", "a", "0", "y", "1"),
+        ("1", "1", "first", "b", "1", "x,1", "0.5"),
+        ("1", "1", "first", "b", "1", "y", "0.333333"),
+        ("1", "2", "second", "c", "0", "x,1", "0.25"),
+        ("1", "2", "second", "c", "0", "y", ""),
+        ("2", "2", "second", "c", "0", "x,1", "0.25"),
+        ("2", "2", "second", "c", "0", "y", ""),
+    ]
+    assert cases_csv([], found) == ""
 
 
 def board(*rows: Row, synthetic: bool = False, dataset: str = "lgg", **changes: object) -> Board:

@@ -35,6 +35,9 @@ def leaderboard(
     ] = None,
     sort: Annotated[str | None, typer.Option(help="Column to order rows by; their ranks stay.")] = None,
     format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    cases: Annotated[
+        Path | None, typer.Option(help="Write a CSV file with every patient's scores by every run shown.")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the ranked runs: one board for each data set, split and convention, never ranked together.
@@ -47,6 +50,9 @@ def leaderboard(
 
     found = records(connect(tracking_uri))
     made = boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
+    if cases is not None:
+        cases.parent.mkdir(parents=True, exist_ok=True)
+        cases.write_text(tables.cases_csv(made, found), encoding="utf-8")
     match format:
         case Format.csv:
             typer.echo(tables.board_csv(made), nl=False)
