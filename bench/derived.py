@@ -29,17 +29,16 @@ from bench.tracking import KIND, PARENT, Run, Store, find_run, open_run, read_ta
 
 SOURCE = "bench.source"  # of a run made of others: the one that was run on the data
 SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
-COSTS = (
-    *("wall_seconds", "train_seconds", "device_seconds", "images", "epochs", "parameters", "flops"),
-    *("latency_p50_ms", "latency_p95_ms"),
-)
+COSTS = ("wall_seconds", "train_seconds", "device_seconds", "images", "epochs", "parameters")
+LOOKING = ("flops", "latency_p50_ms", "latency_p95_ms")  # costs of every look at a slice
 
 
 @dataclass(frozen=True)
 class Derived:
     """What is to be logged: the scores and masks of all patients, and what they were made of.
 
-    `source` is the run whose data, split and folds it shares; `parts` all runs whose cost it bears.
+    `source` is the run whose data, split and folds it shares; `parts` all runs whose cost it bears, each of which
+    looks at a slice from so many `sides`.
     """
 
     title: str
@@ -51,6 +50,7 @@ class Derived:
     settings: Mapping[str, str]
     facts: Mapping[str, str]  # for its model card
     tags: Mapping[str, str] = field(default_factory=dict)
+    sides: int = 1
 
 
 def log_derived(
@@ -68,7 +68,7 @@ def log_derived(
     with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
         recorder.settings(made.settings)
         recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
-        recorder.metrics(values | _costs(made.parts))
+        recorder.metrics(values | _costs(made))
         recorder.table("cases", cases)
         recorder.table("slices", slice_table(made.scores))
         recorder.table("split", read_table(store, source, "split"))
@@ -82,10 +82,15 @@ def log_derived(
     return recorder.run_id, cases, values
 
 
-def _costs(parts: Sequence[Run]) -> dict[str, float]:
+def _costs(made: Derived) -> dict[str, float]:
     """All parts have to be trained and to be run; what one of them has not logged is not known."""
-    names = [f"cost/{name}" for name in COSTS]
-    return {n: sum(r.data.metrics[n] for r in parts) for n in names if all(n in r.data.metrics for r in parts)}
+    logged = [run.data.metrics for run in made.parts]
+    times = dict.fromkeys(COSTS, 1) | dict.fromkeys(LOOKING, made.sides)
+    return {
+        f"cost/{name}": times[name] * sum(metrics[f"cost/{name}"] for metrics in logged)
+        for name in times
+        if all(f"cost/{name}" in metrics for metrics in logged)
+    }
 
 
 def pack_of(run: Run, data: Path | None, display: Display) -> Pack:

@@ -116,6 +116,7 @@ def ensemble(
             scores=[score for score, _ in scored],
             masks=Masks.joined(masks for _, masks in scored),
             settings=_settings(runs, tta, rule),
+            sides=len(TURNS[tta]),
             facts=_facts(runs, tta, rule, cases["threshold"].unique()) | {"Compared": "; ".join(said)},
         )
         run_id, _, values = log_derived(store, made, pack, display=display)

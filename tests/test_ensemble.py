@@ -243,6 +243,9 @@ def test_it_stands_beside_its_runs_and_says_what_it_is_made_of(store):
     assert find_run(store, "same").data.params["loss.name"] == "bce_dice"
     cost = [run.data.metrics["cost/parameters"] for run in (pair, small, other)]
     assert cost[0] == cost[1] + cost[2]
+    for dear in ("cost/flops", "cost/latency_p50_ms", "cost/latency_p95_ms"):  # each looks four times
+        looks = [run.data.metrics[dear] for run in (pair, small, other)]
+        assert looks[0] == pytest.approx(4 * (looks[1] + looks[2]))
     assert "8, out of fold" in pair.data.tags["mlflow.note.content"]
 
 
