@@ -760,7 +760,7 @@ def test_nested_search_tests_every_patient_once_by_a_winner_chosen_without_it(
         assert seen == fold.train | fold.val
 
 
-@pytest.mark.parametrize("name", ["unet", "leaderboard"])
+@pytest.mark.parametrize("name", ["unet", "leaderboard", "cpu"])
 def test_the_spaces_in_the_repository_fit_what_they_name(name: str) -> None:
     read = searching.read_file(Path(__file__).parents[1] / f"benchmarks/search/{name}.yaml")
     space = read_space(read.space)

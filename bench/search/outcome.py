@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as draw
 
 from bench.config import RunConfig
-from bench.pictures import pixels_of
 from bench.search.study import COUNTED, Plan, failed, trials_of
 from bench.stats import paired
 from bench.tracking import KIND, MlflowRecorder
@@ -108,13 +110,20 @@ def figures(study: Study, plan: Plan, say: Callable[[str], None]) -> dict[str, N
                 warnings.simplefilter("ignore")
                 figure = np.ravel(plot())[0].figure
             figure.set_size_inches(max(12, figure.get_size_inches()[0]), 6)
-            figure.subplots_adjust(bottom=0.25)  # room for the names of settings
-            made[f"plots/{name}"] = pixels_of(figure)
+            made[f"plots/{name}"] = _whole(figure)
         except (ValueError, RuntimeError) as error:  # fewer than two trials, or all of one value
             say(f"no plot of {name}: {error}")
         finally:
             pyplot.close("all")
     return made
+
+
+def _whole(figure: Figure) -> NDArray[np.uint8]:
+    """(H, W, 3): all that is drawn, names of settings that reach beyond the figure included."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", bbox_inches="tight")
+        pixels = np.frombuffer(file.getvalue(), np.uint8)
+    return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
 
 
 def as_file(config: RunConfig, study: Study, plan: Plan) -> str:
