@@ -131,15 +131,19 @@ def write_presence(home: Home) -> None:
         recorder.table("cases", pd.DataFrame({"case": home.pack.cases, "fold": 0, "tp": 1, "fn": 1}))
 
 
-@pytest.fixture(scope="module")
-def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("report")
+def home_in(folder: Path, template: Path) -> Iterator[Home]:
+    """One that a process is in while it is used."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("BENCH_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         yield make_home(folder, template)
+
+
+@pytest.fixture(scope="module")
+def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    yield from home_in(tmp_path_factory.mktemp("report"), template)
 
 
 class Node:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.test_html_report import EVIL, Home, filled, gallery, make_home, tree
+from tests.test_html_report import EVIL, Home, filled, gallery, home_in, tree
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -26,13 +26,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 @pytest.fixture(scope="module")
 def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("browser")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
-            patch.delenv(name, raising=False)
-        patch.setenv("BENCH_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
-        yield make_home(folder, template)
+    yield from home_in(tmp_path_factory.mktemp("browser"), template)
 
 
 @pytest.fixture(scope="module")
