@@ -179,17 +179,19 @@ class Feed:
 
     def _read(self, rows: NDArray[np.int64], scale: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W), their grey levels scaled, and masks (B, 1, H, W), float32 as packed."""
+        seen = self._around[rows].ravel()
         if self.device.type == "cpu" and not self.resident:
             # There are only 256 grey levels: scale these, then look every pixel up.
             grey = torch.arange(256, dtype=torch.float32)
             tables = scale(grey, *(v[torch.from_numpy(rows)][..., 0] for v in self._levels))
             masks = torch.from_numpy(self.pack.masks[rows].astype(np.float32))
-            seen = self._around[rows].ravel()
-            images = _look_up(self.pack.images, seen, self.channels, tables.reshape(len(seen), -1, 256))
-            return self._beside(images), masks[:, None]
-        where, seen = onto(self.device, rows), self._around[rows].ravel()
+            tables = tables.reshape(len(seen), len(self.channels), 256)
+            return self._beside(_look_up(self.pack.images, seen, self.channels, tables)), masks[:, None]
+        where = onto(self.device, rows)
         if self.resident:
-            images, masks = self._images[onto(self.device, seen)], self._masks[where]
+            # Nothing more is sent to the device where a slice has no neighbours.
+            images = self._images[where if len(seen) == len(rows) else onto(self.device, seen)]
+            masks = self._masks[where]
         else:
             images, masks = onto(self.device, self.pack.images[seen]), onto(self.device, self.pack.masks[rows])
         images = self._beside(images.permute(0, 3, 1, 2)[:, self.channels].float())

@@ -96,8 +96,7 @@ def unfinished(
     that it failed with. Raises `BadSetting` where code has changed under a run that was interrupted, and where
     it is at work.
     """
-    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(r, own)]
-    for run in [r for r in same if run_id in (None, r.info.run_id)]:
+    for run in [r for r in _broken_off(store, own) if run_id in (None, r.info.run_id)]:
         if run.info.status == "RUNNING" and alive(store, run):
             raise _busy(run.info.run_id)
         if run.data.tags.get(CODE) == digest(code):
@@ -131,8 +130,7 @@ def give_up(store: Store, own: Mapping[str, str], name: str | None) -> None:
 
     A run that is at work in another process is left alone.
     """
-    same = [r for r in runs_with(store, {k: own[k] for k in IDENTITY}) if _broken_off(r, own)]
-    for run in (*same, *(_namesakes(store, own, name) if name is not None else ())):
+    for run in (*_broken_off(store, own), *(_namesakes(store, own, name) if name is not None else ())):
         workspace = workspace_of(store, run.info.run_id)
         if (run.info.status == "RUNNING" or workspace.exists()) and alive(store, run):
             continue
@@ -159,10 +157,11 @@ def _busy(run_id: str) -> BadSetting:
     )
 
 
-def _broken_off(run: Run, own: Mapping[str, str]) -> bool:
-    """Whether the run did not get to its end, or has not yet, with the same folds."""
-    alike = all(run.data.tags.get(k) == own.get(k) for k in ("bench.only", KIND))
-    return alike and run.info.status != "FINISHED" and GIVEN_UP not in run.data.tags
+def _broken_off(store: Store, own: Mapping[str, str]) -> list[Run]:
+    """Runs of the same experiment and folds that did not get to their end, or have not yet, the newest first."""
+    same = runs_with(store, {k: own[k] for k in IDENTITY})
+    alike = [run for run in same if all(run.data.tags.get(k) == own.get(k) for k in ("bench.only", KIND))]
+    return [run for run in alike if run.info.status != "FINISHED" and GIVEN_UP not in run.data.tags]
 
 
 def _namesakes(store: Store, own: Mapping[str, str], name: str) -> list[Run]:

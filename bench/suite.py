@@ -349,8 +349,8 @@ def _per_seed(path: Path, name: str, changes: Mapping[str, Any]) -> Iterator[tup
     seeds = changes["seeds"]
     if not isinstance(seeds, list) or not seeds or len({str(seed) for seed in seeds}) < len(seeds):
         raise BadSetting(f"{path}: {name}: seeds is a list of different numbers, such as [0, 1].")
+    rest = {k: v for k, v in changes.items() if k != "seeds"}
     for place, seed in enumerate(seeds):
-        rest = {k: v for k, v in changes.items() if k != "seeds"}
         yield f"{name} seed {seed}" if place else name, rest | {"seed": seed}
 
 

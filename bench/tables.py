@@ -222,9 +222,9 @@ def cases_csv(boards: Sequence[Board], found: Sequence[RunRecord]) -> str:
         for row in made.rows:
             for run_id in row.runs:
                 record = known[run_id]
-                own = {"board": number, "rank": row.rank, "name": row.name, "run_id": run_id}
+                own: dict[str, int | str] = {"board": number, "rank": row.rank, "name": row.name, "run_id": run_id}
                 own["seed"] = record.settings.get("run.seed", "")
-                parts.append(pd.concat([pd.DataFrame([own] * len(record.cases)), record.cases], axis=1))
+                parts.append(record.cases.assign(**own)[[*own, *record.cases]])
     return pd.concat(parts).to_csv(index=False, float_format="%.6g") if parts else ""
 
 
