@@ -54,8 +54,8 @@ def prepare(device: torch.device, *, deterministic: bool, threads: int | None = 
 
     `threads` are those of the CPU's kernels; None leaves PyTorch's choice, one a physical core.
     """
-    if deterministic:  # without the workspace setting, cuBLAS refuses to be deterministic
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Without it cuBLAS refuses to be deterministic; it is read once a process, at the first matrix product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     if threads is not None:
@@ -93,9 +93,10 @@ def _mallopt(values: Mapping[int, int]) -> bool:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is what PyTorch, or oneDNN under it, says when a GPU or the CPU has no more memory to give."""
+    """Whether this is what PyTorch, or a library under it, says when a device has no more memory to give."""
     on_cpu = ("can't allocate memory", "could not create a primitive", "could not execute a primitive")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
+    on_gpu = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu + on_gpu)
 
 
 def onto(device: torch.device | str, values: NDArray[np.generic] | Tensor) -> Tensor:

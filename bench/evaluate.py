@@ -21,6 +21,7 @@ from bench.probabilities import THRESHOLDS, hundredths
 from bench.records import CaseScore, Counted, Stack
 
 Metric = Callable[[Any], float]  # of a Stack, or of a Counted
+EVEN = 8  # sizes of batches on a GPU are multiples: cuDNN looks for its fastest kernels at each new size
 
 
 @torch.inference_mode()
@@ -87,8 +88,8 @@ def _predicted(
     while start < len(rows):
         batch = rows[start : start + batch_size]
         try:
-            images, masks = feed.ready(batch)
-            mean = torch.zeros((len(batch), 1, *shape), device=feed.device)
+            images, masks = feed.ready(evened(batch, batch_size) if feed.device.type == "cuda" else batch)
+            mean = torch.zeros((len(images), 1, *shape), device=feed.device)
             for model in models:
                 with autocast(feed.device, precision):
                     logits = forward(model, images)
@@ -96,12 +97,18 @@ def _predicted(
                     logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
                 mean += logits.sigmoid() / len(models)
         except RuntimeError as error:
-            if len(batch) == 1 or not out_of_memory(error):
+            if batch_size == 1 or not out_of_memory(error):
                 raise
-            batch_size = len(batch) // 2
+            batch_size = max(1, min(batch_size, len(batch)) // 2)
             continue
-        yield mean[:, 0], masks[:, 0] > 0
+        yield mean[: len(batch), 0], masks[: len(batch), 0] > 0
         start += len(batch)
+
+
+def evened(batch: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The batch, its last row repeated up to the next multiple of `EVEN`, or up to `most`."""
+    size = min(-(-len(batch) // EVEN) * EVEN, most)
+    return np.pad(batch, (0, size - len(batch)), mode="edge")
 
 
 def stacks(

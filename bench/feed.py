@@ -109,6 +109,9 @@ class Feed:
     def __init__(self, pack: Pack, settings: Input, device: torch.device, *, resident: bool | None = None) -> None:
         self.pack, self.device, self.size, self.patch = pack, device, settings.image_size, settings.patch
         self.channels = channel_numbers(pack.manifest.channels, settings.channels)
+        every = self.channels == list(range(len(pack.manifest.channels)))
+        # On the device from the start: a list would be sent there for every batch, and waited for.
+        self._chosen = slice(None) if every else torch.tensor(self.channels, device=device)
         whose = pack.index["patient" if "patient" in pack.index else "case"]
         self._around = stacked(whose.tolist(), settings.neighbours)
         found = levels(pack.histograms, whose.tolist(), settings.normalise)
@@ -118,8 +121,9 @@ class Feed:
         ]
         self.resident = device.type == "cuda" and _fits(pack, device) if resident is None else resident
         if self.resident:
-            self._images = torch.from_numpy(np.ascontiguousarray(pack.images)).to(device)
-            self._masks = torch.from_numpy(np.ascontiguousarray(pack.masks)).to(device)
+            # Copied first: PyTorch warns of arrays that are mapped for reading only.
+            self._images = torch.from_numpy(np.array(pack.images)).to(device)
+            self._masks = torch.from_numpy(np.array(pack.masks)).to(device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -194,7 +198,7 @@ class Feed:
             masks = self._masks[where]
         else:
             images, masks = onto(self.device, self.pack.images[seen]), onto(self.device, self.pack.masks[rows])
-        images = self._beside(images.permute(0, 3, 1, 2)[:, self.channels].float())
+        images = self._beside(images.permute(0, 3, 1, 2)[:, self._chosen].float())
         return scale(images, *(v[where] for v in self._levels)), masks[:, None].float()
 
     def _beside(self, images: Tensor) -> Tensor:
@@ -265,4 +269,5 @@ def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def _fits(pack: Pack, device: torch.device) -> bool:
     """Whether the pack takes less than half of the free GPU memory."""
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what PyTorch has in stock
     return 2 * (pack.images.nbytes + pack.masks.nbytes) < free

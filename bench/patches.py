@@ -13,6 +13,7 @@ from math import ceil, floor
 import torch
 from torch import Tensor
 
+from bench.device import onto
 from bench.draws import Draws
 from bench.feed import logits_of
 
@@ -27,7 +28,7 @@ def random_patch(
     """
     count, _, height, width = images.shape
     corner, pixel, within = draws.uniform(0, 1, 2), draws.uniform(), draws.uniform(0, 1, 2)
-    room = torch.tensor((height - size, width - size), device=images.device)
+    room = onto(images.device, torch.tensor((height - size, width - size)))
     anywhere = (corner * (room + 1)).long()
     tumour = masks.flatten(1) > 0.5
     before = tumour.cumsum(1)
@@ -69,7 +70,7 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
 def _importance(tall: int, wide: int, device: torch.device) -> Tensor:
     """(tall, wide): a Gaussian, its deviation an eighth of a side, never so small that a corner would be lost."""
     down, across = (
-        torch.exp(-((torch.arange(side, device=device) - (side - 1) / 2) ** 2) / (2 * (side / 8) ** 2))
-        for side in (tall, wide)
+        torch.exp(-((torch.arange(side) - (side - 1) / 2) ** 2) / (2 * (side / 8) ** 2)) for side in (tall, wide)
     )
-    return (down[:, None] * across).clamp(min=1e-3)
+    # Made on the CPU: the streams of several folds share it, and a copy is waited for.
+    return (down[:, None] * across).clamp(min=1e-3).to(device)

@@ -110,7 +110,8 @@ def cross_validate(
         return done
 
     wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
-    done = together(one, wanted, config.folds_at_once, recipe.device, watch)
+    at_once = min(config.folds_at_once, len(wanted))
+    done = together(one, wanted, at_once, recipe.device, watch)
     results = [result for result, _ in done]
     predictions = Masks.joined(predicted for _, predicted in done)
     scores = [s for r in results for s in r.scores]
@@ -122,7 +123,7 @@ def cross_validate(
     costs = inference_costs(recipe, feed) | {
         "wall_seconds": time.perf_counter() - started,
         "train_seconds": sum(r.seconds for r in results),
-        "device_seconds": sum(r.seconds for r in results) * _workers(recipe),
+        "device_seconds": sum(r.seconds for r in results) * _workers(recipe) / at_once,
         "images": sum(r.images for r in results),
         "epochs": sum(r.epochs for r in results) / len(results),  # of a fold
         "peak_memory_mb": max(r.peak_memory for r in results) / 2**20,

@@ -7,6 +7,7 @@ captured are real ones: they warm up what the graph will hold, and nothing is co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Literal
 
@@ -21,7 +22,7 @@ from bench.feed import logits_of
 Loss = Callable[[Tensor, Tensor], Tensor]
 Execution = Literal["eager", "graph", "compile"]  # 'compile' is compiled and, on a GPU, captured
 EAGER_STEPS = 3  # before a graph is captured: cuDNN has then chosen its kernels and the optimizer has its state
-_capturing = Lock()
+_turn = Lock()  # of folds that share a device
 
 
 class Stepper:
@@ -54,6 +55,9 @@ class Stepper:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if execution == "compile" else model
         self._steps = 0
         self._side = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
+        # While one fold captures, no other may replay a graph or draw a random number on the device: before
+        # PyTorch 2.13 both raise, for there is one random generator a device.
+        self._turn: AbstractContextManager[object] = _turn if captures else nullcontext()
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
@@ -61,6 +65,10 @@ class Stepper:
 
         Nothing here waits for the device. Raises `TrainingError` when not even the smallest part fits in memory.
         """
+        with self._turn:
+            return self._taken(images, masks, lr)
+
+    def _taken(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
@@ -145,21 +153,40 @@ class Stepper:
         """Record one step without taking it; where that fails, stay eager and say why."""
         self._images, self._masks = images.clone(), masks.clone()
         self.optimizer.zero_grad(set_to_none=True)  # the graph owns its gradients
-        graph = torch.cuda.CUDAGraph()
+        assert self._side is not None
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        here = torch.cuda.current_stream(self.device)
         try:
-            # Other folds may use the device in threads of their own while this one captures, but not capture.
-            with _capturing, torch.cuda.graph(graph, stream=self._side, capture_error_mode="thread_local"):
+            # The stream of now is put back by us: before PyTorch 2.13 a capture that fails leaves its own.
+            with (
+                torch.cuda.stream(here),
+                torch.cuda.graph(graph, pool, self._side, capture_error_mode="thread_local"),
+            ):
                 self._value = self._step(self._images, self._masks)
         except (RuntimeError, ValueError, TypeError) as error:  # a loss that asks the device for a value, for one
+            _undo_capture(pool, self._side)
             self._side = None
-            reason = _first_line(error)
+            reason = _first_line(error.__context__ or error)  # what the step said, not what ending it amidst did
             self.how = f"eager (no graph: {reason})"
             self.say(f"the training step cannot be captured as a CUDA graph ({reason}); it runs eagerly")
             return
         self._graph = graph
 
 
-def _first_line(error: Exception) -> str:
+def _undo_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Before PyTorch 2.13, a capture that fails leaves the allocator and the random generator in capture mode."""
+    try:
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+    except RuntimeError:  # it has been ended
+        pass
+    else:
+        torch._C._cuda_releasePool(stream.device_index, pool)
+    # One that succeeds takes the generator out of it.
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros((), device=stream.device)
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

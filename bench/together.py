@@ -34,7 +34,9 @@ def together(
 
     def alone(item: T) -> R:
         if device.type == "cuda":
-            with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            own.wait_stream(torch.cuda.default_stream(device))  # where models may still be on their way
+            with torch.cuda.stream(own):
                 return work(item, listening)
         torch.set_num_threads(max(1, threads // at_once))
         return work(item, listening)

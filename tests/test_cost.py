@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench import registry
 from bench.config import configure
 from bench.cost import REPEATS, inference_costs, timed
 from bench.feed import Feed
@@ -51,6 +52,28 @@ def test_a_patch_model_pays_for_every_tile(tmp_path, monkeypatch):
     recipe = recipe_of(**settings, **{"input.patch.overlap": 0.5})
     found = inference_costs(recipe, Feed(recipe.pack, recipe.config.input, recipe.device))
     assert found["flops"] == 9 * by_hand(recipe.model(0), recipe.channels, 32)  # tiles start at 0, 16 and 32
+
+
+def test_attention_counts_as_its_two_matrix_products(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+
+    class Attends(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pixels = images.flatten(2).mT[:, None]  # (B, 1, 1024, 3): a token a pixel
+            seen = nn.functional.scaled_dot_product_attention(pixels, pixels, pixels)
+            return seen[:, 0].mT.reshape(images.shape)[:, :1]
+
+    @registry.model(name="test_attends")
+    def attends(channels: int) -> nn.Module:
+        """A layer of attention and nothing else."""
+        return Attends()
+
+    try:
+        recipe = recipe_of(model="test_attends")
+        found = inference_costs(recipe, Feed(recipe.pack, recipe.config.input, recipe.device))
+    finally:
+        del registry.model._entries["test_attends"]
+    assert found["flops"] == 2 * (2 * 1024 * 1024 * 3)
 
 
 def test_the_median_is_no_longer_than_the_tail(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench import registry
 from bench.config import Input
-from bench.evaluate import choose_threshold, count, needs_pixels, predict, score_case, stacks, tallies
+from bench.evaluate import choose_threshold, count, evened, needs_pixels, predict, score_case, stacks, tallies
 from bench.feed import Feed
 from bench.records import Counted, Stack
 from tests import reference
@@ -141,6 +141,18 @@ def test_batches_that_do_not_fit_are_halved():
 
 
 # Scoring
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "filled"),
+    [([5], 32, [5] * 8), ([1, 2, 3], 8, [1, 2, 3, 3, 3, 3, 3, 3]), ([4, 9], 3, [4, 9, 9]), ([7, 6], 2, [7, 6])],
+)
+def test_a_batch_is_filled_up_to_one_of_few_sizes(rows, most, filled):
+    assert evened(np.array(rows), most).tolist() == filled
+
+
+def test_a_whole_batch_stays_as_it_is():
+    assert evened(np.arange(24), 32).tolist() == list(range(24))
 
 
 def test_a_case_is_counted_as_a_whole_and_slice_by_slice():

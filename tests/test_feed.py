@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,6 +186,16 @@ def test_looking_grey_levels_up_is_computing_every_pixel_to_the_bit(settings, si
     for ours, theirs in zip(looked_up.unit(rows), computed.unit(rows), strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(looked_up.ready(rows), computed.ready(rows), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_device_takes_a_pack_that_is_mapped_for_reading_only(tmp_path):
+    """As `open_pack` maps it; PyTorch warns of such arrays, and warnings are errors here."""
+    np.save(tmp_path / "images.npy", PACK.images)
+    np.save(tmp_path / "masks.npy", PACK.masks)
+    images, masks = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("images", "masks"))
+    mapped = Feed(replace(PACK, images=images, masks=masks), Input(), CPU, resident=True)
+    for ours, theirs in zip(mapped.unit(ROWS), Feed(PACK, Input(), CPU).unit(ROWS), strict=True):
         assert torch.equal(ours, theirs)
 
 

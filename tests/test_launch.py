@@ -191,6 +191,13 @@ def test_local_workers_divide_threads_and_take_gpus_in_turn(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
+    ("given", "gpus"), [(0, ["0"]), ("0,1", ["0", "1"]), ("GPU-7", ["GPU-7"]), ([2, "3"], ["2", "3"])]
+)
+def test_gpus_are_named_as_cuda_visible_devices_names_them_or_as_a_list(given, gpus) -> None:
+    assert Local(gpus=given).gpus == gpus
+
+
+@pytest.mark.parametrize(
     ("name", "options", "error", "says"),
     [
         ("rai", {}, UnknownName, "local, ray, slurm"),

@@ -36,6 +36,7 @@ TINY = {
     "train.epochs": 2,
     "train.batch_size": 4,
     "train.lr": 0.01,
+    "device": "cpu",
 }
 
 
@@ -188,7 +189,10 @@ def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
 def test_folds_at_once_give_what_they_give_one_after_another():
     def run(at_once: int) -> tuple[MemoryRecorder, list[Any]]:
         recorder = MemoryRecorder()
-        return recorder, cross_validate(resolve(config(folds_at_once=at_once, threads=1)), recorder).results
+        done = cross_validate(resolve(config(folds_at_once=at_once, threads=1)), recorder)
+        seconds = sum(result.seconds for result in done.results)
+        assert done.costs["cost/device_seconds"] == pytest.approx(seconds / at_once), "the device is shared"
+        return recorder, done.results
 
     (alone, one), (together, many) = run(1), run(3)
     for a, b in zip(one, many, strict=True):

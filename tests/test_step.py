@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import registry
-from bench.config import Train
+from bench.config import Input, Train
 from bench.draws import Draws
 from bench.errors import TrainingError
+from bench.feed import Feed
+from bench.records import SILENT, Watch
 from bench.step import EAGER_STEPS, Stepper
+from bench.together import together
+from tests.packs import tiny_pack
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -214,3 +219,47 @@ def test_a_loss_that_asks_the_device_for_a_value_runs_eagerly_and_is_named() -> 
     assert values[-1] < values[0]
     assert step.how.startswith("eager (no graph: ")
     assert len(said) == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream(), "the stream is put back"
+    assert F.dropout(images, 0.5).sum().isfinite(), "random numbers are to be had again"
+    again = Stepper(net().to(GPU), F.binary_cross_entropy_with_logits, Train(), 0.01, GPU, execution="graph")
+    for _ in range(2 * EAGER_STEPS):
+        again(images, masks, 0.01)
+    assert again.how == "graph", "and so are graphs"
+
+
+@needs_gpu
+def test_two_folds_at_once_draw_and_replay_while_either_captures() -> None:
+    def fold(number: int, watch: Watch) -> str:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 1, 1)).to(GPU)
+        step = Stepper(model, F.binary_cross_entropy_with_logits, Train(), 0.01, GPU, execution="graph")
+        images, masks = (t.to(GPU) for t in batch())
+        values = [step(images, masks, 0.01) for _ in range(50 * EAGER_STEPS)]
+        assert torch.stack(values).isfinite().all()
+        return step.how
+
+    assert together(fold, range(4), 2, GPU, SILENT) == ["graph"] * 4
+
+
+@needs_gpu
+@pytest.mark.parametrize("resident", [True, False])
+def test_nothing_in_an_epoch_waits_for_the_device(resident: bool) -> None:
+    feed = Feed(tiny_pack(), Input(channels=("flair",)), GPU, resident=resident)
+    model = nn.Conv2d(1, 1, 3, padding=1).to(GPU)
+    step = Stepper(model, F.binary_cross_entropy_with_logits, Train(), 0.01, GPU)
+    change = registry.augmentation["warp"].bind({}), registry.augmentation["intensity"].bind({})
+    rows = np.arange(8)
+
+    def whole_step() -> Tensor:
+        images, masks = feed.unit(rows)
+        draws = Draws(0, 0, rows.tolist(), GPU)
+        for each in change:
+            images, masks = each(images, masks, draws)
+        return step(feed.standard(images, rows), masks, 0.01)
+
+    whole_step()  # what is made once, such as the kernel that blurs, may be waited for
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value = whole_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert value.isfinite()

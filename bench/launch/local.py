@@ -20,8 +20,9 @@ GRACE = 60  # seconds in which an interrupted worker can say goodbye to the stor
 class Local:
     """Each task has a fresh process and one of the `gpus`, which are named as CUDA_VISIBLE_DEVICES does."""
 
-    def __init__(self, workers: int | None = None, *, gpus: Sequence[str | int] | None = None) -> None:
-        self.gpus = visible_gpus() if gpus is None else [str(gpu) for gpu in gpus]
+    def __init__(self, workers: int | None = None, *, gpus: Sequence[str | int] | str | int | None = None) -> None:
+        named = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
+        self.gpus = visible_gpus() if named is None else [str(gpu) for gpu in named]
         self.workers = workers or len(self.gpus) or 1
         self._places: dict[int, _Process] = {}
 

@@ -311,7 +311,8 @@ def work(
             if room and stay:
                 _queue(study, more=plan.sampler != "grid")
             if room and (plan.sampler != "grid" or trials_of(study, TrialState.WAITING)):
-                study.optimize(one, n_trials=1, catch=(BenchError, Surplus))
+                # A pruned or failed trial is held by its own traceback, and with it what it has on the device.
+                study.optimize(one, n_trials=1, catch=(BenchError, Surplus), gc_after_trial=True)
             elif stay and begun:
                 if not waited:
                     say(f"waiting for {begun} trials of other workers")

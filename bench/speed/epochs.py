@@ -163,6 +163,8 @@ def figures(given: Problem) -> list[Figure]:
 def folds(given: Problem) -> list[Figure]:
     """Images a second of an epoch in each of several folds: at once, against one after another."""
     prepare(given.device, deterministic=False)
+    # What it finds is a thread's own, and every turn of the folds at once has new threads.
+    torch.backends.cudnn.benchmark = False
     on_gpu = given.device.type == "cuda"
     job = jobs(given)[0]
     feed = Feed(given.pack, Input(image_size=job.size), given.device)

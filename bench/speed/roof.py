@@ -41,7 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-FUSABLE = ("native_batch_norm", "hardswish")  # and what PyTorch tags as pointwise, which it forgot for hardswish
+# And what PyTorch tags as pointwise, which it forgot for hardswish, and before 2.15 for leaky_relu.
+FUSABLE = ("native_batch_norm", "hardswish", "leaky_relu")
 View = tuple[int, int]  # a value, by number, and where in its storage the view of it begins
 
 
