@@ -15,7 +15,7 @@ from bench.console import Display, console
 from bench.datasets.images import find_images, read_slice, read_truth
 from bench.device import find_device
 from bench.errors import DataError
-from bench.export import exported
+from bench.export import exported, took_part
 from bench.leaderboard import data_tags
 from bench.masks import Mask
 from bench.pack import Pack, Pixels, Source, packed, shown_channel
@@ -30,22 +30,33 @@ from bench.tracking import EVALUATION, KIND, connect, find_run, model_folders, o
 def evaluate_external(
     wanted: str, folder: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
 ) -> str:
-    """Score the models of a run on another folder, as a child run of it. Gives the child's id."""
+    """Score the models of a run, or of a folder that was exported, on the patients of another folder.
+
+    It is logged as a child of the run, or by itself. Gives the id of what was logged. Raises `DataError` where
+    patients took part in the run that the models come from.
+    """
     store = connect(uri)
-    found = find_run(store, wanted)
-    parent = parent_of(store, found)
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
-        segmenter = Segmenter(model_folders(store, found, Path(workspace), fold=fold), str(find_device(device)))
+        folders = exported(Path(wanted), fold)
+        run = None if folders else find_run(store, wanted)
+        if run is not None:
+            folders = model_folders(store, run, Path(workspace), fold=fold)
+        segmenter = Segmenter(folders, str(find_device(device)))
         config = segmenter.config
         reads_folders = "folder" in registry.dataset[config.dataset.name].schema.model_fields
         name = config.dataset.name if reads_folders else "lgg"
         source: Source = registry.dataset[name].bind({"folder": folder})()
         pack = packed(source, tick=display.packing)
         _fit(segmenter, pack)
-        if shared := sorted(patients_of(store, parent) & set(pack.cases)):
+        if run is None:
+            shared = sorted(took_part(segmenter.descriptions[0], pack.cases))
+        else:
+            shared = sorted(patients_of(store, parent_of(store, run)) & set(pack.cases))
+        if shared:
             raise DataError(
-                f"{len(shared)} patients of {folder} took part in the run itself ({', '.join(shared[:3])} ...): "
-                "an external test needs others. Their out-of-fold scores are on the leaderboard."
+                f"{len(shared)} of the patients of {folder} took part in the run itself "
+                f"({', '.join(shared[:3])} ...): an external test needs others. "
+                "Their out-of-fold scores are on the leaderboard."
             )
         if pack.manifest.synthetic:
             display.say(SYNTHETIC_WARNING)
@@ -59,18 +70,16 @@ def evaluate_external(
         cases = pd.DataFrame([{"case": s.case, "threshold": chosen, **s.values, **s.counts} for s in scores])
         slices = slice_table(scores)
         values = task.summarise(cases, slices)
-        tags = {
-            "mlflow.parentRunId": parent.info.run_id,
-            KIND: EVALUATION,
-            "bench.task": task.name,
-            **data_tags(pack.manifest),
-        }
-        title = f"{found.info.run_name} on {folder.resolve().name}"
-        experiment = store.client.get_experiment(found.info.experiment_id).name
+        tags = {KIND: EVALUATION, "bench.task": task.name, **data_tags(pack.manifest)}
+        whose, experiment = Path(wanted).resolve().name, config.dataset.name
+        if run is not None:
+            tags["mlflow.parentRunId"] = parent_of(store, run).info.run_id
+            whose, experiment = run.info.run_name, store.client.get_experiment(run.info.experiment_id).name
+        title = f"{whose} on {folder.resolve().name}"
         with open_run(store, title, experiment, tags, say=display.say) as recorder:
             recorder.settings(
                 {
-                    "evaluate.run": found.info.run_id,
+                    "evaluate.run": run.info.run_id if run else wanted,
                     "evaluate.threshold": chosen,
                     "evaluate.models": len(segmenter.models),
                 }

@@ -16,6 +16,7 @@ from torch import nn
 from bench import registry
 from bench.config import RunConfig, Train
 from bench.device import find_device
+from bench.draws import Draws
 from bench.errors import BadSetting, UnknownName
 from bench.feed import Feed, channel_numbers
 from bench.pack import Pack, Source, by_slice, packed
@@ -177,7 +178,7 @@ _building = Lock()  # folds that run at once share torch's generator
 
 def _check_training(recipe: Recipe) -> None:
     config = recipe.config
-    Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
+    feed = Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
     if config.folds_at_once > 1 and config.train.deterministic:
         raise BadSetting(
             "train.deterministic needs folds one after another: at once they share one random generator. "
@@ -208,3 +209,6 @@ def _check_training(recipe: Recipe) -> None:
         raise BadSetting(
             f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
         )
+    images, masks = feed.unit(np.array([0]))
+    for change in recipe.augment:  # so do the augmentations
+        images, masks = change(images, masks, Draws(0, 0, [0]))

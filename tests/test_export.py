@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import torch
@@ -12,14 +14,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from bench import registry
+from bench.apply import evaluate_external
 from bench.checkpoint import save_model
 from bench.cli import app
 from bench.config import configure
-from bench.errors import BadSetting, UnknownName
+from bench.errors import BadSetting, DataError, UnknownName
 from bench.export import export_run, exported
 from bench.serving import Segmenter
-from bench.tracking import Store, open_run
-from tests.tiffs import image_of, write
+from bench.tracking import Store, open_run, read_table
+from tests.tiffs import image_of, write, write_case
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
 
@@ -35,6 +38,7 @@ def run(store: Store, tmp_path: Path) -> str:
     }
     with open_run(store, "mine", "lgg", TAGS) as parent:
         parent.tags({"mlflow.note.content": "**mine**: what is known of it"})
+        parent.table("split", pd.DataFrame({"case": ["p_1", "p_2"]}))
         for number in range(2):
             torch.manual_seed(number)
             model = registry.model["unet"].bind(config.model.params)(3)
@@ -94,6 +98,30 @@ def test_bench_predict_takes_the_folder_anywhere(run, store, tmp_path, monkeypat
         assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
         assert tifffile.imread(elsewhere / "masks" / "a_1_mask.tif").shape == (64, 64)
     assert not (elsewhere / "mlruns").exists()
+
+
+def test_bench_evaluate_takes_the_folder_for_patients_whom_its_models_have_not_seen(run, store, tmp_path):
+    export_run(run, tmp_path / "out", uri=store.uri)
+    write_case(tmp_path / "scans", "p_3", (1, 2))
+
+    def evaluated(of: Path) -> str:
+        return evaluate_external(
+            str(of), tmp_path / "scans", fold=None, threshold=None, device="cpu", uri=store.uri
+        )
+
+    logged = store.client.get_run(evaluated(tmp_path / "out"))
+    assert logged.info.run_name == "out on scans"
+    assert read_table(store, logged, "cases")["case"].tolist() == ["p_3"]
+    write_case(tmp_path / "scans", "p_2", (1, 2))
+    with pytest.raises(DataError, match=r"^1 of the patients of .* took part in the run itself \(p_2"):
+        evaluated(tmp_path / "out")
+    for file in (tmp_path / "out").rglob("model.json"):
+        assert "p_2" not in file.read_text(), "who took part cannot be read"
+        described = json.loads(file.read_text())
+        del described["patients"]
+        file.write_text(json.dumps(described))
+    with pytest.raises(DataError, match="does not say which patients its model has seen"):
+        evaluated(tmp_path / "out")
 
 
 def test_what_is_there_is_not_written_over(run, store, tmp_path):

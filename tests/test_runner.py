@@ -349,6 +349,7 @@ def test_the_estimate_is_positive_and_trains_no_model_of_ours():
         ({"model": "pan"}, BadSetting, "128"),
         ({"folds_at_once": 2, "train__deterministic": True}, BadSetting, "one after another"),
         ({"augment": "wrap"}, UnknownName, "Did you mean 'warp'"),
+        ({"augment__modality_dropout__by": 3}, BadSetting, "do not fit 3 channels"),
         ({"dataset": "lgg", "dataset__folder": "/nowhere"}, DataError, "/nowhere"),
     ],
 )

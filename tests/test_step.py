@@ -174,11 +174,11 @@ def test_no_loss_asks_the_device_for_a_value(name: str) -> None:
     value.backward()
 
 
-@pytest.mark.parametrize("name", ["warp", "intensity"])
+@pytest.mark.parametrize("name", ["warp", "intensity", "modality_dropout"])
 def test_no_augmentation_of_ours_asks_the_device_for_a_value(name: str) -> None:
     images, masks = (t.to("meta") for t in batch())
     everything = {"warp": {"elastic": 0.5, "turn": 0.5, "flip_vertical": 0.5}, "intensity": {"noise": 0.1}}
-    moved, marked = registry.augmentation[name].bind(everything[name])(
+    moved, marked = registry.augmentation[name].bind(everything.get(name, {}))(
         images, masks, Draws(0, 0, range(8), "meta")
     )
     assert (moved.shape, marked.shape) == (images.shape, masks.shape)

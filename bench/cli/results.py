@@ -167,7 +167,7 @@ def report(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
     data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
     fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
@@ -202,7 +202,7 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a run's models to a folder that `bench predict` takes anywhere, without the store."""
+    """Write a run's models to a folder that `bench predict` and `bench evaluate` take without the store."""
     from bench.export import export_run
 
     export_run(run, out, fold=fold, half=half, uri=tracking_uri)

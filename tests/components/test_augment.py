@@ -502,3 +502,38 @@ def test_transforms_that_do_not_fit_the_slices_get_a_sentence(transforms, senten
 def test_values_outside_their_range_are_refused(name, settings):
     with pytest.raises(BadSetting, match=next(iter(settings))):
         registry.augmentation[name].settings(settings)
+
+
+# --- modality dropout
+
+
+def test_a_sequence_that_goes_missing_is_replaced_and_the_others_stay():
+    images, masks = slices(400, height=4, width=4)
+    new_images, new_masks = apply(
+        "modality_dropout", images, masks, Draws(0, 0, range(400)), probability=0.3, by=1
+    )
+    stays, gone = ((new_images == other).all((2, 3)) for other in (images, images[:, 1:2]))
+    assert (stays | gone).all()
+    assert stays[:, 1].all()
+    # Each by itself: 0.3 of the slices lose the first, as many the last, 0.09 both; within four deviations.
+    assert gone[:, 0].float().mean().item() == pytest.approx(0.3, abs=0.092)
+    assert gone[:, 2].float().mean().item() == pytest.approx(0.3, abs=0.092)
+    assert (gone[:, 0] & gone[:, 2]).float().mean().item() == pytest.approx(0.09, abs=0.057)
+    assert torch.equal(new_masks, masks)
+
+
+def test_a_slice_and_its_neighbours_lose_the_same():
+    images, masks = slices(200, channels=6, height=4, width=4)
+    draws = Draws(0, 0, range(200))
+    found = apply("modality_dropout", images, masks, draws, probability=0.5, by=2, of=3)[0].unflatten(1, (2, 3))
+    before = images.unflatten(1, (2, 3))
+    gone = (found == before[:, :, 2:]).all((3, 4))[:, :, :2]
+    assert torch.equal(gone[:, 0], gone[:, 1])
+    assert 0 < gone.sum() < gone.numel()
+    assert torch.equal(found[:, :, 2], before[:, :, 2])
+
+
+@pytest.mark.parametrize("settings", [{"by": 3}, {"by": 2, "of": 2}, {"of": 2}])
+def test_channels_that_are_not_there_are_a_sentence(settings):
+    with pytest.raises(BadSetting, match=r"do not fit 3 channels\. Number"):
+        apply("modality_dropout", *slices(), Draws(0, 0, range(4)), **settings)
