@@ -66,7 +66,9 @@ def log_derived(
     tags[SOURCE] = source.data.tags.get(SOURCE, source.info.run_id)
     experiment = store.client.get_experiment(source.info.experiment_id).name
     with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
-        recorder.settings(made.settings)
+        # What was searched for a part was for the whole. Parts may share a search: the longest counts.
+        trials = max(int(run.data.params.get("run.searched", 0)) for run in made.parts)
+        recorder.settings({**made.settings, "run.searched": str(trials)})
         recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
         recorder.metrics(values | _costs(made))
         recorder.table("cases", cases)

@@ -48,7 +48,7 @@ BASE = {
 }
 RUNS = {
     "small": {},
-    "twin": {},  # the same once more
+    "twin": {"searched": 30},  # the same once more
     "other": {
         "input": {"image_size": 24, "normalise": "image"},
         "evaluate": {"threshold": "validation"},
@@ -241,6 +241,8 @@ def test_it_stands_beside_its_runs_and_says_what_it_is_made_of(store):
     assert (params["ensemble.tta"], params["ensemble.threshold"]) == ("flips", "validation")
     assert (params["run.seed"], params["loss.name"]) == ("several", "several")
     assert find_run(store, "same").data.params["loss.name"] == "bce_dice"
+    trials = {name: find_run(store, title_of(name)).data.params["run.searched"] for name in ENSEMBLES}
+    assert trials == {"pair": "0", "same": "30", "alone": "0"}, "what was searched for a part was for the whole"
     cost = [run.data.metrics["cost/parameters"] for run in (pair, small, other)]
     assert cost[0] == cost[1] + cost[2]
     for dear in ("cost/flops", "cost/latency_p50_ms", "cost/latency_p95_ms"):  # each looks four times

@@ -132,3 +132,17 @@ def test_what_is_there_is_not_written_over(run, store, tmp_path):
     with pytest.raises(UnknownName, match="no run 'min'"):
         export_run("min", tmp_path / "new", uri=store.uri)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_published_champion_predicts_from_a_clone():
+    folders = exported(Path(__file__).parents[1] / "benchmarks" / "results" / "lgg" / "champion")
+    assert len(folders) == 5
+    assert sum(file.stat().st_size for file in folders[0].parent.rglob("*") if file.is_file()) < 20e6
+    champion = Segmenter(folders)
+    images = np.zeros((4, 256, 256, 3), np.uint8)
+    y, x = np.mgrid[:256, :256]
+    images[(np.hypot(y - 128, x - 128) < 100)[None].repeat(4, 0)] = 60  # a head, in each slice
+    images[1:3, 90:130, 140:190, 1] = 200  # bright on FLAIR, in two of them
+    found = champion.predict(images) >= champion.threshold
+    assert found[1:3, 95:125, 145:185].mean() > 0.5, "what is bright on FLAIR"
+    assert found[[0, 3]].mean() < 0.05, "and little where nothing is"
