@@ -170,7 +170,7 @@ def side_by_side(image: NDArray[np.uint8], prediction: Mask, truth: Mask | None 
         hits = int((prediction & truth).sum())
         dice = dice_of(hits, int(prediction.sum()) - hits, int(truth.sum()) - hits)
         said += f" (orange); truth {int(truth.sum())} (green); Dice {decimal(float(dice))}"
-    drawn.set_title(said, fontsize=9)
+    figure.suptitle(said, fontsize=9)  # over both: it is wider than one of them
     return pixels_of(figure)
 
 

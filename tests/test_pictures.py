@@ -147,6 +147,15 @@ def test_pictures_of_any_calls_are_drawn_in_rgb_without_a_warning(truth, case):
         assert pixels.std() > 0
 
 
+def test_what_stands_above_a_prediction_is_not_cut_off():
+    everything = np.ones((256, 256), bool)
+    pair = side_by_side(np.zeros((256, 256), np.uint8), everything, everything)
+    above = pair[:18]
+    assert (above < 128).any(), "there is text"
+    assert (above[:, :4] == 255).all()
+    assert (above[:, -4:] == 255).all(), "and all of it"
+
+
 def test_a_perfect_and_a_useless_classifier_do_not_look_alike():
     truth = np.arange(40) % 2 == 0
     drawn = []
