@@ -16,6 +16,7 @@ from bench.config import configure
 from bench.console import Display
 from bench.counts import dice_of
 from bench.errors import BadSetting, DataError
+from bench.leaderboard import trials_behind
 from bench.masks import Mask, Masks
 from bench.pack import Pack
 from bench.recipe import raw_pack
@@ -67,7 +68,7 @@ def log_derived(
     experiment = store.client.get_experiment(source.info.experiment_id).name
     with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
         # What was searched for a part was for the whole. Parts may share a search: the longest counts.
-        trials = max(int(run.data.params.get("run.searched", 0)) for run in made.parts)
+        trials = max(trials_behind(run.data.params) for run in made.parts)
         recorder.settings({**made.settings, "run.searched": str(trials)})
         recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
         recorder.metrics(values | _costs(made))

@@ -336,7 +336,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
         budget=_budget(first),
         **costs,
         hardware=first.tags.get("env.device", ""),
-        searched=int(_said(first, "run.searched") or _said(first, "search.trials") or 0),
+        searched=trials_behind(first.settings),
         seed=", ".join(seeds),
         data=first.tags["bench.data"][:8],
         split=first.tags["bench.split"],
@@ -500,6 +500,11 @@ def _common(runs: Sequence[RunRecord], setting: str) -> str:
     """The setting's value, or 'several'."""
     values = {_said(run, setting) for run in runs}
     return values.pop() if len(values) == 1 else "several"
+
+
+def trials_behind(settings: Mapping[str, str]) -> int:
+    """Trials of the search that found a run's settings, or of each search inside a nested one."""
+    return max(int(settings.get(key) or 0) for key in ("run.searched", "search.trials"))
 
 
 def _said(run: RunRecord, setting: str) -> str:

@@ -210,5 +210,5 @@ def _check_training(recipe: Recipe) -> None:
             f"{config.model.name} needs slices of {facts['smallest_image']} pixels a side. Give --image-size."
         )
     images, masks = feed.unit(np.array([0]))
-    for change in recipe.augment:  # so do the augmentations
+    for change in recipe.augment:  # tried once: what they ask of the channels must be there
         images, masks = change(images, masks, Draws(0, 0, [0]))

@@ -30,6 +30,7 @@ from bench.cli import app
 from bench.config import configure, load
 from bench.errors import BadSetting, BenchError, StoreError, TrainingError, UnknownName
 from bench.feed import Feed
+from bench.leaderboard import trials_behind
 from bench.recipe import resolve
 from bench.search.command import KEY, OUTER, STUDY, pose
 from bench.search.objective import Objective, Part, Pass, inner_folds, validated
@@ -751,6 +752,7 @@ def test_nested_search_tests_every_patient_once_by_a_winner_chosen_without_it(
     run = searching.nested(a_plan(trials=1), name="deep", here={}, uri=searched.uri, quiet=True, judge=judge)
     found = find_run(searched.store, run)
     assert (found.data.tags[KIND], found.data.params["search.nested"]) == (PARENT, "True")
+    assert trials_behind(found.data.params) == 1, "its row says how long was searched"
     assert found.data.params["search.trials"] == "1"
     cases = read_table(searched.store, found, "cases")
     assert sorted(cases["case"]) == sorted(recipe.pack.cases)
