@@ -16,10 +16,22 @@ from bench.device import onto
 
 
 class Draws:
-    """Random numbers for one batch: row i always comes from the generator of `slices[i]`."""
+    """Random numbers for one batch: row i always comes from the generator of `slices[i]`.
 
-    def __init__(self, seed: int, epoch: int, slices: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.device = device
+    `channels` are the names of one slice's channels. Where a model sees neighbouring slices, an image has them
+    several times over, slice by slice: what is one scan must be drawn for once.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        epoch: int,
+        slices: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        channels: Sequence[str] = (),
+    ) -> None:
+        self.device, self.channels = device, tuple(channels)
         self.generators = [
             np.random.Generator(
                 np.random.Philox(key=[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)])
@@ -34,6 +46,11 @@ class Draws:
         """float32 (B, *shape) in [low, high); rounding may reach `high` of another range than [0, 1)."""
         unit = self._tensor([g.random(shape, dtype=np.float32) for g in self.generators])
         return low + (high - low) * unit
+
+    def of_channels(self, low: float, high: float, count: int, channels: int) -> Tensor:
+        """`uniform` (B, count, channels, 1, 1), the same for a channel in all slices that the model sees."""
+        each = len(self.channels) or channels
+        return self.uniform(low, high, count, each, 1, 1).repeat(1, 1, channels // each, 1, 1)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 (B, *shape)."""

@@ -126,6 +126,11 @@ class Feed:
             self._masks = torch.from_numpy(np.array(pack.masks)).to(device)
 
     @property
+    def names(self) -> list[str]:
+        """The names of one slice's channels."""
+        return [self.pack.manifest.channels[number] for number in self.channels]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the packed slices."""
         height, width = self.pack.masks.shape[1:]

@@ -211,4 +211,4 @@ def _check_training(recipe: Recipe) -> None:
         )
     images, masks = feed.unit(np.array([0]))
     for change in recipe.augment:  # tried once: what they ask of the channels must be there
-        images, masks = change(images, masks, Draws(0, 0, [0]))
+        images, masks = change(images, masks, Draws(0, 0, [0], channels=feed.names))

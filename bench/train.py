@@ -117,7 +117,8 @@ def train(
             for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
                 done = (epoch - first) * steps + number
                 lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[behind:])
-                draws = Draws(seed, epoch, keys[number * size :][: len(batch)].tolist(), feed.device)
+                which = keys[number * size :][: len(batch)].tolist()
+                draws = Draws(seed, epoch, which, feed.device, channels=feed.names)
                 for change in augment:
                     images, masks = change(images, masks, draws)
                 losses.append(step(feed.standard(images, batch), target(masks), lr))

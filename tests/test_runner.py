@@ -127,7 +127,8 @@ def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
 
 
 def test_a_model_that_sees_neighbours_is_served_whole_patients_as_it_was_scored(tmp_path):
-    recipe, recorder = resolve(config(input__neighbours=1)), MemoryRecorder()
+    recipe = resolve(config(input__neighbours=1, augment__modality_dropout__by="flair"))
+    recorder = MemoryRecorder()
     (result,) = cross_validate(recipe, recorder, only=0).results
     assert recipe.channels == 3 * len(recipe.pack.manifest.channels)
     child = recorder.children["fold 0"]
@@ -349,7 +350,7 @@ def test_the_estimate_is_positive_and_trains_no_model_of_ours():
         ({"model": "pan"}, BadSetting, "128"),
         ({"folds_at_once": 2, "train__deterministic": True}, BadSetting, "one after another"),
         ({"augment": "wrap"}, UnknownName, "Did you mean 'warp'"),
-        ({"augment__modality_dropout__by": 3}, BadSetting, "do not fit 3 channels"),
+        ({"augment__modality_dropout__by": "flare"}, BadSetting, "Did you mean 'flair'"),
         ({"dataset": "lgg", "dataset__folder": "/nowhere"}, DataError, "/nowhere"),
     ],
 )

@@ -27,7 +27,7 @@ def intensity(
     """Brightness, contrast, gamma and noise; each setting is the largest amount, and 0 is off.
 
     images: (B, C, H, W) in [0, 1], and clamped to it again; masks pass untouched. Each channel, being a scan of
-    its own, has its own numbers. In this order:
+    its own, has its own numbers, which hold for the slices beside it too. In this order:
     `gamma`: v ** g, with g between 1 / (1 + gamma) and 1 + gamma, evenly on a log scale;
     `contrast`: the distance to the channel's mean times 1 +- contrast;
     `brightness`: times 1 +- brightness, a gain, which leaves a dark background dark;
@@ -36,7 +36,7 @@ def intensity(
     """
     if not (brightness or contrast or gamma or noise):
         return images, masks
-    exponent, distance, gain, deviation = draws.uniform(-1, 1, 4, images.shape[1], 1, 1).unbind(1)
+    exponent, distance, gain, deviation = draws.of_channels(-1, 1, 4, images.shape[1]).unbind(1)
     if gamma:
         images = images.pow((1 + gamma) ** exponent)
     if contrast:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.draws import Draws
-from bench.errors import BadSetting
+from bench.errors import BadSetting, did_you_mean
 from bench.registry import augmentation
 
 
@@ -20,22 +20,22 @@ def modality_dropout(
     draws: Draws,
     *,
     probability: Annotated[float, Field(ge=0, le=1)] = 0.3,
-    by: Annotated[int, Field(ge=0)] = 0,
-    of: Annotated[int | None, Field(ge=1)] = None,
+    by: str | Annotated[int, Field(ge=0)] = 0,
 ) -> tuple[Tensor, Tensor]:
     """Sequences go missing and another stands in for them, as in data sets that were completed that way.
 
-    images: (B, C, H, W); masks pass untouched. Each channel is replaced by channel number `by`, from 0, with this
-    `probability`, whatever becomes of the others. `of` is the number of channels of one slice where the model sees
-    its neighbours as well (`input.neighbours`): all of them lose the same. In LGG, FLAIR, which is `by: 1`, stands
-    for what was not taken in 10 of 110 patients. After ModDrop (Neverova et al. 2016), which puts zeros instead.
+    images: (B, C, H, W); masks pass untouched. Each channel is replaced by the channel `by`, a name or a number
+    from 0, with this `probability`, whatever becomes of the others; a slice and its neighbours lose the same. In
+    LGG, `by: flair` is what stands for sequences that were not taken, in 10 of 110 patients. After ModDrop
+    (Neverova et al. 2016), which puts zeros instead.
     """
-    count = of or images.shape[1]
-    if by >= count or images.shape[1] % count:
+    names = draws.channels or tuple(map(str, range(images.shape[1])))
+    if by not in (*names, *range(len(names))):
         raise BadSetting(
-            f"augmentation 'modality_dropout': by = {by} and of = {of} do not fit {images.shape[1]} channels. "
-            "Number the channels of a slice from 0; of is how many these are."
+            f"augmentation 'modality_dropout': there is no channel by = {by} among {', '.join(names)}. "
+            "Name one of these, or number it from 0." + did_you_mean(str(by), names)
         )
-    slices = images.reshape(len(images), -1, count, *images.shape[2:])
-    gone = draws.uniform(0, 1, 1, count, 1, 1) < probability
-    return torch.where(gone, slices[:, :, by : by + 1], slices).flatten(1, 2), masks
+    put = by if isinstance(by, int) else names.index(by)
+    slices = images.reshape(len(images), -1, len(names), *images.shape[2:])
+    gone = draws.uniform(0, 1, 1, len(names), 1, 1) < probability
+    return torch.where(gone, slices[:, :, put : put + 1], slices).flatten(1, 2), masks

@@ -367,6 +367,16 @@ def test_brightness_is_a_gain():
     assert_spread(changed / images, 0.8, 1.2)
 
 
+def test_a_slice_and_its_neighbours_are_one_scan():
+    images, masks = mid_grey()
+    alone, together = (
+        apply("intensity", seen, masks, Draws(0, 0, range(60), channels=("pre", "flair", "post")))[0]
+        for seen in (images, images.repeat(1, 3, 1, 1))
+    )
+    torch.testing.assert_close(together, alone.repeat(1, 3, 1, 1))
+    assert not torch.equal(alone, images)
+
+
 def test_contrast_changes_the_distance_to_the_mean():
     images, masks = mid_grey()
     changed = apply("intensity", images, masks, Draws(0, 0, range(60)), **(OFF | {"contrast": 0.4}))[0]
@@ -524,8 +534,8 @@ def test_a_sequence_that_goes_missing_is_replaced_and_the_others_stay():
 
 def test_a_slice_and_its_neighbours_lose_the_same():
     images, masks = slices(200, channels=6, height=4, width=4)
-    draws = Draws(0, 0, range(200))
-    found = apply("modality_dropout", images, masks, draws, probability=0.5, by=2, of=3)[0].unflatten(1, (2, 3))
+    draws = Draws(0, 0, range(200), channels=("pre", "post", "flair"))
+    found = apply("modality_dropout", images, masks, draws, probability=0.5, by="flair")[0].unflatten(1, (2, 3))
     before = images.unflatten(1, (2, 3))
     gone = (found == before[:, :, 2:]).all((3, 4))[:, :, :2]
     assert torch.equal(gone[:, 0], gone[:, 1])
@@ -533,7 +543,18 @@ def test_a_slice_and_its_neighbours_lose_the_same():
     assert torch.equal(found[:, :, 2], before[:, :, 2])
 
 
-@pytest.mark.parametrize("settings", [{"by": 3}, {"by": 2, "of": 2}, {"of": 2}])
-def test_channels_that_are_not_there_are_a_sentence(settings):
-    with pytest.raises(BadSetting, match=r"do not fit 3 channels\. Number"):
-        apply("modality_dropout", *slices(), Draws(0, 0, range(4)), **settings)
+def test_a_name_is_the_number_of_its_channel():
+    images, masks = slices()
+    named, numbered = (
+        apply("modality_dropout", images, masks, Draws(0, 0, range(4), channels=("pre", "flair", "post")), by=by)
+        for by in ("flair", 1)
+    )
+    assert torch.equal(named[0], numbered[0])
+    assert not torch.equal(named[0], images)
+
+
+@pytest.mark.parametrize("by", [3, "flare", "1"])
+def test_channels_that_are_not_there_are_a_sentence(by):
+    draws = Draws(0, 0, range(4), channels=("pre", "flair", "post"))
+    with pytest.raises(BadSetting, match=f"no channel by = {by} among pre, flair, post"):
+        apply("modality_dropout", *slices(), draws, by=by)
