@@ -54,7 +54,8 @@ class FoldResult:
     best_score: float
     epochs: int
     images: int
-    seconds: float
+    seconds: float  # of training
+    before: float  # seconds that processes spent on it before this one, which were broken off
     peak_memory: int  # bytes; on the GPU where there is one, else of the process
 
 

@@ -40,12 +40,13 @@ class Kept:
     """What a fold keeps in a folder while it runs, and its result once it is done."""
 
     def __init__(self, folder: Path, every: float, watch: Watch) -> None:
-        self.file, self.watch = folder / "result.state", watch
+        self.file, self.watch, self.began = folder / "result.state", watch, time.perf_counter()
         self.checkpoints = Checkpoints(folder, every=every, say=watch.say)
 
     def finish(self, result: FoldResult, masks: Masks) -> None:
         scores = [asdict(s) | {"slices": s.slices.to_dict("list")} for s in result.scores]
-        write_state(self.file, {"result": asdict(replace(result, scores=())), "scores": scores, **masks.state()})
+        kept = replace(result, scores=(), before=result.before + time.perf_counter() - self.began)
+        write_state(self.file, {"result": asdict(kept), "scores": scores, **masks.state()})
 
     def result(self) -> tuple[FoldResult, Masks] | None:
         """The result of a fold that is done; None while it is not."""
@@ -121,7 +122,7 @@ def cross_validate(
         recorder.table(name, table)
     values = recipe.task.summarise(cases, slices)
     costs = inference_costs(recipe, feed) | {
-        "wall_seconds": time.perf_counter() - started,
+        "wall_seconds": time.perf_counter() - started + sum(r.before for r in results) / at_once,
         "train_seconds": sum(r.seconds for r in results),
         "device_seconds": sum(r.seconds for r in results) * _workers(recipe) / at_once,
         "images": sum(r.images for r in results),
@@ -151,6 +152,7 @@ def run_fold(
 
     Gives the result and the predicted masks of the test patients. Goes on from what is `kept`.
     """
+    started = time.perf_counter()
     config = recipe.config
     settings, task = config.train, recipe.task
     seed = seed_of(config.seed, fold.number)
@@ -161,14 +163,14 @@ def run_fold(
     history: list[dict[str, Any]] = []
     scores: list[float] = []
     how: dict[str, str] = {}
-    memory = 0
+    memory, before = 0, 0.0
     watch.fold(fold.number, len(recipe.folds), recipe.images_per_fold(fold))
     saved = kept.checkpoints.latest() if kept else None
     if saved is not None:
         model.load_state_dict(saved["model"])
         best.load(saved["best"])
         history, scores = saved["history"], saved["scores"]
-        memory, how = saved["memory"], saved["how"]
+        memory, before, how = saved["memory"], saved["before"], saved["how"]
         watch.images(sum(h["images"] for h in history))
         watch.say(f"fold {fold.number} goes on after epoch {len(history)}")
     progress = Progress(saved and saved["progress"])
@@ -198,6 +200,7 @@ def run_fold(
         if kept and kept.checkpoints.due():
             state = {"progress": progress.state(), "model": model.state_dict(), "best": best.state()}
             told = {"history": history, "scores": scores, "memory": memory, "how": how}
+            told["before"] = before + time.perf_counter() - started
             kept.checkpoints.save(epoch.number, state | told)
         if enough():
             break
@@ -219,6 +222,7 @@ def run_fold(
         epochs=len(history),
         images=sum(h["images"] for h in history),
         seconds=sum(h["seconds"] for h in history),
+        before=before,
         peak_memory=memory,
     )
     predictions = Masks.joined(masks for _, masks in tested)

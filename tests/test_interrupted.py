@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def lasting(values: dict[str, list[tuple[int, float]]]) -> dict[tuple[str, int],
 
 
 def plain(result: FoldResult) -> dict[str, Any]:
-    measured = ("seconds", "peak_memory", "scores")
+    measured = ("seconds", "before", "peak_memory", "scores")
     scores = [(s.case, repr(s.values), s.counts, s.slices.to_csv()) for s in result.scores]
     return {k: v for k, v in asdict(result).items() if k not in measured} | {"scores": scores}
 
@@ -224,6 +225,25 @@ def test_finished_folds_are_not_trained_again(crossed, tmp_path, moment, again, 
     children = one.children | two.children
     for name, child in undisturbed.children.items():
         assert weights_of(children[name]) == weights_of(child)
+
+
+def test_the_time_that_a_run_took_is_that_of_all_its_processes(monkeypatch, tmp_path):
+    """Epochs take 100 seconds and nothing else any; one that was not kept is done again, and not counted twice."""
+    seconds = 0.0
+
+    class Slow(Moment):
+        def epoch(self, number: int, of: int, loss: float, score: float) -> None:
+            nonlocal seconds
+            seconds += 100
+            super().epoch(number, of, loss, score)
+
+    monkeypatch.setattr("bench.runner.time", SimpleNamespace(perf_counter=lambda: seconds))
+    recipe = resolve(configure(SMALL))
+    for moment in ("epoch", 2), ("epoch", 4):  # in the first fold, then in the second
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(recipe, MemoryRecorder(), watch=Slow(*moment), workspace=tmp_path)
+    outcome = cross_validate(recipe, MemoryRecorder(), watch=Slow(), workspace=tmp_path)
+    assert outcome.costs["cost/wall_seconds"] == 3 * 3 * 100
 
 
 def test_a_damaged_result_is_made_again_from_the_last_checkpoint(crossed, tmp_path):
