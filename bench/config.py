@@ -229,8 +229,15 @@ def load(path: Path) -> dict[str, Any]:
     return dict(_flatten(read_yaml(path)))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises `DataError`."""
+KINDS = {  # of files, with the keys that only such a file has
+    "benchmark": (("entries",), "`bench suite FILE`"),
+    "search": (("base", "space"), "`bench search FILE`"),
+    "settings": ((), "`bench run --config FILE`"),
+}
+
+
+def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
+    """The mapping that a YAML file of this kind, one of `KINDS`, holds. Raises `DataError`."""
     try:
         content = yaml.load(path.read_text(), _Reader)
     except OSError:
@@ -239,6 +246,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise DataError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DataError(f"the settings file {path} must hold 'key: value' lines.")
+    found = next((name for name, (keys, _) in KINDS.items() if any(key in content for key in keys)), "settings")
+    if found != kind:
+        lacks = "".join(f" It has no '{key}'." for key in KINDS[kind][0][-1:])
+        raise DataError(f"{path} is a {found} file, not a {kind} file: it is for {KINDS[found][1]}.{lacks}")
     return content
 
 

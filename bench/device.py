@@ -41,7 +41,8 @@ def hardware(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 where it gains: on GPUs. CPUs without AMX are two to three times slower with it.
+    """bfloat16 where it gains: on GPUs. CPUs with AVX512-BF16 or AMX gain by it too, others are two to three times
+    slower: there it must be asked for.
 
     Weights are cast anew in every pass: a CUDA graph must not replay a cast that happened before it was captured.
     """

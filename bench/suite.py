@@ -110,7 +110,7 @@ def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | Non
     `given` are settings that win over the file, such as the folder of the data.
     """
     try:
-        file = SuiteFile.model_validate({"title": path.stem, **read_yaml(path)})
+        file = SuiteFile.model_validate({"title": path.stem, **read_yaml(path, "benchmark")})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench import registry
-from bench.config import Input, RunConfig, load, override, parse
+from bench.config import Input, RunConfig, load, override, parse, read_yaml
 from bench.errors import BadSetting, DataError, UnknownName
 
 DEFAULT = RunConfig()
@@ -332,6 +332,26 @@ def test_a_file_that_holds_no_settings_is_refused_with_a_sentence(text, written)
 def test_a_missing_file_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(DataError, match=r"absent\.yaml cannot be read"):
         load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [
+        (
+            "base: {}\nentries: {a: {}}",
+            "settings",
+            r"a benchmark file, not a settings file.*`bench suite FILE`\.$",
+        ),
+        ("base: {}", "settings", r"is a search file, not a settings file: it is for `bench search FILE`\.$"),
+        ("train: {lr: 1}", "benchmark", r"a settings file.*`bench run --config FILE`\. It has no 'entries'\.$"),
+        ("base: {}\nspace: {}", "benchmark", "is a search file, not a benchmark file: .*no 'entries'"),
+        ("entries: {}", "search", "is a benchmark file, not a search file: .*no 'space'"),
+    ],
+)
+def test_a_file_for_another_command_is_sent_there(text, kind, sentence, tmp_path):
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_yaml(tmp_path / "file.yaml", kind)
 
 
 # Completed, flat, fingerprint

@@ -166,7 +166,7 @@ class SpaceFile(Settings):
 def read_file(path: Path) -> SpaceFile:
     """A search file: `base` settings and the `space`. Raises `BenchError`."""
     try:
-        return SpaceFile.model_validate(read_yaml(path))
+        return SpaceFile.model_validate(read_yaml(path, "search"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

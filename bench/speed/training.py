@@ -158,7 +158,7 @@ def figures(given: Problem) -> list[Figure]:
 
 
 def ablation(given: Problem) -> list[Figure]:
-    """Every switch of the step turned off by itself: all on, against all but one."""
+    """Every switch of the step turned by itself: as a run is set up, against all the same but one."""
     found = []
     for job in jobs(given):
         without = _switches(given, job)
@@ -202,6 +202,7 @@ def _switches(given: Problem, job: Job) -> dict[str, Build]:
             both["compiled as well"] = partial(side, execution="compile")
         return both
     return both | {
+        "with bfloat16": partial(side, precision="bfloat16"),
         "giving memory back": partial(within, side, memory_given_back),
         "on one thread": partial(within, side, one_thread),
     }
