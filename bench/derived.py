@@ -26,7 +26,7 @@ from bench.stats import paired
 from bench.summary import summarise
 from bench.tables import model_card
 from bench.tasks.segmentation import Segmentation
-from bench.tracking import KIND, PARENT, Run, Store, find_run, open_run, read_table, settings_of
+from bench.tracking import KIND, PARENT, Run, Store, find_run, open_run, rank_anew, read_table, settings_of
 
 SOURCE = "bench.source"  # of a run made of others: the one that was run on the data
 SHARED = ("bench.data", "bench.split", "bench.convention")  # what runs must have in common to be put together
@@ -82,6 +82,8 @@ def log_derived(
             for name, pixels in task.pictures(pack, cases, slice_table(made.scores), made.masks).items():
                 recorder.image(name, pixels)
         recorder.tags({"mlflow.note.content": model_card(made.title, made.facts, values)})
+    if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank among them
+        rank_anew(store, recorder.run_id)
     return recorder.run_id, cases, values
 
 

@@ -23,7 +23,7 @@ from bench.interrupted import (
     unfinished,
     workspace_of,
 )
-from bench.leaderboard import data_tags, on_board, placings
+from bench.leaderboard import data_tags
 from bench.recipe import Recipe, resolve
 from bench.runner import cross_validate, estimate_seconds
 from bench.tables import LEAKY_WARNING, SYNTHETIC_WARNING, board_table, duration, headline, model_card
@@ -35,9 +35,8 @@ from bench.tracking import (
     Store,
     connect,
     find_run,
-    note_ranks,
     open_run,
-    records,
+    rank_anew,
     settings_of,
 )
 
@@ -99,10 +98,7 @@ def execute(
         said = f"{title}: LEAKY, on no leaderboard\n{headline(outcome.values)}\n{LEAKY_WARNING}"
         console().print(said, markup=False)
         return recorder.run_id
-    alike = records(store, tags={k: own[k] for k in ("bench.data", "bench.split")})
-    board = on_board(alike, recorder.run_id)
-    note_ranks(store, placings(board))
-    console().print(board_table(board))
+    console().print(board_table(rank_anew(store, recorder.run_id)))
     return recorder.run_id
 
 

@@ -105,6 +105,7 @@ def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
         assert [d.dataset.digest for d in new.inputs.dataset_inputs] == [new.data.tags["bench.data"]]
         assert new.data.params["rescore.run"] == new.data.tags["bench.rescored"] == old.info.run_id
         assert new.data.tags["bench.post_hoc"] == "rescored"
+        assert "rank" not in new.data.metrics
         for same in ("model.name", "model.encoder", "model.weights", "loss.name", "run.seed"):
             assert new.data.params.get(same) == old.data.params.get(same)
         for same in ("bench.data", "bench.split", "bench.dataset", "bench.synthetic", KIND):

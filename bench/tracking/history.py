@@ -14,9 +14,11 @@ from mlflow.exceptions import MlflowException
 
 from bench.config import parse
 from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.leaderboard import Board, on_board, placings
 from bench.masks import Masks, load_masks
 from bench.probabilities import Probabilities, load_probabilities
 from bench.records import RunRecord
+from bench.tracking.recorder import note_ranks
 from bench.tracking.store import FOLD, KIND, PARENT, Store
 
 T = TypeVar("T")
@@ -37,6 +39,14 @@ def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunR
         found += [_record(store, run) for run in page]
         token = page.token or ""
     return found
+
+
+def rank_anew(store: Store, run_id: str) -> Board:
+    """The board that a finished run stands on, where all others may have another rank now: it is noted on them."""
+    tags = store.client.get_run(run_id).data.tags
+    board = on_board(records(store, tags={tag: tags[tag] for tag in ("bench.data", "bench.split")}), run_id)
+    note_ranks(store, placings(board))
+    return board
 
 
 def find_run(store: Store, wanted: str) -> Run:
