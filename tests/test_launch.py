@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -113,6 +114,7 @@ def test_without_workers_tasks_run_here_in_turn() -> None:
 
 ONCE = """
 import os, signal
+from contextlib import suppress
 from pathlib import Path
 if not Path({mark!r}).exists():
     Path({mark!r}).touch()
@@ -407,14 +409,18 @@ def test_a_locked_database_is_tried_again_but_not_for_metrics() -> None:
 def kill_one(folder: Path, killed: list[str]) -> None:
     """SIGKILL whoever holds the lock of the first run that has finished a fold."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not killed:
-        for done in folder.glob("mlruns/unfinished/*/fold-*/result.state"):
-            lock = str(done.parents[1] / "lock")
-            for process in psutil.Process().children(recursive=True):
-                if any(file.path == lock for file in process.open_files()):
-                    process.kill()
-                    killed.append(done.parents[1].name)
-                    return
+    holders: dict[Path, psutil.Process] = {}  # looked for while they train: a fold ends within a second
+    while time.monotonic() < deadline:
+        for workspace in folder.glob("mlruns/unfinished/*"):
+            if workspace in holders and list(workspace.glob("fold-*/result.state")):
+                holders[workspace].kill()
+                killed.append(workspace.name)
+                return
+            if workspace not in holders:
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):  # Ray's come and go
+                        if any(file.path == str(workspace / "lock") for file in process.open_files()):
+                            holders[workspace] = process
         time.sleep(0.02)
 
 
