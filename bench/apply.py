@@ -48,10 +48,17 @@ def evaluate_external(
         source: Source = registry.dataset[name].bind({"folder": folder})()
         pack = packed(source, tick=display.packing)
         _fit(segmenter, pack)
+        task = task_of(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"metrics": ()})}))
+        tags = {KIND: EVALUATION, "bench.task": task.name, **data_tags(pack.manifest)}
         if run is None:
+            origin, whose, experiment = wanted, Path(wanted).resolve().name, config.dataset.name
             shared = sorted(took_part(segmenter.descriptions[0], pack.cases))
         else:
-            shared = sorted(patients_of(store, parent_of(store, run)) & set(pack.cases))
+            parent = parent_of(store, run)
+            origin, whose = run.info.run_id, str(run.info.run_name)
+            experiment = store.client.get_experiment(run.info.experiment_id).name
+            tags["mlflow.parentRunId"] = parent.info.run_id
+            shared = sorted(patients_of(store, parent) & set(pack.cases))
         if shared:
             raise DataError(
                 f"{len(shared)} of the patients of {folder} took part in the run itself "
@@ -61,7 +68,6 @@ def evaluate_external(
         if pack.manifest.synthetic:
             display.say(SYNTHETIC_WARNING)
         chosen = segmenter.threshold if threshold is None else threshold
-        task = task_of(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"metrics": ()})}))
         feed = segmenter.feed(pack, tick=display.packing)
         scores = []
         for number, case in enumerate(pack.cases, 1):
@@ -70,16 +76,11 @@ def evaluate_external(
         cases = pd.DataFrame([{"case": s.case, "threshold": chosen, **s.values, **s.counts} for s in scores])
         slices = slice_table(scores)
         values = task.summarise(cases, slices)
-        tags = {KIND: EVALUATION, "bench.task": task.name, **data_tags(pack.manifest)}
-        whose, experiment = Path(wanted).resolve().name, config.dataset.name
-        if run is not None:
-            tags["mlflow.parentRunId"] = parent_of(store, run).info.run_id
-            whose, experiment = run.info.run_name, store.client.get_experiment(run.info.experiment_id).name
         title = f"{whose} on {folder.resolve().name}"
         with open_run(store, title, experiment, tags, say=display.say) as recorder:
             recorder.settings(
                 {
-                    "evaluate.run": run.info.run_id if run else wanted,
+                    "evaluate.run": origin,
                     "evaluate.threshold": chosen,
                     "evaluate.models": len(segmenter.models),
                 }
