@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,11 +126,13 @@ def check_name(store: Store, own: Mapping[str, str], settings: Mapping[str, str]
 
 
 def give_up(store: Store, own: Mapping[str, str], name: str | None) -> None:
-    """End for good the runs that a plain command would go on with, or be refused for; their checkpoints go.
+    """End for good the runs that a plain command would go on with, or be refused for."""
+    abandon(store, (*_broken_off(store, own), *(_namesakes(store, own, name) if name is not None else ())))
 
-    A run that is at work in another process is left alone.
-    """
-    for run in (*_broken_off(store, own), *(_namesakes(store, own, name) if name is not None else ())):
+
+def abandon(store: Store, runs: Iterable[Run]) -> None:
+    """End runs for good, and remove their checkpoints. One that is at work in another process is left alone."""
+    for run in runs:
         workspace = workspace_of(store, run.info.run_id)
         if (run.info.status == "RUNNING" or workspace.exists()) and alive(store, run):
             continue

@@ -29,7 +29,7 @@ from bench.cascade import cascade, joined
 from bench.config import RunConfig, Settings, configure, read_yaml
 from bench.console import console
 from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
-from bench.interrupted import alive, workspace_of
+from bench.interrupted import abandon, alive, workspace_of
 from bench.launch import Here, Launcher, Task, spread
 from bench.leaderboard import Board, boards
 from bench.pack import Manifest
@@ -156,6 +156,7 @@ def run_suite(
     *,
     uri: str | None = None,
     retry: bool = False,
+    fresh: bool = False,
     launcher: Launcher | None = None,
     retries: int = 2,
     max_failures: int | None = None,
@@ -165,6 +166,7 @@ def run_suite(
 ) -> list[State]:
     """Run what is missing (and with `retry` what has failed); a bad cell does not stop the rest.
 
+    With `fresh`, what was interrupted or has failed is given up, and all that is not done starts anew.
     Cells run one after another in this process, or wherever the `launcher` has workers; one that is lost is run
     again up to `retries` times. After `max_failures` no other is begun. `told` hears of each cell, its state and a
     sentence.
@@ -172,6 +174,10 @@ def run_suite(
     os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run` has opened one for the whole: each cell opens its own
     store, say = connect(uri), told or _say
     failed = 0
+    if fresh:
+        retry = True
+        begun = [run for found in states(suite, store) if found.state != DONE for run in _runs(found.cell, store)]
+        abandon(store, begun)
 
     def tasks(cells: Sequence[Cell]) -> Iterator[Task]:
         for number, cell in enumerate(cells, 1):

@@ -32,7 +32,7 @@ from bench.recipe import Recipe, resolve
 from bench.records import FoldResult, Watch
 from bench.runner import Kept, cross_validate, run_fold
 from bench.session import execute, resumed
-from bench.suite import DONE, MISSING, RUNNING, read_suite, run_suite, states
+from bench.suite import DONE, FAILED, MISSING, RUNNING, read_suite, run_suite, states
 from bench.tracking import Store, connect, find_run, folds_of, model_folders, open_run, read_table
 from bench.tracking.recorder import reopen
 from tests.recorder import MemoryRecorder
@@ -598,6 +598,20 @@ def test_an_interrupted_cell_of_a_suite_is_missing_and_gone_on_with(store_with_i
     (done,) = run_suite(suite, uri=store_with_it.uri, quiet=True)
     assert (done.state, done.run.info.run_id) == (DONE, mine.info.run_id)
     assert len(parents(store_with_it)) == 2
+
+
+def test_a_fresh_suite_starts_anew_what_is_not_done_and_only_that(store_with_it, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({"base": MINE, "entries": {"mine": {}, "other": {"seed": 1}}}))
+    suite, (mine,) = read_suite(file), parents(store_with_it)
+    change_code(store_with_it, mine)
+    mine_now, other = run_suite(suite, uri=store_with_it.uri, quiet=True)
+    assert (mine_now.state, other.state) == (FAILED, DONE)
+    assert "Give --fresh to start anew" in mine_now.run.data.tags["bench.error"]
+    again, same = run_suite(suite, uri=store_with_it.uri, fresh=True, quiet=True)
+    assert (again.state, same.run.info.run_id) == (DONE, other.run.info.run_id)
+    assert again.run.info.run_id not in (mine.info.run_id, mine_now.run.info.run_id)
+    assert not workspace_of(store_with_it, mine.info.run_id).exists()
 
 
 # Killed

@@ -107,6 +107,9 @@ def suite(
         bool,
         typer.Option("--retry-failed/--only-missing", help="Run what has failed again, too, or what is missing."),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start all anew that is not done, and give up what was interrupted.")
+    ] = False,
     max_failures: Annotated[
         int | None, typer.Option(min=1, help="Begin no other cell after so many have failed.")
     ] = None,
@@ -141,7 +144,15 @@ def suite(
     flags = {"dataset.folder": data and str(data), "device": device}
     made = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
     store = connect(tracking_uri)
-    go = partial(run_suite, made, uri=tracking_uri, retry=retry_failed, retries=retries, max_failures=max_failures)
+    go = partial(
+        run_suite,
+        made,
+        uri=tracking_uri,
+        retry=retry_failed,
+        fresh=fresh,
+        retries=retries,
+        max_failures=max_failures,
+    )
     if dry_run:
         cells, said = planned(
             estimates(made, store, retry=retry_failed, threads=workers and share(workers)), workers or 1
