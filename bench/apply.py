@@ -12,7 +12,7 @@ import tifffile
 
 from bench import registry
 from bench.console import Display, console
-from bench.datasets.images import find_images, read_slice, read_truth
+from bench.datasets.images import by_patient, find_images, read_slice, read_truth
 from bench.device import find_device
 from bench.errors import DataError
 from bench.export import exported, took_part
@@ -45,7 +45,8 @@ def evaluate_external(
         config = segmenter.config
         reads_folders = "folder" in registry.dataset[config.dataset.name].schema.model_fields
         name = config.dataset.name if reads_folders else "lgg"
-        source: Source = registry.dataset[name].bind({"folder": folder})()
+        how = config.dataset.params if reads_folders else {}  # how they were found and read
+        source: Source = registry.dataset[name].bind({**how, "folder": folder})()
         pack = packed(source, tick=display.packing)
         _fit(segmenter, pack)
         task = task_of(config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"metrics": ()})}))
@@ -117,10 +118,12 @@ def predict_folder(
         chosen = segmenter.threshold if threshold is None else threshold
         done, of = 0, sum(map(len, scans.values()))
         called: list[dict[str, object]] = []
-        for folder, files in scans.items():
+        whose = segmenter.config.dataset.params.get("patient")
+        patients = [(folder, part) for folder, all_ in scans.items() for part in by_patient(all_, root, whose)]
+        for folder, files in patients:
             slices = [read_slice(file, len(segmenter.channels)) for file in files]
             if len({s.shape for s in slices}) > 1:
-                raise DataError(f"the images of {folder} differ in size; a folder is one patient on one grid.")
+                raise DataError(f"the images of {folder} differ in size; a patient's are on one grid.")
             images = np.stack(slices)
             target = out / folder.relative_to(root)
             target.mkdir(parents=True, exist_ok=True)

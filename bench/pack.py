@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 from filelock import FileLock
@@ -30,6 +31,12 @@ from bench.errors import DataError
 
 FORMAT = 1  # raise it when the files below change their meaning
 Pixels = NDArray[np.uint8]
+
+
+def by_area(image: Pixels, side: int) -> Pixels:
+    """An image (H, W, C) at `side` pixels square, each the mean of what it covers."""
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8).reshape(side, side, -1)  # OpenCV drops a single channel
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,11 @@ def search(
         searching.join(join, here=own, storage=storage, uri=tracking_uri, quiet=quiet)
         return
     read = searching.read_file(file) if file else searching.SpaceFile()
-    flags = {"dataset": "lgg" if data else None, "plugins": [str(p) for p in plugin] if plugin else None}
+    chosen = any(key.partition(".")[0] == "dataset" for key in read.base)
+    flags = {
+        "dataset": "lgg" if data and not chosen else None,
+        "plugins": [str(p) for p in plugin] if plugin else None,
+    }
     given = {key: value for key, value in flags.items() if value is not None} | dict(parse(a) for a in set_ or [])
     plan = searching.plan_of(
         base=[layer for layer in (read.base, given) if layer],

@@ -43,7 +43,7 @@ def read_pair(entry: SliceFile) -> tuple[Pixels, Pixels]:
 
 def read_image(path: Path) -> Pixels:
     """uint8 (H, W, 3). Raises `BadFile`."""
-    image = _page(path)
+    image = read_page(path)
     if image.ndim != 3 or image.shape[2] != 3:
         raise BadFile("shape", path, f"has the shape {image.shape}. An image is height x width x 3 channels.")
     return image
@@ -51,9 +51,14 @@ def read_image(path: Path) -> Pixels:
 
 def read_mask(path: Path) -> Pixels:
     """uint8 (H, W) of 0 and 1, from a file of {0, 255} or {0, 1}. Raises `BadFile`."""
-    mask = _page(path)
+    mask = read_page(path)
     if mask.ndim != 2:
         raise BadFile("shape", path, f"has the shape {mask.shape}. A mask is height x width, without channels.")
+    return binary(mask, path)
+
+
+def binary(mask: Pixels, path: Path) -> Pixels:
+    """0 and 1 from {0, 255} or {0, 1}. Raises `BadFile`, naming `path`, for anything else."""
     high = mask.max()
     if high not in (0, 1, 255) or not ((mask == 0) | (mask == high)).all():
         values = np.unique(mask)
@@ -62,7 +67,7 @@ def read_mask(path: Path) -> Pixels:
     return (mask > 0).astype(np.uint8)
 
 
-def _page(path: Path) -> Pixels:
+def read_page(path: Path) -> Pixels:
     """The pixels of a single-page uint8 file, once its tags have been believed."""
     try:
         with tifffile.TiffFile(path) as file:

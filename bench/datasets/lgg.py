@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import cv2
-import numpy as np
 from pydantic import Field
 
 from bench.datasets._layout import CHANNELS, TABLE, UNKNOWN, Tree, identify, listing, read_table, rival, survey
 from bench.datasets._tiff import read_pair
+from bench.datasets.images import resized
 from bench.errors import DataError
 from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
@@ -53,20 +52,14 @@ def _identity(tree: Tree) -> tuple[str, str]:
 
 def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:
     image, mask = read_pair(entry)
-    if resize is None:
-        return image, mask
-    size = (resize, resize)
-    # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
-    return (
-        np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8),
-        np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8),
-    )
+    return (image, mask) if resize is None else resized(image, mask, resize)
 
 
 def _refuse(tree: Tree) -> None:
     if not any(scan.slices for scan in tree.scans.values()):
         raise DataError(
-            f"{tree.root} holds no slices. They are named <case>/<name>_<number>.tif and ..._mask.tif."
+            f"{tree.root} holds no slices. They are named <case>/<name>_<number>.tif and ..._mask.tif. "
+            "Images of other names and types: --dataset pairs."
         )
     if tree.synthetic and (real := sorted(tree.scans.keys() - tree.synthetic)):
         raise DataError(f"{tree.root} mixes a phantom with {listing(real)}. Keep them in two folders.")

@@ -1,0 +1,143 @@
+"""Images of your own with a mask each, in two folders or side by side."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from bench.datasets._layout import UNKNOWN, listing
+from bench.datasets.images import SUFFIXES, number_of, read_mask_of, read_pixels, resized
+from bench.errors import BadSetting, DataError
+from bench.pack import Pixels, SliceFile, Source
+from bench.registry import dataset
+
+CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
+_MASK = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)
+
+
+@dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
+def pairs(
+    *,
+    folder: Path,
+    images: str = "images",
+    masks: str = "masks",
+    patient: str | None = None,
+    resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
+) -> Source:
+    """Images of your own with a mask each: PNG, JPEG or TIFF of 8 bits, grey or colour.
+
+    Images lie below `folder`/`images`, their masks below `folder`/`masks` under the same names, with or without
+    _mask or _segmentation at the end; '.' for both says that masks lie beside their images. A folder of images is
+    a patient. Where several share one, `patient` says who is who: a regular expression for the path of an image
+    below `images`, without its suffix, whose group is the patient: '(P[0-9]+)_.*', or '(.*)' where every image is
+    a patient of its own. `resize` makes every slice that many pixels a side when it is read, the image by area and
+    the mask by nearest pixel. Raises `BenchError` for what must be mended.
+    """
+    root = folder.expanduser()
+    pictures, truths = _paired(root, images, masks)
+    members = defaultdict(list)
+    for name in pictures:
+        members[_patient(name, patient, root / images)].append(name)
+    slices = tuple(
+        SliceFile(case, number, UNKNOWN, pictures[name], truths[name])
+        for case, names in sorted(members.items())
+        for number, name in _numbered(names)
+    )
+    channels = CHANNELS[read_pixels(slices[0].image).shape[-1]]
+    return Source(
+        name=root.resolve().name,
+        slices=slices,
+        read=partial(_read, channels=len(channels), resize=resize),
+        channels=channels,
+        licence="not stated",
+        variant=f"resize={resize}" if resize else "",
+    )
+
+
+def _paired(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks, each by the path of the image below its folder, without suffix. Raises `DataError`."""
+    for name in (images, masks):
+        if not (root / name).is_dir():
+            raise DataError(
+                f"{root} has no folder '{name}'. Name the two folders with dataset.images and dataset.masks; "
+                "'.' for both where masks lie beside their images."
+            )
+    beside = (root / images).resolve() == (root / masks).resolve()
+    pictures = _named(p for p in _below(root / images) if not (beside and _MASK.fullmatch(p[0])))
+    truths = _named(
+        (name if name in pictures or not (marked := _MASK.fullmatch(name)) else marked[1], path)
+        for name, path in _below(root / masks)
+        if not (beside and name in pictures)
+    )
+    if not pictures:
+        raise DataError(f"{root / images} holds no images. They end in {', '.join(SUFFIXES)}.")
+    for some, others, lack in ((pictures, truths, "have no mask"), (truths, pictures, "are masks of no image")):
+        if orphans := [some[name] for name in sorted(some.keys() - others.keys())]:
+            raise DataError(f"{len(orphans)} file(s) {lack}: {listing(orphans)}. Mend or remove them.")
+    return pictures, truths
+
+
+def _below(folder: Path) -> Iterable[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
+            yield path.relative_to(folder).with_suffix("").as_posix(), path
+
+
+def _named(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for name, path in found:
+        if name in named:
+            raise DataError(f"{named[name]} and {path} are of one name. Keep one of them.")
+        named[name] = path
+    return named
+
+
+def _patient(name: str, pattern: str | None, images: Path) -> str:
+    """Whose image this is. Raises `BenchError` where that is not said: a guess would be a leak."""
+    if pattern is None:
+        parent, _, _ = name.rpartition("/")
+        if not parent:
+            raise DataError(
+                f"{images} holds images that are in no patient's folder, such as {name}. Say whose they are: "
+                "dataset.patient='(P[0-9]+)_.*', or '(.*)' if every image is a patient of its own."
+            )
+        return parent
+    try:
+        found = re.fullmatch(pattern, name)
+        case = found[1] if found else None
+    except (re.error, IndexError) as error:
+        raise BadSetting(
+            f"dataset.patient = {pattern!r} is refused: {error}. "
+            "Give a regular expression whose group is the patient."
+        ) from None
+    if not case:
+        raise DataError(
+            f"dataset.patient = {pattern!r} does not say whose {images / name} is. Let it match all images."
+        )
+    return case
+
+
+def _numbered(names: list[str]) -> list[tuple[int, str]]:
+    """A patient's slices in order, by the last number in their names; counted where two have the same."""
+    ordered = sorted(names, key=lambda name: (number_of(Path(name).name), name))
+    numbers = [number_of(Path(name).name) for name in ordered]
+    if len(set(numbers)) < len(numbers):
+        numbers = list(range(1, len(ordered) + 1))
+    return list(zip(numbers, ordered, strict=True))
+
+
+def _read(entry: SliceFile, *, channels: int, resize: int | None) -> tuple[Pixels, Pixels]:
+    assert entry.mask is not None  # `_paired`
+    image, mask = read_pixels(entry.image), read_mask_of(entry.mask)
+    if image.shape[-1] != channels:
+        raise DataError(f"{entry.image} has {image.shape[-1]} channel(s), the first {channels}. Save all alike.")
+    if mask.shape != image.shape[:2]:
+        sizes = f"{mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}"
+        raise DataError(f"{entry.mask} is {sizes}. Save both on one grid.")
+    return (image, mask) if resize is None else resized(image, mask, resize)
