@@ -156,8 +156,10 @@ def _groups(pairs: Iterable[tuple[Path, str]]) -> list[list[Path]]:
 def _layout_errors(tree: Tree) -> Iterator[Finding]:
     if not any(scan.slices for scan in tree.scans.values()):
         yield Finding(
-            "no-slices", f"{tree.root} holds no slices named <case>/<name>_<number>.tif. "
-            "Others are read by `bench run --dataset pairs`.", (str(tree.root),)
+            "no-slices",
+            f"{tree.root} holds no slices named <case>/<name>_<number>.tif. "
+            "Others are read by `bench run --dataset pairs`.",
+            (str(tree.root),),
         )
     if tree.synthetic and (real := sorted(tree.scans.keys() - tree.synthetic)):
         yield Finding(
