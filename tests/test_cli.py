@@ -206,6 +206,22 @@ def test_a_run_knows_its_rank_also_when_a_better_one_comes_after_it(three):
             assert values["rank_first"] == pytest.approx(row["first"])
 
 
+@pytest.mark.parametrize(
+    ("component", "setting", "said"),
+    [
+        ("warp", "scale", "= 0.1  (float, >= 0, < 1)"),
+        ("unet", "up", "= 'transposed'  ('transposed' | 'nearest' | 'bilinear')"),
+        ("unet", "encoder", "= None  (str | None)"),
+        ("pairs", "resize", "= None  (int, >= 16, <= 4096 | None)"),
+        ("pairs", "folder", "required  (Path)"),
+        ("modality_dropout", "by", "= 0  (str | int, >= 0)"),
+    ],
+)
+def test_a_component_shows_its_settings_as_people_write_them(component, setting, said):
+    shown = CliRunner().invoke(app, ["show", component]).stdout
+    assert f"  {setting:<18} {said}\n" in shown
+
+
 def test_where_nothing_is_left_it_is_said(three):
     words = ["leaderboard", "--tracking-uri", three, "--where", "model=none", "--where", "train.lr<1"]
     result = CliRunner().invoke(app, words)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 import typer
 
@@ -51,12 +53,28 @@ def show(
         typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
         for setting, field in entry.schema.model_fields.items():
             default = "required" if field.is_required() else f"= {field.default!r}"
-            plain = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
-            facts = ", ".join((plain.replace("typing.", ""), *_limits(field.metadata)))
-            typer.echo(f"  {setting:<18} {default}  ({facts})")
+            typer.echo(
+                f"  {setting:<18} {default}  ({', '.join((_kind(field.annotation), *_limits(field.metadata)))})"
+            )
 
 
-def _limits(metadata: list[Any]) -> list[str]:
+def _kind(annotation: Any) -> str:
+    """A type as people write it: 'str | int, >= 0' of a union whose second part is annotated."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [bound for fact in parts[1:] for bound in getattr(fact, "metadata", [fact])]
+        return ", ".join((_kind(parts[0]), *_limits(bounds)))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_kind, parts))
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
+    if annotation is NoneType:
+        return "None"
+    plain = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation)
+    return plain.replace("typing.", "")
+
+
+def _limits(metadata: Sequence[Any]) -> list[str]:
     """Pydantic's bounds as people write them."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     return [
