@@ -53,9 +53,8 @@ def show(
         typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
         for setting, field in entry.schema.model_fields.items():
             default = "required" if field.is_required() else f"= {field.default!r}"
-            typer.echo(
-                f"  {setting:<18} {default}  ({', '.join((_kind(field.annotation), *_limits(field.metadata)))})"
-            )
+            facts = ", ".join((_kind(field.annotation), *_limits(field.metadata)))
+            typer.echo(f"  {setting:<18} {default}  ({facts})")
 
 
 def _kind(annotation: Any) -> str:

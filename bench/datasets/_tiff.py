@@ -35,10 +35,15 @@ def read_pair(entry: SliceFile) -> tuple[Pixels, Pixels]:
     if entry.mask is None:
         raise BadFile("orphan-image", entry.image, "has no mask beside it. Add the mask, or move the image away.")
     mask = read_mask(entry.mask)
+    on_one_grid(image, mask, entry.mask)
+    return image, mask
+
+
+def on_one_grid(image: Pixels, mask: Pixels, path: Path) -> None:
+    """Raise `BadFile` for a mask, read from `path`, of another size than its image."""
     if mask.shape != image.shape[:2]:
         sizes = f"{mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}"
-        raise BadFile("mask-size", entry.mask, f"is {sizes}. Save both on one grid.")
-    return image, mask
+        raise BadFile("mask-size", path, f"is {sizes}. Save both on one grid.")
 
 
 def read_image(path: Path) -> Pixels:

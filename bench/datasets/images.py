@@ -40,7 +40,7 @@ def by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[l
         return [list(files)]
     members = defaultdict(list)
     for path in files:
-        found = re.fullmatch(pattern, path.relative_to(root).with_suffix("").as_posix())
+        found = re.fullmatch(pattern, name_below(root, path))
         members[found[1] if found else ""].append(path)
     return list(members.values())
 
@@ -94,6 +94,11 @@ def resized(image: Pixels, mask: Pixels, side: int) -> tuple[Pixels, Pixels]:
     # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
     nearest = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
     return by_area(image, side), np.asarray(nearest, np.uint8)
+
+
+def name_below(folder: Path, path: Path) -> str:
+    """What a pattern for patients is held against: the path below the folder, without its suffix."""
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def number_of(name: str) -> int:

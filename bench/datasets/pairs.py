@@ -12,7 +12,8 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.datasets._layout import UNKNOWN, listing
-from bench.datasets.images import SUFFIXES, number_of, read_mask_of, read_pixels, resized
+from bench.datasets._tiff import on_one_grid
+from bench.datasets.images import SUFFIXES, name_below, number_of, read_mask_of, read_pixels, resized
 from bench.errors import BadSetting, DataError
 from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
@@ -86,7 +87,7 @@ def _paired(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[
 def _below(folder: Path) -> Iterable[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
-            yield path.relative_to(folder).with_suffix("").as_posix(), path
+            yield name_below(folder, path), path
 
 
 def _named(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
@@ -137,7 +138,5 @@ def _read(entry: SliceFile, *, channels: int, resize: int | None) -> tuple[Pixel
     image, mask = read_pixels(entry.image), read_mask_of(entry.mask)
     if image.shape[-1] != channels:
         raise DataError(f"{entry.image} has {image.shape[-1]} channel(s), the first {channels}. Save all alike.")
-    if mask.shape != image.shape[:2]:
-        sizes = f"{mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}"
-        raise DataError(f"{entry.mask} is {sizes}. Save both on one grid.")
+    on_one_grid(image, mask, entry.mask)
     return (image, mask) if resize is None else resized(image, mask, resize)
