@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -48,21 +47,17 @@ class Segmenter:
         """Probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C), averaged over the models.
 
         Models of the presence task give one a slice, (S, 1, 1). Where slices were resized when they were packed,
-        these are too, and the probabilities brought back.
+        these are too; the answer has their own size.
         """
         images = np.asarray(model_input, np.uint8)
-        shape, side = images.shape[1:3], self.config.dataset.params.get("resize")
-        if side is not None and shape != (side, side):
-            found = self.predict(np.stack([by_area(image, side) for image in images]))
-            if self.presence:
-                return found
-            large = F.interpolate(torch.from_numpy(found)[:, None], shape, mode="bilinear", antialias=True)
-            return np.asarray(large[:, 0])
+        shape = (1, 1) if self.presence else images.shape[1:3]
+        side = self.config.dataset.params.get("resize")
+        if side is not None and images.shape[1:3] != (side, side):
+            images = np.stack([by_area(image, side) for image in images])
         feed = self.feed(transient(images, self.channels))
         rows = np.arange(len(images))
         size, precision = self.config.evaluate.batch_size, self.config.train.precision
-        one = (1, 1) if self.presence else None
-        return predict(self.models, feed, rows, batch_size=size, precision=precision, shape=one)
+        return predict(self.models, feed, rows, batch_size=size, precision=precision, shape=shape)
 
 
 def _load_pyfunc(path: str) -> Segmenter:

@@ -235,14 +235,15 @@ def test_grey_images_in_one_folder_are_trained_on_patient_by_patient(model):
     assert set(split["case"]) == {f"P{n}" for n in range(6)}
 
 
-def test_images_are_resized_as_in_training_and_their_probabilities_brought_back(own, model):
+def test_images_are_resized_as_in_training_and_their_logits_brought_back(own, model):
     segmenter = Segmenter([model[1]])
     images = np.stack([read_slice(own / f"scans/P0_{n}.png", 1) for n in range(2)])
     small = np.stack([cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA) for image in images])[..., None]
     found, at_size = segmenter.predict(images), segmenter.predict(small)
     assert found.shape == (2, 20, 30)
-    for one, other in zip(found, at_size, strict=True):
-        np.testing.assert_allclose(one, cv2.resize(other, (30, 20), interpolation=cv2.INTER_LINEAR), atol=1e-5)
+    for one, other in zip(found, np.log(at_size / (1 - at_size)), strict=True):
+        logits = cv2.resize(other, (30, 20), interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(one, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
 def test_other_patients_are_found_and_read_as_in_training(own, model, template, tmp_path, monkeypatch):
