@@ -6,22 +6,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import registry
+from bench.config import RunConfig
 from bench.console import Display, console, frame_table
-from bench.datasets.audit import Finding, audit
+from bench.datasets.audit import Finding, audit, audit_source
 from bench.datasets.describe import describe
 from bench.datasets.figures import figures
 from bench.datasets.page import DPI, page
 from bench.errors import DataError
-from bench.pack import Pack, open_pack, packed
+from bench.pack import Pack, open_pack
+from bench.recipe import raw_pack, source_of
 
 SHOWN = 5  # names a finding prints; the rest is counted
 
 
-def check(folder: Path) -> bool:
-    """Audit a folder and print what was found, errors first. Gives whether it can be used."""
+def check(config: RunConfig) -> bool:
+    """Audit the data set of a configuration and print what was found. Gives whether it can be used.
+
+    LGG's layout is looked at file by file; of others, what their loader has found.
+    """
     with Display() as display:
-        found = audit(folder, tick=lambda done, of: display.bar(done, of, "checking"))
+
+        def tick(done: int, of: int) -> None:
+            display.bar(done, of, "checking")
+
+        if config.dataset.name == "lgg":
+            found = audit(Path(config.dataset.params["folder"]), tick=tick)
+        else:
+            found = audit_source(source_of(config), tick=tick)
     out = console()
     for name, value in found.facts.items():
         out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
@@ -33,11 +44,11 @@ def check(folder: Path) -> bool:
     return not found.errors
 
 
-def show_description(folder: Path, out: Path | None, html: Path | None) -> None:
+def show_description(config: RunConfig, out: Path | None, html: Path | None) -> None:
     """Print the tables of a data set; `out` gets tables (CSV) and figures (PNG), `html` all of it as one page."""
     if html is not None and html.is_dir():
         raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
-    pack = _packed(folder)
+    pack = _packed(config)
     about = describe(pack)
     screen = console()
     for name, frame in (
@@ -70,9 +81,9 @@ def _by_channel(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(level="channel", sort=False).median()
 
 
-def show_pack(folder: Path, *, verify: bool) -> None:
-    """Pack a folder, or find its pack again, and print what it is."""
-    pack = _packed(folder)
+def show_pack(config: RunConfig, *, verify: bool) -> None:
+    """Pack a data set, or find its pack again, and print what it is."""
+    pack = _packed(config)
     if verify:
         open_pack(pack.folder, verify=True)
     size = (pack.images.nbytes + pack.masks.nbytes) / 2**20
@@ -85,9 +96,9 @@ def show_pack(folder: Path, *, verify: bool) -> None:
     )
 
 
-def _packed(folder: Path) -> Pack:
+def _packed(config: RunConfig) -> Pack:
     with Display() as display:
-        pack = packed(registry.dataset["lgg"].bind({"folder": folder})(), tick=display.packing)
+        pack = raw_pack(config, tick=display.packing)
         for note in pack.manifest.notes:
             display.say(f"note: {note}")
     return pack

@@ -183,6 +183,25 @@ def by_slice(pack: Pack) -> Pack:
     return replace(pack, index=index.assign(patient=index["case"], case=alone))
 
 
+def shared_images(pack: Pack) -> list[NDArray[np.int64]]:
+    """Rows whose images are the same, pixel for pixel, in more than one patient: a group for each such image.
+
+    Images of one grey level, as at the ends of a stack, are alike everywhere and none of these.
+    """
+    several = (pack.histograms > 0).sum(-1).max(-1) > 1
+    # Equal images have equal histograms, so that hardly any image is read.
+    alike = _alike(pack, np.flatnonzero(several), pack.histograms)
+    found = [group for rows in alike for group in _alike(pack, rows, pack.images)]
+    return sorted(found, key=lambda rows: int(rows[0]))
+
+
+def _alike(pack: Pack, rows: NDArray[np.int64], content: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Groups of these rows whose content is equal and who are not all of one patient."""
+    digests = [hashlib.blake2b(content[row].tobytes(), digest_size=16).digest() for row in rows]
+    table = pd.DataFrame({"row": rows, "content": digests, "case": pack.index["case"].to_numpy()[rows]})
+    return [group["row"].to_numpy() for _, group in table.groupby("content") if group["case"].nunique() > 1]
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads((folder / "manifest.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 from threading import Lock
 
@@ -17,9 +18,9 @@ from bench import registry
 from bench.config import RunConfig, Train
 from bench.device import find_device
 from bench.draws import Draws
-from bench.errors import BadSetting, UnknownName
+from bench.errors import BadSetting, LeakageError, UnknownName
 from bench.feed import Feed, channel_numbers
-from bench.pack import Pack, Source, by_slice, packed
+from bench.pack import Pack, Source, by_slice, packed, shared_images
 from bench.patches import random_patch
 from bench.prepared import Tick, prepared
 from bench.records import SILENT, Epoch, Watch
@@ -119,6 +120,9 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     if _leaks(config):
         pack = by_slice(pack)
     folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
+    _check_folds(pack, folds)
+    if not _leaks(config):
+        _refuse_shared(pack, folds)
     if only is not None and only not in [f.number for f in folds]:
         raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
     recipe = Recipe(
@@ -143,8 +147,13 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
 
 def raw_pack(config: RunConfig, *, tick: Tick = lambda done, of: None) -> Pack:
     """The data set of a configuration, packed, before any preprocessing. Raises `BenchError`."""
+    return packed(source_of(config), tick=tick)
+
+
+def source_of(config: RunConfig) -> Source:
+    """The data set of a configuration as its loader finds it, before a pixel is read. Raises `BenchError`."""
     source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
-    return packed(source, tick=tick)
+    return source
 
 
 def task_of(config: RunConfig) -> Task:
@@ -156,6 +165,39 @@ def task_of(config: RunConfig) -> Task:
 
 def _leaks(config: RunConfig) -> bool:
     return bool(registry.split[config.split.name].facts.get("leaky"))
+
+
+def _check_folds(pack: Pack, folds: Sequence[Fold]) -> None:
+    """What a split scheme of the user's may get wrong, beyond what a single `Fold` knows."""
+    here = set(pack.cases)
+    for fold in folds:
+        if strangers := sorted((fold.train | fold.val | fold.test) - here):
+            raise BadSetting(
+                f"fold {fold.number} has {len(strangers)} patient(s) that the data lacks, such as {strangers[0]}. "
+                "A split names patients as the column 'case' of its index does."
+            )
+    for one, other in combinations(folds, 2):
+        if again := sorted(one.test & other.test):
+            raise BadSetting(
+                f"{again[0]} is tested in fold {one.number} and in fold {other.number}. "
+                "Let a split test every patient once at most; seeds repeat a run."
+            )
+
+
+def _refuse_shared(pack: Pack, folds: Sequence[Fold]) -> None:
+    """An image of two patients who play two parts in a fold is a leak, under another name."""
+    groups = shared_images(pack)
+    cases, slices = pack.index["case"].to_numpy(), pack.index["slice"].to_numpy()
+    for fold, rows in product(folds, groups):
+        parts = {fold.part(cases[row]): f"slice {slices[row]} of {cases[row]}" for row in rows}
+        parts.pop(None, None)
+        if len(parts) > 1:
+            where = " and ".join(f"{what} ({part})" for part, what in parts.items())
+            raise LeakageError(
+                f"fold {fold.number} has one image on two sides: {where} are equal, pixel for pixel; "
+                f"{len(groups)} image(s) in all are of more than one patient. Remove the copies, or make those "
+                "patients one. `bench data check` names the files."
+            )
 
 
 def _augmentations(config: RunConfig) -> tuple[Augment, ...]:

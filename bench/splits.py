@@ -38,6 +38,10 @@ class Fold:
             if not getattr(self, name):
                 raise DataError(f"fold {self.number} has no {name} patients. Use fewer folds or more patients.")
 
+    def part(self, case: str) -> str | None:
+        """What a patient is for: train, val or test; None for one who takes no part."""
+        return next((name for name in ("train", "val", "test") if case in getattr(self, name)), None)
+
 
 @split
 def patients(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from bench.config import configure
 from bench.datasets._census import REST, TUMOUR, census, head_of, otsu
 from bench.datasets.describe import Description, brighter, describe
 from bench.datasets.figures import by_depth, example_patients, figures
@@ -412,7 +413,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_writes_the_page_and_says_where(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "new" / "data.html"
-    show_description(folder, tmp_path / "out", file)
+    show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), tmp_path / "out", file)
     assert read(file.read_text(encoding="utf-8")).figures == len(NAMES)
     assert {f.stem for f in (tmp_path / "out").glob("*.png")} == set(NAMES)
     assert {f.stem for f in (tmp_path / "out").glob("*.csv")} == {
@@ -423,7 +424,7 @@ def test_the_command_writes_the_page_and_says_where(folder, tmp_path, monkeypatc
 
 def test_a_page_cannot_take_the_place_of_a_folder(folder, tmp_path):
     with pytest.raises(DataError, match=r"is a folder\. Give --html the name of a file"):
-        show_description(folder, None, tmp_path)
+        show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
 
 
 def test_the_real_data_is_described_in_seconds_and_its_page_can_be_mailed(lgg_folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import torch
 from bench import registry
 from bench.checkpoint import load_model
 from bench.config import Input, RunConfig, override
-from bench.errors import DataError
+from bench.datasets.phantom import write_phantom
+from bench.errors import BadSetting, DataError, LeakageError
 from bench.feed import Feed
 from bench.leaderboard import boards
 from bench.masks import load_masks
 from bench.pack import Pack, by_slice, packed
-from bench.recipe import Recipe, resolve
+from bench.recipe import Recipe, raw_pack, resolve
 from bench.records import Watch
 from bench.runner import Outcome, cross_validate
 from bench.session import dry_run, execute
@@ -311,3 +314,68 @@ def test_copying_the_nearest_training_slice_pays_where_slices_leak_and_not_where
         leaky = copied_dice(alone, whose, leaky_slices(alone.index, seed=seed))
         honest = copied_dice(pack, whose, patients(pack.index, seed=seed))
         assert leaky > honest + 0.3
+
+
+# One image under two names
+
+
+@pytest.fixture
+def doubled(tmp_path: Path) -> Path:
+    """A phantom in which slice 4 of the last patient is a copy of slice 3 of the first."""
+    folder = write_phantom(tmp_path / "data", patients=6, size=32, slices=6, institutions=2)
+    first, *_, last = sorted(path for path in folder.iterdir() if path.is_dir())
+    shutil.copy(first / f"{first.name}_3.tif", last / f"{last.name}_4.tif")
+    return folder
+
+
+def on_disk(folder: Path, split: str) -> RunConfig:
+    settings = {key: value for key, value in TINY.items() if not key.startswith(("dataset", "split"))}
+    return override(RunConfig(), settings, {"dataset": "lgg", "dataset.folder": str(folder), "split": split})
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A split scheme of these folds, each (train, val, test) by the places of patients in order."""
+
+    def scheme(*folds: tuple[list[int], list[int], list[int]]) -> str:
+        def given(index: pd.DataFrame) -> list[Fold]:
+            names = [*sorted(index["case"].unique()), "stranger"]
+            sides = ([frozenset(names[i] for i in side) for side in fold] for fold in folds)
+            return [Fold(number, *side) for number, side in enumerate(sides)]
+
+        monkeypatch.setitem(registry.split._entries, "given", registry.Entry("split", "given", given))
+        return "given"
+
+    return scheme
+
+
+@pytest.mark.parametrize("fold", [([0, 1], [2], [5]), ([1], [0, 2], [5, 3]), ([1, 5], [0], [2])])
+def test_an_image_of_two_patients_is_refused_where_they_play_two_parts(doubled, parts, fold):
+    config = on_disk(doubled, parts(fold))
+    first, *_, last = raw_pack(config).cases
+    with pytest.raises(LeakageError, match="fold 0 has one image on two sides") as refused:
+        resolve(config)
+    assert f"slice 3 of {first} (" in str(refused.value)
+    assert f"slice 4 of {last} (" in str(refused.value)
+
+
+@pytest.mark.parametrize("fold", [([0, 5], [2], [3]), ([1], [2], [0, 5]), ([0, 1], [2], [3])])
+def test_it_is_not_where_they_play_one_or_one_plays_none(doubled, parts, fold):
+    assert resolve(on_disk(doubled, parts(fold))).folds
+
+
+def test_the_split_that_shows_the_leak_takes_it_as_it_is(doubled):
+    assert resolve(on_disk(doubled, "leaky_slices")).leaky
+
+
+# Split schemes of one's own
+
+
+def test_a_split_of_patients_that_are_not_there_is_refused(doubled, parts):
+    with pytest.raises(BadSetting, match=r"fold 0 has 1 patient.* that the data lacks, such as stranger"):
+        resolve(on_disk(doubled, parts(([0, 6], [1], [2]))))
+
+
+def test_a_split_that_tests_a_patient_twice_is_refused(doubled, parts):
+    with pytest.raises(BadSetting, match="is tested in fold 0 and in fold 1"):
+        resolve(on_disk(doubled, parts(([0], [1], [2, 3]), ([0], [1], [3, 4]))))

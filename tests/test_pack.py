@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from bench.errors import DataError
-from bench.pack import SliceFile, Source, cache_folder, open_pack, packed, transient
+from bench.pack import SliceFile, Source, cache_folder, open_pack, packed, shared_images, transient
+from tests.packs import pack_of
 
 CASES = {"B": 3, "A": 2}  # patients and how many slices each has
 SHAPE = (6, 5, 2)
@@ -286,3 +287,18 @@ def test_a_transient_pack_may_have_a_truth():
     pack = transient(np.zeros((2, *SHAPE), np.uint8), ("pre", "flair"), masks)
     assert pack.index["pixels"].tolist() == [0, 2]
     assert pack.index["positive"].tolist() == [False, True]
+
+
+def test_images_are_shared_where_every_pixel_is_equal_in_two_patients():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    shuffled = one[::-1]  # the same grey levels, elsewhere
+    blank = np.full_like(one, 9)
+    images = np.stack([one, one, other, shuffled, blank, blank, one, other])
+    pack = pack_of(images, np.zeros((8, 8, 8), np.uint8), list("aaabbccd"))
+    assert [group.tolist() for group in shared_images(pack)] == [[0, 1, 6], [2, 7]]
+
+
+def test_an_image_twice_in_one_patient_is_not_shared():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), np.uint8)
+    assert shared_images(pack_of(np.stack([image, image]), np.zeros((2, 8, 8), np.uint8), ["a", "a"])) == []

@@ -47,6 +47,11 @@ def test_a_patient_on_two_sides_is_refused_by_name(shared):
         Fold(3, **{side: frozenset(names) for side, names in sides.items()})
 
 
+def test_a_patient_plays_one_part_or_none():
+    fold = Fold(0, frozenset("ab"), frozenset("c"), frozenset("d"))
+    assert [fold.part(case) for case in "abcde"] == ["train", "train", "val", "test", None]
+
+
 @pytest.mark.parametrize("empty", ["train", "val", "test"])
 def test_an_empty_side_is_refused_with_a_way_out(empty):
     sides = {"train": {"a"}, "val": {"b"}, "test": {"c"}} | {empty: set()}

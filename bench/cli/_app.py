@@ -21,9 +21,6 @@ TrackingUri = Annotated[
     str | None,
     typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."),
 ]
-Folder = Annotated[
-    Path, typer.Argument(help="Folder in the Kaggle layout: a folder a patient, x_1.tif, x_1_mask.tif.")
-]
 Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with components of your own.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 

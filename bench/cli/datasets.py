@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli._app import Folder, data
+from bench.cli._app import Plugin, data
+
+if TYPE_CHECKING:
+    from bench.config import RunConfig
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the data.")]
+DataSet = Annotated[str, typer.Option("--dataset", help="What it is laid out as; `bench list datasets`.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of it, such as dataset.resize=256.")]
+
+
+def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
+    """As `bench run` would have it."""
+    from bench.config import configure, parse
+
+    plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
+    given = {"dataset": dataset, "dataset.folder": str(folder), **plugins}
+    return configure(given | dict(parse(a) for a in set_ or []))
 
 
 @data.command("check")
-def check(folder: Folder) -> None:
-    """Audit a folder: every trap by file and patient. Exit code 1 when there are errors."""
+def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Plugin = None) -> None:
+    """Audit a folder: every trap by file and patient. Exit code 1 when there are errors.
+
+    Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
+    """
     from bench import inspection
 
-    if not inspection.check(folder):
+    if not inspection.check(_config(folder, dataset, set_, plugin)):
         raise typer.Exit(1)
 
 
@@ -24,22 +43,28 @@ def describe(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG) and tables (CSV).")] = None,
     html: Annotated[Path | None, typer.Option(help="File for all of it as one page that needs no other.")] = None,
+    dataset: DataSet = "lgg",
+    set_: Set = None,
+    plugin: Plugin = None,
 ) -> None:
     """Counts, class balance, institutions, tumour sizes and grey levels, as tables, figures or a page."""
     from bench.inspection import show_description
 
-    show_description(folder, out, html)
+    show_description(_config(folder, dataset, set_, plugin), out, html)
 
 
 @data.command("pack")
 def pack(
     folder: Folder,
     verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of the pack.")] = False,
+    dataset: DataSet = "lgg",
+    set_: Set = None,
+    plugin: Plugin = None,
 ) -> None:
     """Pack a folder into memory-mapped arrays; `bench run` does it by itself and finds the pack again."""
     from bench.inspection import show_pack
 
-    show_pack(folder, verify=verify)
+    show_pack(_config(folder, dataset, set_, plugin), verify=verify)
 
 
 @data.command("phantom")

@@ -14,12 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.datasets._layout import CHANNELS, Tree, listing, read_table, rival, survey
 from bench.datasets._tiff import BadFile, read_image, read_mask
 from bench.errors import DataError
-from bench.pack import SliceFile
+from bench.pack import Pixels, SliceFile, Source
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Audit:
 
 
 def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, of: None) -> Audit:
-    """Check every file under `folder`; `tick(done, of)` is called after each slice.
+    """Check every file of LGG, or of data laid out like it; `tick(done, of)` is called after each slice.
 
     Never stops at the first finding; raises `DataError` only when there is no such folder.
     """
@@ -50,7 +49,7 @@ def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, of: N
     errors = list(_layout_errors(tree))
     cases = []
     for case, scan in tree.scans.items():
-        seen = _Case(case)
+        seen = _Case(case, scan.slices, CHANNELS)
         for entry in scan.slices:
             errors += seen.look(entry)
             tick(done := done + 1, total)
@@ -58,7 +57,29 @@ def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, of: N
     errors += _leaks(cases)
     warnings = [*_layout_warnings(tree), *_table_warnings(tree), *_sizes(cases)]
     warnings += [finding for seen in cases for finding in seen.warnings()]
-    return Audit(tuple(errors), tuple(warnings), _facts(tree, cases))
+    return Audit(tuple(errors), tuple(warnings), _facts(cases, synthetic=bool(tree.synthetic)))
+
+
+def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda done, of: None) -> Audit:
+    """Check every slice that the loader of a data set has found, as it reads them."""
+    members = defaultdict(list)
+    for entry in source.slices:
+        members[entry.case].append(entry)
+    cases = [_Case(case, tuple(entries), source.channels) for case, entries in members.items()]
+    errors, done = [], 0
+    for seen in cases:
+        for entry in seen.slices:
+            try:
+                image, mask = source.read(entry)
+            except DataError as bad:
+                errors.append(_of_file(bad, entry))
+            else:
+                seen.take_image(entry.image, image)
+                seen.take_mask(mask)
+            tick(done := done + 1, len(source.slices))
+    warnings = [Finding("note", note) for note in source.notes]
+    warnings += [*_sizes(cases), *(finding for seen in cases for finding in seen.warnings())]
+    return Audit((*errors, *_leaks(cases)), tuple(warnings), _facts(cases, synthetic=source.synthetic))
 
 
 @dataclass
@@ -66,43 +87,51 @@ class _Case:
     """What the pixels of one patient add up to, slice by slice; no more than one slice is held."""
 
     case: str
+    slices: tuple[SliceFile, ...]
+    channels: tuple[str, ...]
     shapes: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     digests: dict[Path, str] = field(default_factory=dict)  # of images that are not constant
-    blank: dict[str, list[Path]] = field(default_factory=lambda: {name: [] for name in CHANNELS})
-    same_as_flair: dict[str, bool] = field(default_factory=lambda: {"pre": True, "post": True})
     flair_levels: list[float] = field(default_factory=list)  # the mean of each slice
     masks: int = 0
     positive: int = 0
     largest: int = 0  # tumour pixels of one slice
 
+    def __post_init__(self) -> None:
+        self.blank: dict[str, list[Path]] = {channel: [] for channel in self.channels}
+        others = [channel for channel in self.channels if channel != "flair"] if "flair" in self.channels else []
+        self.same_as_flair = dict.fromkeys(others, True)
+
     def look(self, entry: SliceFile) -> Iterator[Finding]:
-        """Take in one slice; yields what cannot be used."""
+        """Take in one slice, image and mask each for itself; yields what cannot be used."""
         shape = None
         try:
             image = read_image(entry.image)
         except BadFile as bad:
-            yield _of_file(bad, self.case)
+            yield _of_file(bad, entry)
         else:
             shape = image.shape
-            self._take(entry.image, image)
+            self.take_image(entry.image, image)
         if entry.mask is None:
             return  # an orphan, named with the layout
         try:
             mask = read_mask(entry.mask)
         except BadFile as bad:
-            yield _of_file(bad, self.case)
+            yield _of_file(bad, entry)
             return
         if shape is not None and mask.shape != shape[:2]:
             message = f"{entry.mask} is {_by(mask.shape)}, its image {_by(shape)}."
             yield Finding("mask-size", message, (str(entry.mask), self.case))
+        self.take_mask(mask)
+
+    def take_mask(self, mask: Pixels) -> None:
         area = int(mask.sum())
         self.masks += 1
         self.positive += area > 0
         self.largest = max(self.largest, area)
 
-    def _take(self, path: Path, image: NDArray[np.uint8]) -> None:
+    def take_image(self, path: Path, image: Pixels) -> None:
         self.shapes[path] = image.shape
-        planes = dict(zip(CHANNELS, np.ascontiguousarray(image.transpose(2, 0, 1)), strict=True))
+        planes = dict(zip(self.channels, np.ascontiguousarray(image.transpose(2, 0, 1)), strict=True))
         constant = [channel for channel, plane in planes.items() if plane.min() == plane.max()]
         for channel in constant:
             self.blank[channel].append(path)
@@ -111,12 +140,13 @@ class _Case:
         for channel in self.same_as_flair:
             # Over the whole patient: one blank slice alone would look like a substitution.
             self.same_as_flair[channel] &= np.array_equal(planes[channel], planes["flair"])
-        self.flair_levels.append(float(planes["flair"].mean()))
+        if "flair" in planes:
+            self.flair_levels.append(float(planes["flair"].mean()))
 
     @property
     def substituted(self) -> list[str]:
         """Channels that are FLAIR in every slice, of a patient whose FLAIR is not blank."""
-        if len(self.blank["flair"]) == len(self.shapes):
+        if len(self.blank.get("flair", ())) == len(self.shapes):
             return []
         return [channel for channel, same in self.same_as_flair.items() if same]
 
@@ -137,8 +167,9 @@ class _Case:
             yield Finding("repeated-slice", message, (self.case, *map(str, paths)))
 
 
-def _of_file(bad: BadFile, case: str) -> Finding:
-    return Finding(bad.code, str(bad), (str(bad.path), case))
+def _of_file(bad: DataError, entry: SliceFile) -> Finding:
+    code, path = (bad.code, bad.path) if isinstance(bad, BadFile) else ("refused", entry.image)
+    return Finding(code, str(bad), (str(path), entry.case))
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -158,7 +189,7 @@ def _layout_errors(tree: Tree) -> Iterator[Finding]:
         yield Finding(
             "no-slices",
             f"{tree.root} holds no slices named <case>/<name>_<number>.tif. "
-            "Others are read by `bench run --dataset pairs`.",
+            "Images of other names and types: --dataset pairs.",
             (str(tree.root),),
         )
     if tree.synthetic and (real := sorted(tree.scans.keys() - tree.synthetic)):
@@ -250,23 +281,24 @@ def _leaks(cases: list[_Case]) -> Iterator[Finding]:
             yield Finding("shared-slice", message, (*patients, *map(str, paths)))
 
 
-def _facts(tree: Tree, cases: list[_Case]) -> Mapping[str, Any]:
+def _facts(cases: list[_Case], *, synthetic: bool) -> Mapping[str, Any]:
     """Figures of the slices that could be read; `flair_ratio` compares the mean levels of patients."""
-    slices = [len(scan.slices) for scan in tree.scans.values()]
+    slices = [len(seen.slices) for seen in cases]
     positive = [seen.positive for seen in cases if seen.masks]
     levels = [float(np.mean(seen.flair_levels)) for seen in cases if seen.flair_levels]
     facts: dict[str, Any] = {
         "patients": len(cases),
         "slices": sum(slices),
         "positive_slices": sum(positive),
-        "institutions": {name: len(members) for name, members in tree.institutions.items()},
-        "synthetic": bool(tree.synthetic),
+        "institutions": dict(sorted(Counter(seen.slices[0].institution for seen in cases if seen.slices).items())),
+        "synthetic": synthetic,
         "sizes": dict(Counter(_by(shape) for seen in cases for shape in seen.shapes.values()).most_common()),
         "largest_tumour": max((seen.largest for seen in cases), default=0),
-        "complete_patients": sum(not seen.substituted for seen in cases),
-        "without_pre": [seen.case for seen in cases if "pre" in seen.substituted],
-        "without_post": [seen.case for seen in cases if "post" in seen.substituted],
     }
+    if any(seen.same_as_flair for seen in cases):
+        facts["complete_patients"] = sum(not seen.substituted for seen in cases)
+        for channel in cases[0].same_as_flair:
+            facts[f"without_{channel}"] = [seen.case for seen in cases if channel in seen.substituted]
     if slices:
         facts["slices_per_patient"] = (min(slices), float(np.median(slices)), max(slices))
     if positive:

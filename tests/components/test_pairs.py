@@ -16,6 +16,7 @@ from bench import registry
 from bench.apply import evaluate_external
 from bench.cli import app
 from bench.config import configure
+from bench.datasets.audit import audit_source
 from bench.datasets.images import by_patient, read_mask_of, read_pixels, read_slice
 from bench.errors import BadSetting, BenchError, DataError
 from bench.pack import Source, packed
@@ -272,3 +273,61 @@ def test_a_search_keeps_the_data_set_of_its_file(tmp_path):
     (tmp_path / "own.yaml").write_text("base: {dataset: pairs}\nspace: {train.lr: 1e-4..1e-2 log}\n")
     said = CliRunner().invoke(app, ["search", str(tmp_path / "own.yaml"), "--data", str(tmp_path)])
     assert "has no folder 'images'" in str(said.exception)
+
+
+# What `bench data` says
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Four patients of two images: one shared, one cut short, one blank, and nothing to find in the last."""
+    rng = np.random.default_rng(0)
+    for case in range(4):
+        for n in range(2):
+            put(tmp_path / f"images/P{case}_{n}.png", rng.integers(0, 256, (6, 8, 3), np.uint8))
+            put(tmp_path / f"masks/P{case}_{n}.png", MASK * (255 if case < 3 else 0))
+    shutil.copy(tmp_path / "images/P0_1.png", tmp_path / "images/P2_0.png")
+    (tmp_path / "images/P1_0.png").write_bytes(b"no image")
+    put(tmp_path / "images/P3_0.png", np.full((6, 8, 3), 7, np.uint8))
+    return tmp_path
+
+
+def test_every_trap_of_own_images_is_named_at_once(damaged):
+    said = audit_source(found(damaged, patient=r"(P\d)_.*"))
+    errors = {finding.code: finding.where for finding in said.errors}
+    assert errors == {
+        "unreadable": (str(damaged / "images/P1_0.png"), "P1"),
+        "shared-slice": ("P0", "P2", str(damaged / "images/P0_1.png"), str(damaged / "images/P2_0.png")),
+    }
+    warnings = sorted((finding.code, finding.where[:2]) for finding in said.warnings)
+    blank = [("blank-channel", ("P3", str(damaged / "images/P3_0.png")))] * 3
+    assert warnings == [*blank, ("no-tumour", ("P3",))]
+    facts = dict(said.facts)
+    assert facts == {
+        "patients": 4,
+        "slices": 8,
+        "positive_slices": 5,
+        "institutions": {"unknown": 4},
+        "synthetic": False,
+        "sizes": {"6x8": 7},
+        "largest_tumour": int(MASK.sum()),
+        "slices_per_patient": (2, 2.0, 2),
+        "positive_per_patient": (0, 1.5, 2),
+    }
+
+
+def test_the_data_commands_take_any_data_set(damaged, monkeypatch):
+    monkeypatch.setenv("BENCH_CACHE", str(damaged / "cache"))
+    words = [str(damaged), "--dataset", "pairs", "--set", r"dataset.patient=(P\d)_.*"]
+    checked = CliRunner().invoke(app, ["data", "check", *words])
+    assert checked.exit_code == 1
+    assert "2 errors, 4 warnings" in checked.stdout
+    (damaged / "images/P1_0.png").unlink()
+    (damaged / "masks/P1_0.png").unlink()
+    described = CliRunner().invoke(app, ["data", "describe", *words])
+    assert described.exit_code == 0
+    assert "green" in described.stdout
+    small = CliRunner().invoke(app, ["data", "pack", *words, "--set", "dataset.resize=16"])
+    assert "4 patients, 7 slices of 16x16x3" in small.stdout
+    refused = CliRunner().invoke(app, ["data", "check", str(damaged), "--dataset", "pears"])
+    assert "Did you mean 'pairs'?" in str(refused.exception)
