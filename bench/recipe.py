@@ -156,6 +156,17 @@ def source_of(config: RunConfig) -> Source:
     return source
 
 
+def source_like(config: RunConfig, folder: Path) -> Source:
+    """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder."""
+    chosen = registry.dataset[config.dataset.name]
+    if "folder" not in chosen.schema.model_fields:
+        chosen, how = registry.dataset["lgg"], {}
+    else:
+        how = config.dataset.params
+    source: Source = chosen.bind({**how, "folder": folder})()
+    return source
+
+
 def task_of(config: RunConfig) -> Task:
     """What the model of a configuration is asked for. Raises `BenchError`."""
     name = registry.model[config.model.name].facts.get("task", Segmentation.name)

@@ -15,12 +15,13 @@ from sklearn import metrics
 from torch import nn
 
 from bench import registry
-from bench.apply import evaluate_external, predict_folder
+from bench.apply import evaluate_external
 from bench.checkpoint import save_model
 from bench.config import configure
 from bench.datasets.images import read_slice
 from bench.errors import DataError
 from bench.pictures import PREDICTION, TRUTH
+from bench.predict import predict_folder
 from bench.serving import Segmenter
 from bench.tracking import EVALUATION, KIND, Store, find_run, open_run, read_table, records
 from tests.tiffs import image_of, mask_of, write, write_case

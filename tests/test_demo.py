@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.config import RunConfig, override
+from bench.datasets.lgg import lgg
 from bench.demo import panels, pictures
 from bench.demo.honesty import Speakers, cautions, origin, speakers, spoken
 from bench.demo.scans import Patients, Scan, dropped
@@ -384,7 +385,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, template: Path):
 
 @pytest.fixture(scope="module")
 def studio(home: Home) -> Studio:
-    return Studio(connect(home.uri), Patients(home.phantom))
+    return Studio(connect(home.uri), Patients(lgg(folder=home.phantom)))
 
 
 def fold_masks(studio: Studio, fold: int, into: Path) -> tuple[pd.DataFrame, np.ndarray]:

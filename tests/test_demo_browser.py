@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from bench.datasets.lgg import lgg
 from bench.demo.scans import Patients, dropped
 from bench.demo.studio import Studio, busiest, score
 from bench.tracking import connect
@@ -52,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[H
 @pytest.fixture(scope="module")
 def studio(home: Home) -> Studio:
     """What the page must agree with."""
-    return Studio(connect(home.uri), Patients(home.phantom))
+    return Studio(connect(home.uri), Patients(lgg(folder=home.phantom)))
 
 
 @pytest.fixture(scope="module")

@@ -211,14 +211,14 @@ def export(
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
-    input: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    input: Annotated[Path, typer.Argument(help="An image or a volume, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
     fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write masks (TIFF, 0 and 255) and overlays (PNG) for images without a truth."""
-    from bench.apply import predict_folder
+    """Write masks and overlays (PNG): for images as TIFF of 0 and 255, for volumes as volumes of 0 and 1."""
+    from bench.predict import predict_folder
 
     predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)

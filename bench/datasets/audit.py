@@ -66,17 +66,23 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
     for entry in source.slices:
         members[entry.case].append(entry)
     cases = [_Case(case, tuple(entries), source.channels) for case, entries in members.items()]
-    errors, done = [], 0
+    errors: list[Finding] = []
+    done, held = 0, Counter(entry.image for entry in source.slices)  # a volume holds many
+    broken: set[Path] = set()
     for seen in cases:
         for entry in seen.slices:
+            tick(done := done + 1, len(source.slices))
+            if entry.image in broken:
+                continue
             try:
                 image, mask = source.read(entry)
             except DataError as bad:
+                broken.add(entry.image)
                 errors.append(_of_file(bad, entry))
-            else:
-                seen.take_image(entry.image, image)
-                seen.take_mask(mask)
-            tick(done := done + 1, len(source.slices))
+                continue
+            alone = held[entry.image] == 1
+            seen.take_image(entry.image if alone else Path(f"{entry.image}#{entry.number}"), image)
+            seen.take_mask(mask)
     warnings = [Finding("note", note) for note in source.notes]
     warnings += [*_sizes(cases), *(finding for seen in cases for finding in seen.warnings())]
     return Audit((*errors, *_leaks(cases)), tuple(warnings), _facts(cases, synthetic=source.synthetic))
@@ -189,7 +195,7 @@ def _layout_errors(tree: Tree) -> Iterator[Finding]:
         yield Finding(
             "no-slices",
             f"{tree.root} holds no slices named <case>/<name>_<number>.tif. "
-            "Images of other names and types: --dataset pairs.",
+            "Other images: --dataset pairs; volumes: --dataset volumes.",
             (str(tree.root),),
         )
     if tree.synthetic and (real := sorted(tree.scans.keys() - tree.synthetic)):

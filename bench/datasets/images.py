@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.datasets._tiff import BadFile, binary, read_page
-from bench.errors import DataError
+from bench.errors import BadSetting, DataError
 from bench.pack import Pixels, by_area
 
 TIFF = (".tif", ".tiff")
@@ -43,6 +43,23 @@ def by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[l
         found = re.fullmatch(pattern, name_below(root, path))
         members[found[1] if found else ""].append(path)
     return list(members.values())
+
+
+def said_patient(name: str, pattern: str, folder: Path) -> str:
+    """Whose an image is: the group of `pattern` in its name below `folder`. Raises `BenchError`."""
+    try:
+        found = re.fullmatch(pattern, name)
+        case = found[1] if found else None
+    except (re.error, IndexError) as error:
+        raise BadSetting(
+            f"dataset.patient = {pattern!r} is refused: {error}. "
+            "Give a regular expression whose group is the patient."
+        ) from None
+    if not case:
+        raise DataError(
+            f"dataset.patient = {pattern!r} does not say whose {folder / name} is. Let it match all images."
+        )
+    return case
 
 
 def read_slice(path: Path, channels: int) -> Pixels:

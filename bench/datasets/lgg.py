@@ -59,7 +59,7 @@ def _refuse(tree: Tree) -> None:
     if not any(scan.slices for scan in tree.scans.values()):
         raise DataError(
             f"{tree.root} holds no slices. They are named <case>/<name>_<number>.tif and ..._mask.tif. "
-            "Images of other names and types: --dataset pairs."
+            "Other images: --dataset pairs; volumes: --dataset volumes."
         )
     if tree.synthetic and (real := sorted(tree.scans.keys() - tree.synthetic)):
         raise DataError(f"{tree.root} mixes a phantom with {listing(real)}. Keep them in two folders.")

@@ -13,8 +13,16 @@ from pydantic import Field
 
 from bench.datasets._layout import UNKNOWN, listing
 from bench.datasets._tiff import on_one_grid
-from bench.datasets.images import SUFFIXES, name_below, number_of, read_mask_of, read_pixels, resized
-from bench.errors import BadSetting, DataError
+from bench.datasets.images import (
+    SUFFIXES,
+    name_below,
+    number_of,
+    read_mask_of,
+    read_pixels,
+    resized,
+    said_patient,
+)
+from bench.errors import DataError
 from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
 
@@ -109,19 +117,7 @@ def _patient(name: str, pattern: str | None, images: Path) -> str:
                 "dataset.patient='(P[0-9]+)_.*', or '(.*)' if every image is a patient of its own."
             )
         return parent
-    try:
-        found = re.fullmatch(pattern, name)
-        case = found[1] if found else None
-    except (re.error, IndexError) as error:
-        raise BadSetting(
-            f"dataset.patient = {pattern!r} is refused: {error}. "
-            "Give a regular expression whose group is the patient."
-        ) from None
-    if not case:
-        raise DataError(
-            f"dataset.patient = {pattern!r} does not say whose {images / name} is. Let it match all images."
-        )
-    return case
+    return said_patient(name, pattern, images)
 
 
 def _numbered(names: list[str]) -> list[tuple[int, str]]:

@@ -14,6 +14,7 @@ from bench.demo.scans import Patients
 from bench.demo.studio import Studio
 from bench.device import find_device
 from bench.errors import BadSetting, BenchError
+from bench.recipe import source_like
 from bench.tracking import connect
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -24,15 +25,14 @@ def open_demo(
 ) -> None:
     """Serve the demo until it is interrupted. Raises `BenchError` for whatever the user must mend."""
     _refuse_busy(host, port)
-    store = connect(uri)
-    runs = Studio(store, None)
-    chosen = runs.find(wanted) if wanted else runs.offers()[0].run_id
+    studio = Studio(connect(uri), None, str(find_device(device)))
+    chosen = studio.find(wanted) if wanted else studio.offers()[0].run_id
     with tempfile.TemporaryDirectory() as uploads:
         gradio = _gradio(uploads)
         with Display() as display:
-            patients = Patients(folder, display.packing) if folder else None
-            studio = Studio(store, patients, str(find_device(device)))
-            studio.load(chosen)
+            config = studio.load(chosen).segmenter.config
+            if folder:
+                studio.patients = Patients(source_like(config, folder), display.packing)
             display.say(f"the demo is at http://{host}:{port} (Ctrl-C ends it)")
             if host not in LOOPBACK:
                 display.say(f"whoever reaches {host} can see these patients: there is no password")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import registry
 from bench.datasets.images import find_images, read_slice
 from bench.errors import DataError
 from bench.masks import Mask
@@ -53,10 +53,13 @@ class Scan:
 class Patients:
     """The patients of a data folder. Raises `DataError` for one that cannot be used."""
 
-    def __init__(self, folder: Path, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
-        source: Source = registry.dataset["lgg"].bind({"folder": folder})()
+    def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
         self.pack = packed(source, tick=tick)
-        self._names = [entry.image.stem for entry in source.slices]  # in the order of the pack's rows
+        held = Counter(entry.image for entry in source.slices)  # a volume holds many
+        self._names = [  # in the order of the pack's rows
+            entry.image.stem if held[entry.image] == 1 else f"{entry.image.name.partition('.')[0]}_{entry.number}"
+            for entry in source.slices
+        ]
 
     @property
     def cases(self) -> list[str]:
