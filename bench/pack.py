@@ -41,13 +41,17 @@ def by_area(image: Pixels, side: int) -> Pixels:
 
 @dataclass(frozen=True)
 class SliceFile:
-    """One slice on disk and whose it is. `mask` is None for a scan without a truth."""
+    """One slice on disk and whose it is. `mask` is None for a scan without a truth.
+
+    `place` is that of a slice in a file that holds several, from 0.
+    """
 
     case: str
     number: int
     institution: str
     image: Path
     mask: Path | None
+    place: int | None = None
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
         members[entry.case].append(entry)
     cases = [_Case(case, tuple(entries), source.channels) for case, entries in members.items()]
     errors: list[Finding] = []
-    done, held = 0, Counter(entry.image for entry in source.slices)  # a volume holds many
-    broken: set[Path] = set()
+    done, broken = 0, set[Path]()
     for seen in cases:
         for entry in seen.slices:
             tick(done := done + 1, len(source.slices))
@@ -80,8 +79,9 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
                 broken.add(entry.image)
                 errors.append(_of_file(bad, entry))
                 continue
-            alone = held[entry.image] == 1
-            seen.take_image(entry.image if alone else Path(f"{entry.image}#{entry.number}"), image)
+            seen.take_image(
+                entry.image if entry.place is None else Path(f"{entry.image}#{entry.place + 1}"), image
+            )
             seen.take_mask(mask)
     warnings = [Finding("note", note) for note in source.notes]
     warnings += [*_sizes(cases), *(finding for seen in cases for finding in seen.warnings())]

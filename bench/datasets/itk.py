@@ -112,13 +112,32 @@ def read_array(path: Path) -> NDArray[Any]:
 
 def write_mask(path: Path, mask: NDArray[np.bool_], like: Path) -> None:
     """Write a mask (S, H, W) as 0 and 1, where the volume `like` lies in space."""
-    itk, place = simpleitk(), header(like)
-    axes = place.GetDimension()
+    itk = simpleitk()
     written = itk.GetImageFromArray(mask.astype(np.uint8))
-    written.SetOrigin(place.GetOrigin()[:3])
-    written.SetSpacing(place.GetSpacing()[:3])
-    written.SetDirection(np.reshape(place.GetDirection(), (axes, axes))[:3, :3].ravel().tolist())
+    origin, spacing, direction = _place(like)
+    written.SetOrigin(origin)
+    written.SetSpacing(spacing)
+    written.SetDirection(direction)
     itk.WriteImage(written, str(path), True)
+
+
+def together(one: Path, other: Path) -> bool:
+    """Whether two volumes lie in one place, by their headers, to a hundredth of a pixel. Raises `BadFile`."""
+    (origin, spacing, direction), (its_origin, its_spacing, its_direction) = _place(one), _place(other)
+    near = 0.01 * min(spacing)
+    return (
+        np.allclose(origin, its_origin, rtol=0, atol=near)
+        and np.allclose(spacing, its_spacing, rtol=0.01, atol=0)
+        and np.allclose(direction, its_direction, rtol=0, atol=0.01)
+    )
+
+
+def _place(path: Path) -> tuple[list[float], list[float], list[float]]:
+    """Origin, spacing and direction of the first three axes."""
+    said = header(path)
+    axes = said.GetDimension()
+    direction = np.reshape(said.GetDirection(), (axes, axes))[:3, :3].ravel()
+    return list(said.GetOrigin()[:3]), list(said.GetSpacing()[:3]), direction.tolist()
 
 
 def header(path: Path) -> Any:

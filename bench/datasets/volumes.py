@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,20 @@ from pydantic import Field
 from bench.datasets._layout import UNKNOWN, listing
 from bench.datasets._tiff import BadFile
 from bench.datasets.images import resized, said_patient
-from bench.datasets.itk import SUFFIXES, Window, by, by_case, extent, find_volumes, read_array, read_volume
+from bench.datasets.itk import (
+    SUFFIXES,
+    Window,
+    by,
+    by_case,
+    extent,
+    find_volumes,
+    read_array,
+    read_volume,
+    together,
+)
 from bench.errors import BadSetting, DataError
 from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
-
-ALONE = "each volume is taken for a patient of its own; where several are of one, give dataset.patient."
 
 
 @dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
@@ -57,23 +65,33 @@ def volumes(
     for case in scans:
         members[case if patient is None else said_patient(case, patient, root / images)].append(case)
     slices: list[SliceFile] = []
-    start: dict[Path, int] = {}  # the number of a volume's first slice
     for who, cases in sorted(members.items()):
-        number = 1
-        for case in cases:
-            scan = scans[case][0]
-            start[scan] = number
-            number += sizes[case][0]
-            slices += [SliceFile(who, n, UNKNOWN, scan, truths[case]) for n in range(start[scan], number)]
+        places = [(case, place) for case in cases for place in range(sizes[case][0])]
+        slices += [
+            SliceFile(who, number, UNKNOWN, scans[case][0], truths[case], place)
+            for number, (case, place) in enumerate(places, 1)
+        ]
     return Source(
         name=root.resolve().name,
         slices=tuple(slices),
-        read=_Reader({files[0]: files for files in scans.values()}, start, label, window, resize),
+        read=_Reader({files[0]: files for files in scans.values()}, label, window, resize),
         channels=_channel_names(root, channels),
         licence="not stated",
-        notes=() if patient else (ALONE,),
+        notes=tuple(_notes(scans, truths, patient)),
         variant=f"{label} {window} {resize} {[_stat(path) for files in scans.values() for path in files[1:]]}",
     )
+
+
+def _notes(
+    scans: Mapping[str, tuple[Path, ...]], truths: Mapping[str, Path], patient: str | None
+) -> Iterator[str]:
+    if patient is None:
+        yield "each volume is taken for a patient of its own; where several are of one, give dataset.patient."
+    if apart := [case for case, files in scans.items() if not together(files[0], truths[case])]:
+        yield (
+            f"by their headers, {len(apart)} label(s) do not lie where their volumes do: {listing(apart)}; "
+            "they are taken pixel by pixel, as stored."
+        )
 
 
 @dataclass
@@ -81,7 +99,6 @@ class _Reader:
     """Reads a slice out of its volume, which is kept until a slice of another one is asked for."""
 
     files: Mapping[Path, tuple[Path, ...]]
-    start: Mapping[Path, int]
     label: int | None
     window: Window | None
     resize: int | None
@@ -92,8 +109,8 @@ class _Reader:
             self.held = None  # its memory first
             self.held = (entry.image, *self._read(entry))
         _, images, masks = self.held
-        at = entry.number - self.start[entry.image]
-        return (images[at], masks[at]) if self.resize is None else resized(images[at], masks[at], self.resize)
+        image, mask = images[entry.place], masks[entry.place]
+        return (image, mask) if self.resize is None else resized(image, mask, self.resize)
 
     def _read(self, entry: SliceFile) -> tuple[Pixels, Pixels]:
         assert entry.mask is not None  # `_paired`

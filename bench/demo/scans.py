@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,9 +54,8 @@ class Patients:
 
     def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
         self.pack = packed(source, tick=tick)
-        held = Counter(entry.image for entry in source.slices)  # a volume holds many
         self._names = [  # in the order of the pack's rows
-            entry.image.stem if held[entry.image] == 1 else f"{entry.image.name.partition('.')[0]}_{entry.number}"
+            entry.image.stem if entry.place is None else f"{entry.image.name.partition('.')[0]}_{entry.place + 1}"
             for entry in source.slices
         ]
 

@@ -88,9 +88,11 @@ def test_channels_are_files_and_slices_those_of_the_last_axis(two):
 def test_channels_may_be_the_fourth_axis_and_names_end_in_digits(tmp_path):
     both = scan((2, *SHAPE))
     put(tmp_path / "imagesTr/scan_2021.nii.gz", both)
-    put(tmp_path / "labelsTr/scan_2021.nii.gz", truth())
+    (tmp_path / "labelsTr").mkdir()
+    itk.WriteImage(itk.GetImageFromArray(truth()), str(tmp_path / "labelsTr/scan_2021.nii.gz"))
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
-    source = found(tmp_path, window=[0, 255])
+    source = found(tmp_path, window=[0, 255], patient="(.*)")
+    assert source.notes == ()  # the place of four axes is that of the first three
     assert {s.case for s in source.slices} == {"scan_2021"}
     assert source.channels == ("flair", "t1w")
     np.testing.assert_array_equal(source.read(source.slices[1])[0], np.moveaxis(both[:, 1], 0, -1))
@@ -148,8 +150,27 @@ def test_volumes_of_one_patient_are_one_stack(tmp_path):
     ]
     read = np.stack([source.read(s)[0][..., 0] for s in source.slices])
     np.testing.assert_array_equal(read, np.concatenate(list(arrays.values())))
-    assert source.notes == ()
+    assert source.notes == ()  # nothing to guess, and all lie in one place
     assert "each volume is taken for a patient of its own" in found(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("Origin", (10.0, -20.0, 30.004), False),
+        ("Origin", (10.0, -20.0, 30.1), True),
+        ("Spacing", (0.5, 0.75, 4.0), True),
+        ("Direction", (0, 1, 0, 1, 0, 0, 0, 0, 1), True),
+    ],
+)
+def test_a_label_that_lies_elsewhere_is_told(two, part, value, said):
+    file = two / "labelsTr/b.nii.gz"
+    moved = itk.ReadImage(str(file))
+    getattr(moved, f"Set{part}")(value)
+    itk.WriteImage(moved, str(file))
+    notes = found(two, patient="(.*)").notes
+    assert bool(notes) == said
+    assert all("1 label(s) do not lie where their volumes do: b;" in note for note in notes)
 
 
 def test_slices_are_resized_when_asked(two):
