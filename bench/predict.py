@@ -60,12 +60,13 @@ def predict_folder(
     positive = sum(bool(row["called"]) for row in called)
     if segmenter.presence:
         pd.DataFrame(called).to_csv(out / "presence.csv", index=False)
+    count = f"{of} image{'s' * (of != 1)}"
     what = (
-        f"{out / 'presence.csv'} tells of {of} images"
+        f"{out / 'presence.csv'} tells of {count}"
         if segmenter.presence
-        else f"masks and overlays of {of} images are in {out}"
+        else f"masks and overlays of {count} are in {out}"
     )
-    console().print(f"{what}; {positive} images show tumour at threshold {chosen:.2f}", markup=False)
+    console().print(f"{what}; {positive} of them with tumour at threshold {chosen:.2f}", markup=False)
 
 
 @dataclass(frozen=True)
