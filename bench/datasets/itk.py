@@ -18,7 +18,7 @@ from bench.pack import Pixels
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 ENDS = (0.5, 99.5)  # percentiles of a volume that become black and white
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_CHANNEL = re.compile(r"(.+)_(00\d\d)")  # scan_2021 is no channel
 
 Window = tuple[float, float]
 
@@ -49,7 +49,7 @@ def suffix_of(path: Path) -> str:
 def by_case(named: Mapping[str, Path], cases: Iterable[str] = ()) -> dict[str, tuple[Path, ...]]:
     """The files of each scan: <case>_0000, <case>_0001 ... are its channels, any other name is a scan's own.
 
-    A name in `cases` is a scan's too, though it end in four digits. Raises `DataError` for a channel that lacks.
+    A name in `cases` is a scan's too, though it end as a channel's. Raises `DataError` for a channel that lacks.
     """
     known, numbered = set(cases), defaultdict[str, dict[int, Path]](dict)
     for name, path in named.items():

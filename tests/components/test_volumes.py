@@ -18,7 +18,7 @@ from bench import registry
 from bench.checkpoint import save_model
 from bench.config import configure
 from bench.datasets.audit import audit_source
-from bench.datasets.itk import find_volumes, read_volume
+from bench.datasets.itk import by_case, find_volumes, read_volume
 from bench.demo.scans import Patients
 from bench.errors import BadSetting, BenchError, DataError
 from bench.pack import Source, packed
@@ -85,15 +85,15 @@ def test_channels_are_files_and_slices_those_of_the_last_axis(two):
         assert image.dtype == mask.dtype == np.uint8
 
 
-def test_channels_may_be_the_fourth_axis_and_names_end_in_digits(tmp_path):
+def test_channels_may_be_the_fourth_axis_and_names_end_as_a_channel_does(tmp_path):
     both = scan((2, *SHAPE))
-    put(tmp_path / "imagesTr/scan_2021.nii.gz", both)
+    put(tmp_path / "imagesTr/scan_0007.nii.gz", both)
     (tmp_path / "labelsTr").mkdir()
-    itk.WriteImage(itk.GetImageFromArray(truth()), str(tmp_path / "labelsTr/scan_2021.nii.gz"))
+    itk.WriteImage(itk.GetImageFromArray(truth()), str(tmp_path / "labelsTr/scan_0007.nii.gz"))
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
     source = found(tmp_path, window=[0, 255], patient="(.*)")
     assert source.notes == ()  # the place of four axes is that of the first three
-    assert {s.case for s in source.slices} == {"scan_2021"}
+    assert {s.case for s in source.slices} == {"scan_0007"}
     assert source.channels == ("flair", "t1w")
     np.testing.assert_array_equal(source.read(source.slices[1])[0], np.moveaxis(both[:, 1], 0, -1))
 
@@ -354,6 +354,11 @@ def test_the_demo_tells_slices_of_a_volume_apart(two, tmp_path, monkeypatch):
     shown = Patients(found(two)).scan("a")
     assert shown.names == ("a_0000_1", "a_0000_2", "a_0000_3")
     assert shown.truth.shape == SHAPE
+
+
+def test_a_year_is_no_channel(tmp_path):
+    names = {name: tmp_path / f"{name}.nii.gz" for name in ("scan_2021", "b_0001", "b_0000")}
+    assert by_case(names) == {"b": (names["b_0000"], names["b_0001"]), "scan_2021": (names["scan_2021"],)}
 
 
 def test_hidden_files_and_others_are_no_volumes(tmp_path):
