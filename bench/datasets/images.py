@@ -106,8 +106,10 @@ def read_truth(path: Path) -> NDArray[np.bool_] | None:
     return read_mask_of(beside).astype(bool) if beside.is_file() else None
 
 
-def resized(image: Pixels, mask: Pixels, side: int) -> tuple[Pixels, Pixels]:
-    """Image by area, mask by nearest pixel, both `side` pixels square."""
+def resized(image: Pixels, mask: Pixels, side: int | None) -> tuple[Pixels, Pixels]:
+    """Image by area, mask by nearest pixel, both `side` pixels square; as they are, where no side is given."""
+    if side is None:
+        return image, mask
     # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
     nearest = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
     return by_area(image, side), np.asarray(nearest, np.uint8)

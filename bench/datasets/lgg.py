@@ -51,8 +51,7 @@ def _identity(tree: Tree) -> tuple[str, str]:
 
 
 def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:
-    image, mask = read_pair(entry)
-    return (image, mask) if resize is None else resized(image, mask, resize)
+    return resized(*read_pair(entry), resize)
 
 
 def _refuse(tree: Tree) -> None:

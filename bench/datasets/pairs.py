@@ -135,4 +135,4 @@ def _read(entry: SliceFile, *, channels: int, resize: int | None) -> tuple[Pixel
     if image.shape[-1] != channels:
         raise DataError(f"{entry.image} has {image.shape[-1]} channel(s), the first {channels}. Save all alike.")
     on_one_grid(image, mask, entry.mask)
-    return (image, mask) if resize is None else resized(image, mask, resize)
+    return resized(image, mask, resize)

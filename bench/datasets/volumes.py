@@ -109,8 +109,7 @@ class _Reader:
             self.held = None  # its memory first
             self.held = (entry.image, *self._read(entry))
         _, images, masks = self.held
-        image, mask = images[entry.place], masks[entry.place]
-        return (image, mask) if self.resize is None else resized(image, mask, self.resize)
+        return resized(images[entry.place], masks[entry.place], self.resize)
 
     def _read(self, entry: SliceFile) -> tuple[Pixels, Pixels]:
         assert entry.mask is not None  # `_paired`
