@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from bench.device import onto
 from bench.draws import Draws
 from bench.registry import augmentation
 
@@ -108,7 +109,7 @@ def _blur(length: int, sigma: float, device: torch.device | str = "cpu") -> Tens
     # A knot stands for sigma pixels of independent noise, whose sum deviates sqrt(sigma) times as much as one.
     weight = torch.exp(-(distance**2) / 2) / math.sqrt(2 * math.pi * sigma)
     # Further out float32 has only subnormal numbers, which make a CPU's matrix product fifteen times slower.
-    return weight.where(distance.abs() < 6, 0).float().to(device)
+    return onto(device, weight.where(distance.abs() < 6, 0).float())
 
 
 def resample(
