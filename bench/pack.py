@@ -70,6 +70,7 @@ class Source:
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     variant: str = ""  # whatever else `read` depends on, such as a resize
+    beside: tuple[Path, ...] = ()  # files that `read` opens and no slice names, such as further channels
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ def _stamp(source: Source) -> str:
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
     rows = [(s.case, s.number, s.institution, *of(s.image), *of(s.mask)) for s in source.slices]
+    rows += [of(path) for path in source.beside]
     what = (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows)
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 

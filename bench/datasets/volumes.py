@@ -78,7 +78,8 @@ def volumes(
         channels=_channel_names(root, channels),
         licence="not stated",
         notes=tuple(_notes(scans, truths, patient)),
-        variant=f"{label} {window} {resize} {[_stat(path) for files in scans.values() for path in files[1:]]}",
+        variant=f"{label} {window} {resize}",
+        beside=tuple(path for files in scans.values() for path in files[1:]),
     )
 
 
@@ -150,8 +151,3 @@ def _channel_names(root: Path, count: int) -> tuple[str, ...]:
     if all(names) and len(set(names)) == count:
         return names
     return ("grey",) if count == 1 else tuple(f"channel{number}" for number in range(count))
-
-
-def _stat(path: Path) -> tuple[str, int, int]:
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
