@@ -8,16 +8,18 @@ from pathlib import Path
 import pandas as pd
 
 from bench.console import Display, console
+from bench.datasets._layout import listing
 from bench.device import find_device
 from bench.errors import DataError
-from bench.export import exported, took_part
+from bench.export import exported
 from bench.leaderboard import data_tags
 from bench.pack import Pack, packed
+from bench.participants import described, of_run
 from bench.recipe import source_like, task_of
 from bench.runner import slice_table
 from bench.serving import Segmenter
 from bench.tables import SYNTHETIC_WARNING, headline
-from bench.tracking import EVALUATION, KIND, connect, find_run, model_folders, open_run, parent_of, patients_of
+from bench.tracking import EVALUATION, KIND, connect, find_run, model_folders, open_run, parent_of
 
 
 def evaluate_external(
@@ -26,7 +28,7 @@ def evaluate_external(
     """Score the models of a run, or of a folder that was exported, on the patients of another folder.
 
     It is logged as a child of the run, or by itself. Gives the id of what was logged. Raises `DataError` where
-    patients took part in the run that the models come from.
+    patients took part in the run that the models come from, under whatever name.
     """
     store = connect(uri)
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
@@ -42,23 +44,25 @@ def evaluate_external(
         tags = {KIND: EVALUATION, "bench.task": task.name, **data_tags(pack.manifest)}
         if run is None:
             origin, whose, experiment = wanted, Path(wanted).resolve().name, config.dataset.name
-            shared = sorted(took_part(segmenter.descriptions[0], pack.cases))
+            known = described(segmenter.descriptions[0])
         else:
             parent = parent_of(store, run)
             origin, whose = run.info.run_id, str(run.info.run_name)
             experiment = store.client.get_experiment(run.info.experiment_id).name
             tags["mlflow.parentRunId"] = parent.info.run_id
-            shared = sorted(patients_of(store, parent) & set(pack.cases))
-        if shared:
+            known = of_run(store, parent)
+        feed = segmenter.feed(pack, tick=display.packing)
+        if shared := known.among(feed.pack):
             raise DataError(
-                f"{len(shared)} of the patients of {folder} took part in the run itself "
-                f"({', '.join(shared[:3])} ...): an external test needs others. "
+                f"{len(shared)} of the patients of {folder} took part in the run itself, by their names or by "
+                f"their images ({listing(shared)}): an external test needs others. "
                 "Their out-of-fold scores are on the leaderboard."
             )
+        if known.images is None:
+            display.say("note: these models know who took part by their names alone, and not by their images")
         if pack.manifest.synthetic:
             display.say(SYNTHETIC_WARNING)
         chosen = segmenter.threshold if threshold is None else threshold
-        feed = segmenter.feed(pack, tick=display.packing)
         scores = []
         for number, case in enumerate(pack.cases, 1):
             scores += [score for score, _ in task.score(segmenter.models, feed, [case], chosen)]

@@ -1,24 +1,20 @@
 """`bench export`: the models of a run as a folder that needs no store, with what is known of them.
 
-The folder knows again who took part in the run, so that nobody is tested on patients that were learnt from, but it
-cannot be read there who they are: names are salted and hashed.
+The folder knows again who took part in the run, but it cannot be read there who they are (`bench.participants`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import tempfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from bench.checkpoint import DESCRIPTION, load_model, save_model
 from bench.console import console
-from bench.errors import BadSetting, DataError
-from bench.tracking import connect, find_run, model_folders, parent_of, patients_of
+from bench.errors import BadSetting
+from bench.participants import of_run
+from bench.tracking import connect, find_run, model_folders, parent_of
 
 
 def export_run(
@@ -33,8 +29,8 @@ def export_run(
         raise BadSetting(f"{out} is not empty. Give another --out, or remove it.")
     store = connect(uri)
     found = find_run(store, wanted)
-    parent, salt = parent_of(store, found), secrets.token_hex(8)
-    known = {"salt": salt, "hashes": sorted(_hashed(name, salt) for name in patients_of(store, parent))}
+    parent = parent_of(store, found)
+    known = of_run(store, parent).sealed()
     with tempfile.TemporaryDirectory() as workspace:
         for folder in model_folders(store, found, Path(workspace), fold=fold):
             model, description = load_model(folder)
@@ -56,20 +52,6 @@ def exported(folder: Path, fold: int | None = None) -> list[Path]:
     if (folder / DESCRIPTION).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
-
-
-def took_part(description: Mapping[str, Any], patients: Iterable[str]) -> set[str]:
-    """Those of `patients` who took part in the run that a model comes from. Raises `DataError` if it is silent."""
-    if (known := description.get("patients")) is None:
-        raise DataError(
-            "this folder does not say which patients its model has seen: a test needs others. "
-            "Name the run, or write the folder with `bench export`."
-        )
-    return {name for name in patients if _hashed(name, known["salt"]) in known["hashes"]}
-
-
-def _hashed(name: str, salt: str) -> str:
-    return hashlib.sha256(f"{salt} {name}".encode()).hexdigest()[:16]
 
 
 def halve(model: nn.Module) -> None:

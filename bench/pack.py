@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from bench.errors import DataError
 
 FORMAT = 1  # raise it when the files below change their meaning
+TELLING = 32  # grey levels from which on a slice is like no other; blank ones are all alike
 Pixels = NDArray[np.uint8]
 
 
@@ -188,6 +189,24 @@ def by_slice(pack: Pack) -> Pack:
     return replace(pack, index=index.assign(patient=index["case"], case=alone))
 
 
+def fingerprints(histograms: NDArray[np.integer[Any]]) -> list[str]:
+    """What each slice is known by, however it is turned, mirrored or named: a digest of its histogram (N, C, 256).
+
+    It is '' for slices of fewer than `TELLING` grey levels.
+    """
+    telling = (histograms > 0).sum(-1).max(-1) >= TELLING
+    digests = (hashlib.blake2b(h.astype(np.uint32).tobytes(), digest_size=6).hexdigest() for h in histograms)
+    return [digest if tells else "" for digest, tells in zip(digests, telling, strict=True)]
+
+
+def image_table(pack: Pack) -> pd.DataFrame:
+    """One row a patient and `fingerprints` of its images: who is in a pack, whatever others call them."""
+    index = pack.index
+    whose = index["patient" if "patient" in index else "case"]
+    table = pd.DataFrame({"case": whose, "image": fingerprints(pack.histograms)})
+    return table[table["image"] != ""].drop_duplicates(ignore_index=True)
+
+
 def shared_images(pack: Pack) -> list[NDArray[np.int64]]:
     """Rows whose images are the same, pixel for pixel, in more than one patient: a group for each such image.
 
@@ -237,7 +256,7 @@ def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], 
                 "Give dataset.resize a size, and every slice is resized to it when packing."
             )
         images[row], masks[row] = image, mask
-        histograms[row] = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(shape[2])]
+        histograms[row] = histograms_of([image])[0]
         digest.update(f"{entry.case}/{entry.number}/{entry.institution}".encode())
         digest.update(image.tobytes() + mask.tobytes())
         tick(row + 1, count)
@@ -288,13 +307,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def histograms_of(images: Iterable[Pixels]) -> NDArray[np.uint32]:
+    """(N, C, 256): how often each image (H, W, C) has each grey level."""
+    return np.array(
+        [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(i.shape[-1])] for i in images], np.uint32
+    )
+
+
 def transient(images: Pixels, channels: tuple[str, ...], masks: Pixels | None = None, case: str = "input") -> Pack:
     """A pack of one case that lives in memory: slices (S, H, W, C) to predict on."""
     count = len(images)
-    histograms = np.array(
-        [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(images.shape[-1])] for i in images],
-        np.uint32,
-    )
+    histograms = histograms_of(images)
     masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
     pixels = masks.sum((1, 2), dtype=np.int64)
     index = pd.DataFrame(

@@ -24,6 +24,7 @@ from bench.device import memory_in_use, prepare
 from bench.errors import StoreError
 from bench.feed import Feed
 from bench.masks import Masks, save_masks
+from bench.pack import image_table
 from bench.pictures import curves
 from bench.probabilities import save_probabilities
 from bench.recipe import Recipe
@@ -97,6 +98,7 @@ def cross_validate(
         }
     )
     recorder.table("split", split_table(recipe.pack.index, recipe.folds))
+    recorder.table("images", image_table(recipe.pack))
 
     def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
         folder = workspace and workspace / f"fold-{fold.number}"

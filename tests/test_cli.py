@@ -270,6 +270,15 @@ def test_patients_of_the_run_are_no_external_test(ran, home):
     assert "took part in the run itself" in refused("evaluate", ran, "--data", home / "same")
 
 
+def test_nor_are_they_under_another_name(ran, home, other, tmp_path):
+    bench("data", "phantom", home / "again", *sets(patients=6, size=32, slices=6, institutions=2))
+    for folder, name in ((home / "again", "patient1"), (other, "patient2")):
+        one = next(path for path in folder.rglob("PHANTOM_*") if path.is_dir())
+        shutil.copytree(one, tmp_path / "mixed" / name)
+    said = refused("evaluate", ran, "--data", tmp_path / "mixed")
+    assert re.match(r"1 of the patients of \S+ took part in the run itself, .* their images \(patient1\)", said)
+
+
 def test_predict_writes_a_mask_and_an_overlay_for_every_image(ran, other, tmp_path):
     images = tmp_path / "scans"
     shutil.copytree(other, images)

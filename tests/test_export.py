@@ -100,7 +100,7 @@ def test_bench_predict_takes_the_folder_anywhere(run, store, tmp_path, monkeypat
     assert not (elsewhere / "mlruns").exists()
 
 
-def test_bench_evaluate_takes_the_folder_for_patients_whom_its_models_have_not_seen(run, store, tmp_path):
+def test_bench_evaluate_takes_the_folder_for_patients_whom_its_models_have_not_seen(run, store, tmp_path, capsys):
     export_run(run, tmp_path / "out", uri=store.uri)
     write_case(tmp_path / "scans", "p_3", (1, 2))
 
@@ -111,9 +111,10 @@ def test_bench_evaluate_takes_the_folder_for_patients_whom_its_models_have_not_s
 
     logged = store.client.get_run(evaluated(tmp_path / "out"))
     assert logged.info.run_name == "out on scans"
+    assert "who took part by their names alone" in capsys.readouterr().err
     assert read_table(store, logged, "cases")["case"].tolist() == ["p_3"]
     write_case(tmp_path / "scans", "p_2", (1, 2))
-    with pytest.raises(DataError, match=r"^1 of the patients of .* took part in the run itself \(p_2"):
+    with pytest.raises(DataError, match=r"^1 of the patients of .* took part in the run itself, .*\(p_2\)"):
         evaluated(tmp_path / "out")
     for file in (tmp_path / "out").rglob("model.json"):
         assert "p_2" not in file.read_text(), "who took part cannot be read"

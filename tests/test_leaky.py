@@ -21,13 +21,14 @@ from bench.feed import Feed
 from bench.leaderboard import boards
 from bench.masks import load_masks
 from bench.pack import Pack, by_slice, packed
+from bench.participants import of_run
 from bench.recipe import Recipe, raw_pack, resolve
 from bench.records import Watch
 from bench.runner import Outcome, cross_validate
 from bench.session import dry_run, execute
 from bench.splits import Fold, leaky_slices, patients, split_table
 from bench.summary import summarise
-from bench.tracking import KIND, LEAKY, Store, find_run, open_run, patients_of, read_table, records
+from bench.tracking import KIND, LEAKY, Store, find_run, open_run, read_table, records
 from tests.packs import tiny_pack
 from tests.recorder import MemoryRecorder
 
@@ -271,7 +272,7 @@ def test_a_leaky_run_is_logged_marked_and_on_no_board(store: Store, pack, capsys
     assert "LEAKY" in run.data.tags["mlflow.note.content"]
     assert '"patients": 6' in run.inputs.dataset_inputs[0].dataset.profile
     cases = read_table(store, run, "cases")
-    assert set(cases["case"]) == patients_of(store, run) == set(pack.cases)
+    assert set(cases["case"]) == of_run(store, run).names == set(pack.cases)
     same = {tag: run.data.tags[tag] for tag in ("bench.data", "bench.split", "bench.convention", "bench.dataset")}
     assert records(store) == records(store, tags=same) == []
     with open_run(store, "honest", "phantom", same) as honest:  # as if its split had been the same

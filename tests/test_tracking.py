@@ -27,7 +27,6 @@ from bench.tracking import (
     knock,
     note_ranks,
     open_run,
-    patients_of,
     read_table,
     records,
     store_uri,
@@ -149,12 +148,6 @@ def test_the_newest_of_runs_with_one_name_is_found(store):
         with open_run(store, "same", "lgg", TAGS) as run:
             pass
     assert find_run(store, "same").info.run_id == run.run_id
-
-
-def test_patients_of_a_run_are_those_of_all_parts(store):
-    with open_run(store, "mine", "lgg", TAGS) as run:
-        run.table("split", pd.DataFrame({"fold": [0, 0], "part": ["train", "val"], "case": ["a", "b"]}))
-    assert patients_of(store, store.client.get_run(run.run_id)) == {"a", "b"}
 
 
 def test_a_lost_table_is_named(store):

@@ -15,11 +15,10 @@ import numpy as np
 from bench.datasets.images import find_images, read_slice
 from bench.errors import DataError
 from bench.masks import Mask
-from bench.pack import Pixels, Source, packed
+from bench.pack import Pixels, Source, fingerprints, histograms_of, image_table, packed
 
 SUFFIXES = (".tif", ".tiff", ".png")  # no JPEG: one that is cut short would be read as if it were whole
 LARGEST = 1 << 26  # pixels of a stack that is dropped on the page; `bench predict` takes more
-TELLING = 32  # grey levels from which on a slice is like no other; blank ones are all alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +81,9 @@ class Patients:
 
     def alike(self, images: Pixels) -> tuple[str, ...]:
         """Patients with a slice of exactly the same grey levels, even if it was turned, mirrored or renamed."""
-        found: set[str] = set()
-        for image in images:
-            mine = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(image.shape[-1])]
-            if max(map(np.count_nonzero, mine)) < TELLING or len(mine) != self.pack.histograms.shape[1]:
-                continue
-            same = (self.pack.histograms == np.array(mine)).all((1, 2))
-            found |= set(self.pack.index["case"][same])
-        return tuple(sorted(found))
+        mine = image_table(self.pack)
+        same = mine["image"].isin(fingerprints(histograms_of(images)))
+        return tuple(sorted(mine["case"][same].unique()))
 
 
 def dropped(files: Sequence[Path], channels: tuple[str, ...], patients: Patients | None = None) -> Scan:

@@ -145,17 +145,12 @@ def parent_of(store: Store, run: Run) -> Run:
     return store.client.get_run(parent) if parent else run
 
 
-def patients_of(store: Store, run: Run) -> set[str]:
-    """Everyone who took part in a run, on whatever side of its folds."""
-    return set(read_table(store, run, "split")["case"])
-
-
 def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
     """A table that a run has logged. Raises `StoreError`."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
-            return pd.read_csv(path, dtype={"case": str})
+            return pd.read_csv(path, dtype={"case": str, "image": str})
     except (MlflowException, OSError) as error:
         raise StoreError(
             f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "

@@ -1,0 +1,61 @@
+"""Who took part in a run, by name and by image, so that nobody is tested on patients that were learnt from."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import DataError, StoreError
+from bench.pack import Pack, image_table
+from bench.tracking import Run, Store, read_table
+
+
+@dataclass(frozen=True)
+class Participants:
+    """Everyone of a run, on whatever side of its folds: names, and fingerprints of images as its models saw them.
+
+    With a `salt`, both are hashed and cannot be read. `images` is None for runs of versions that kept none.
+    """
+
+    names: frozenset[str]
+    images: frozenset[str] | None
+    salt: str = ""
+
+    def among(self, pack: Pack) -> list[str]:
+        """Patients of a pack, preprocessed as the run's, who have the name of one of these, or an image of one."""
+        named = {case for case in pack.cases if self._sealed(case) in self.names}
+        images = image_table(pack)
+        shown = images["case"][images["image"].map(self._sealed).isin(self.images or ())]
+        return sorted(named | set(shown))
+
+    def sealed(self) -> dict[str, Any]:
+        """For a file that others may read: `described` knows them again, and who they are cannot be read there."""
+        made = Participants(frozenset(), frozenset(), secrets.token_hex(8))
+        known: dict[str, Any] = {"salt": made.salt, "hashes": sorted(map(made._sealed, self.names))}
+        return known if self.images is None else known | {"images": sorted(map(made._sealed, self.images))}
+
+    def _sealed(self, text: str) -> str:
+        return hashlib.sha256(f"{self.salt} {text}".encode()).hexdigest()[:16] if self.salt else text
+
+
+def of_run(store: Store, run: Run) -> Participants:
+    """Those of a run that is logged. Raises `StoreError`."""
+    names = frozenset(read_table(store, run, "split")["case"])
+    try:
+        return Participants(names, frozenset(read_table(store, run, "images")["image"]))
+    except StoreError:  # a version that kept none
+        return Participants(names, None)
+
+
+def described(description: Mapping[str, Any]) -> Participants:
+    """Those that a model's own description tells of. Raises `DataError` if it is silent."""
+    if (known := description.get("patients")) is None:
+        raise DataError(
+            "this folder does not say which patients its model has seen: a test needs others. "
+            "Name the run, or write the folder with `bench export`."
+        )
+    images = known.get("images")
+    return Participants(frozenset(known["hashes"]), None if images is None else frozenset(images), known["salt"])
