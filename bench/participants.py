@@ -35,7 +35,9 @@ class Participants:
         """For a file that others may read: `described` knows them again, and who they are cannot be read there."""
         made = Participants(frozenset(), frozenset(), secrets.token_hex(8))
         known: dict[str, Any] = {"salt": made.salt, "hashes": sorted(map(made._sealed, self.names))}
-        return known if self.images is None else known | {"images": sorted(map(made._sealed, self.images))}
+        if self.images is not None:  # thousands, so on one line
+            known["images"] = " ".join(sorted(map(made._sealed, self.images)))
+        return known
 
     def _sealed(self, text: str) -> str:
         return hashlib.sha256(f"{self.salt} {text}".encode()).hexdigest()[:16] if self.salt else text
@@ -57,5 +59,5 @@ def described(description: Mapping[str, Any]) -> Participants:
             "this folder does not say which patients its model has seen: a test needs others. "
             "Name the run, or write the folder with `bench export`."
         )
-    images = known.get("images")
-    return Participants(frozenset(known["hashes"]), None if images is None else frozenset(images), known["salt"])
+    names, images = frozenset(known["hashes"]), known.get("images")
+    return Participants(names, None if images is None else frozenset(images.split()), known["salt"])
