@@ -51,8 +51,7 @@ def evaluate_external(
             experiment = store.client.get_experiment(run.info.experiment_id).name
             tags["mlflow.parentRunId"] = parent.info.run_id
             known = of_run(store, parent)
-        feed = segmenter.feed(pack, tick=display.packing)
-        if shared := known.among(feed.pack):
+        if shared := known.among(pack):
             raise DataError(
                 f"{len(shared)} of the patients of {folder} took part in the run itself, by their names or by "
                 f"their images ({listing(shared)}): an external test needs others. "
@@ -63,6 +62,7 @@ def evaluate_external(
         if pack.manifest.synthetic:
             display.say(SYNTHETIC_WARNING)
         chosen = segmenter.threshold if threshold is None else threshold
+        feed = segmenter.feed(pack, tick=display.packing)
         scores = []
         for number, case in enumerate(pack.cases, 1):
             scores += [score for score, _ in task.score(segmenter.models, feed, [case], chosen)]

@@ -38,7 +38,16 @@ SHOWS = (  # what only shows results, or starts runs: it may change while one is
         "pictures.py",
         "power.py",
     ),
-    *("apply.py", "export.py", "inspection.py", "predict.py", "published.py", "suite.py", "tables.py"),
+    *(
+        "apply.py",
+        "export.py",
+        "inspection.py",
+        "participants.py",
+        "predict.py",
+        "published.py",
+        "suite.py",
+        "tables.py",
+    ),
 )
 
 

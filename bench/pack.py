@@ -200,10 +200,8 @@ def fingerprints(histograms: NDArray[np.integer[Any]]) -> list[str]:
 
 
 def image_table(pack: Pack) -> pd.DataFrame:
-    """One row a patient and `fingerprints` of its images: who is in a pack, whatever others call them."""
-    index = pack.index
-    whose = index["patient" if "patient" in index else "case"]
-    table = pd.DataFrame({"case": whose, "image": fingerprints(pack.histograms)})
+    """One row a patient and fingerprint of an image of it: who is in a pack, whatever others call them."""
+    table = pd.DataFrame({"case": pack.index["case"], "image": fingerprints(pack.histograms)})
     return table[table["image"] != ""].drop_duplicates(ignore_index=True)
 
 

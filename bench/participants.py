@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from bench.errors import DataError, StoreError
 from bench.pack import Pack, image_table
 from bench.tracking import Run, Store, read_table
@@ -15,7 +17,7 @@ from bench.tracking import Run, Store, read_table
 
 @dataclass(frozen=True)
 class Participants:
-    """Everyone of a run, on whatever side of its folds: names, and fingerprints of images as its models saw them.
+    """Everyone of a run, on whatever side of its folds: names, and fingerprints of images before preprocessing.
 
     With a `salt`, both are hashed and cannot be read. `images` is None for runs of versions that kept none.
     """
@@ -25,7 +27,7 @@ class Participants:
     salt: str = ""
 
     def among(self, pack: Pack) -> list[str]:
-        """Patients of a pack, preprocessed as the run's, who have the name of one of these, or an image of one."""
+        """Patients of a raw pack who have the name of one of these, or an image of one."""
         named = {case for case in pack.cases if self._sealed(case) in self.names}
         images = image_table(pack)
         shown = images["case"][images["image"].map(self._sealed).isin(self.images or ())]
@@ -45,11 +47,16 @@ class Participants:
 
 def of_run(store: Store, run: Run) -> Participants:
     """Those of a run that is logged. Raises `StoreError`."""
-    names = frozenset(read_table(store, run, "split")["case"])
+    names, images = frozenset(read_table(store, run, "split")["case"]), images_of(store, run)
+    return Participants(names, None if images is None else frozenset(images["image"]))
+
+
+def images_of(store: Store, run: Run) -> pd.DataFrame | None:
+    """The `image_table` of a run; None where a version that kept none has made it."""
     try:
-        return Participants(names, frozenset(read_table(store, run, "images")["image"]))
-    except StoreError:  # a version that kept none
-        return Participants(names, None)
+        return read_table(store, run, "images")
+    except StoreError:
+        return None
 
 
 def described(description: Mapping[str, Any]) -> Participants:

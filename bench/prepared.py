@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from bench import registry
 from bench.errors import BadSetting, DataError
-from bench.pack import Pack, Pixels
+from bench.pack import Pack, Pixels, histograms_of
 
 FORMAT = 1  # raise it when the files above change their meaning, or what steps import from other files
 Steps: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -80,15 +80,15 @@ def _fill(images: Pixels, raw: Pixels, change: Callable[[Pixels], Pixels], tick:
     In threads: OpenCV and ITK do not hold Python's lock while they compute.
     """
 
-    def one(row: int) -> list[NDArray[np.int64]]:
+    def one(row: int) -> Histograms:
         image = change(np.array(raw[row]))
         images[row] = image
-        return [np.bincount(image[..., c].ravel(), minlength=256) for c in range(image.shape[-1])]
+        return histograms_of([image])
 
     histograms = np.zeros((len(raw), raw.shape[-1], 256), np.uint32)
     with ThreadPoolExecutor(torch.get_num_threads(), "bench-prepare") as pool:
         for row, found in enumerate(pool.map(one, range(len(raw)))):
-            histograms[row] = found
+            histograms[row] = found[0]
             tick(row + 1, len(raw))
     return histograms
 

@@ -37,6 +37,7 @@ class Recipe:
     """What a run is made of."""
 
     config: RunConfig
+    raw: Pack  # before preprocessing
     pack: Pack
     folds: tuple[Fold, ...]
     device: torch.device
@@ -116,7 +117,8 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     config = config.completed()
     task = task_of(config)
     device = find_device(config.device)
-    pack = prepared(raw_pack(config, tick=watch.packing), config.input.preprocess, tick=watch.packing)
+    raw = raw_pack(config, tick=watch.packing)
+    pack = prepared(raw, config.input.preprocess, tick=watch.packing)
     if _leaks(config):
         pack = by_slice(pack)
     folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
@@ -127,6 +129,7 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
     recipe = Recipe(
         config=config,
+        raw=raw,
         pack=pack,
         folds=tuple(folds),
         device=device,

@@ -98,7 +98,7 @@ def cross_validate(
         }
     )
     recorder.table("split", split_table(recipe.pack.index, recipe.folds))
-    recorder.table("images", image_table(recipe.pack))
+    recorder.table("images", image_table(recipe.raw))
 
     def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
         folder = workspace and workspace / f"fold-{fold.number}"

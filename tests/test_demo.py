@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -152,27 +153,32 @@ def test_the_first_slice_shown_is_that_with_the_largest_tumour_else_with_the_lar
 
 
 def test_a_patient_of_the_run_is_shown_by_the_fold_that_tested_it():
-    assert speakers(SPLIT, "bob", [0, 1, 2]) == Speakers((1,), (0, 1, 2), tested=True)
+    assert speakers(SPLIT, ["bob"], [0, 1, 2]) == Speakers((1,), (0, 1, 2), tested=True)
 
 
 def test_anybody_else_and_files_are_shown_by_all_models():
-    for case in ("zoe", None):
-        assert speakers(SPLIT, case, [0, 1, 2]) == Speakers((0, 1, 2), (0, 1, 2), tested=False)
+    for cases in (["zoe"], []):
+        assert speakers(SPLIT, cases, [0, 1, 2]) == Speakers((0, 1, 2), (0, 1, 2), tested=False)
 
 
 def test_a_patient_whose_test_fold_was_not_run_is_refused():
     with pytest.raises(DataError, match=r"fold 1, which tested it, was not run: the model of fold 0 was trained"):
-        speakers(SPLIT, "bob", [0])
+        speakers(SPLIT, ["bob"], [0])
 
 
 def test_a_patient_whom_no_fold_tested_is_refused():
     with pytest.raises(DataError, match="no fold tested it"):
-        speakers(SPLIT[SPLIT["part"] != "test"], "bob", [0, 1, 2])
+        speakers(SPLIT[SPLIT["part"] != "test"], ["bob"], [0, 1, 2])
+
+
+def test_who_is_known_by_two_ids_is_shown_by_no_model_that_learnt_from_either():
+    with pytest.raises(DataError, match="ann and bob took part in this run, and no fold tested it"):
+        speakers(SPLIT, ["ann", "bob"], [0, 1, 2])
 
 
 def test_a_patient_whom_several_folds_tested_is_shown_by_these():
     again = pd.concat((SPLIT, pd.DataFrame([{"fold": 3, "part": "test", "case": "bob"}])))
-    assert speakers(again, "bob", [0, 1, 2, 3]).folds == (1, 3)
+    assert speakers(again, ["bob"], [0, 1, 2, 3]).folds == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +215,8 @@ def test_the_page_says_where_the_threshold_is_from():
     assert origin(chosen, all_) == "the run's own, chosen on validation patients, mean of 2 folds"
 
 
-def warned(shown: Scan, **tags: str) -> str:
-    return " ".join(cautions(record(**tags), RunConfig(), SPLIT, [0, 1, 2], shown))
+def warned(shown: Scan, alike: Sequence[str] = (), **tags: str) -> str:
+    return " ".join(cautions(record(**tags), RunConfig(), SPLIT, [0, 1, 2], shown, alike))
 
 
 def test_a_file_that_names_a_patient_of_the_run_is_pointed_out():
@@ -222,7 +228,10 @@ def test_a_file_that_names_a_patient_of_the_run_is_pointed_out():
 
 
 def test_pixels_of_a_patient_of_the_run_are_pointed_out_under_any_name():
-    assert "the very pixels of eve" in warned(scan(case=None, truth=False, names=("x",), alike=("eve", "zoe")))
+    assert "the very pixels of eve" in warned(scan(case=None, truth=False, names=("x",)), ["eve"])
+    said = warned(scan(case="subject1"), ["eve"])
+    assert said == "These are the very pixels of eve, who took part in this run under that name."
+    assert warned(scan(case="eve"), ["eve"]) == ""
 
 
 def test_a_single_slice_is_pointed_out():
@@ -233,6 +242,7 @@ def test_a_single_slice_is_pointed_out():
 def test_synthetic_data_and_other_pixels_are_pointed_out():
     assert "trained on synthetic phantoms" in warned(scan(), **{"bench.synthetic": "true"})
     assert "other pixels" in warned(scan(data="1"), **{"bench.data": "2"})
+    assert warned(scan(data="1"), ["ann"], **{"bench.data": "2"}) == ""  # other data, but these images
     assert warned(scan(data="2"), **{"bench.data": "2"}) == ""
     assert "SYNTHETIC" in panels.banner(scan(synthetic=True))
 
@@ -422,8 +432,8 @@ def test_files_are_shown_by_the_mean_of_all_models_and_known_again(studio, tmp_p
     files = [
         png(tmp_path / f"{n}.png", image[::-1, :, ::-1]) for n, image in enumerate(known.images, 1)
     ]  # upside down
-    shown = dropped(files, CHANNELS, studio.patients)
-    assert shown.alike == (case,)
+    shown = dropped(files, CHANNELS)
+    assert shown.prints == known.prints
     made = studio.predict(run, shown)
     whole = studio.load(run).segmenter
     assert held(whole) == [0, 1, 2]
@@ -435,9 +445,25 @@ def test_files_are_shown_by_the_mean_of_all_models_and_known_again(studio, tmp_p
 def test_a_patient_who_took_no_part_is_shown_by_the_mean_of_all_models(studio):
     run = studio.find("first")
     known = studio.patients.scan(studio.patients.cases[0])
-    stranger = Scan("s", "zoe", "zoe", known.images, known.truth, known.names, known.channels)
+    stranger = Scan("s", "zoe", "zoe", known.images, known.truth, known.names, known.channels)  # without prints
     whole = studio.load(run).segmenter
     assert (studio.predict(run, stranger).mask(whole.threshold) == (whole.predict(known.images) >= 0.5)).all()
+
+
+def test_a_patient_under_another_name_is_shown_by_the_fold_that_tested_it(studio, home, tmp_path):
+    run, case = studio.find("first"), studio.patients.cases[0]
+    folder = next(path for path in home.phantom.rglob(f"{case}*") if path.is_dir())
+    shutil.copytree(folder, tmp_path / "subject1")
+    other = Studio(studio.store, Patients(lgg(folder=tmp_path)))
+    assert other.tested(run) == {"subject1": studio.tested(run)[case]}
+    ours = studio.predict(run, studio.patients.scan(case))
+    theirs = other.predict(run, other.patients.scan("subject1"))
+    assert (theirs.said, theirs.logged) == (ours.said, None)
+    assert (theirs.levels == ours.levels).all()
+    assert theirs.cautions == (
+        *ours.cautions,
+        f"These are the very pixels of {case}, who took part in this run under that name.",
+    )
 
 
 def test_models_are_loaded_and_a_scan_is_predicted_once(studio):

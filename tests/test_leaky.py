@@ -151,7 +151,7 @@ def test_even_few_patients_have_slices_enough(cases):
 def test_the_table_of_the_split_names_real_patients(ran):
     recipe, recorder, *_ = ran
     table = recorder.tables["split"]
-    assert set(table["case"]) == set(recipe.pack.index["patient"])
+    assert set(table["case"]) == set(recorder.tables["images"]["case"]) == set(recipe.pack.index["patient"])
     assert len(table) == 3 * 36
     assert (table["slices"] == 1).all()
     tested = table[table["part"] == "test"]

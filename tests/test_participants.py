@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bench.errors import DataError
-from bench.pack import Pack, by_slice, fingerprints, histograms_of, image_table
+from bench.pack import Pack, fingerprints, histograms_of, image_table
 from bench.participants import Participants, described, of_run
 from bench.tracking import Store, open_run
 from tests.packs import pack_of, tiny_pack
@@ -79,11 +79,6 @@ def test_a_fingerprint_of_digits_alone_stays_text(store: Store) -> None:
         run.table("images", pd.DataFrame({"case": ["7", "7"], "image": ["012345678901", "12345678e123"]}))
     known = of_run(store, store.client.get_run(run.run_id))
     assert known == Participants(frozenset({"7"}), frozenset({"012345678901", "12345678e123"}))
-
-
-def test_slices_of_a_leaky_run_are_those_of_their_patients() -> None:
-    pack = tiny_pack(cases=2)
-    assert set(image_table(by_slice(pack))["case"]) == {"P0", "P1"}
 
 
 def test_what_is_sealed_cannot_be_read_and_is_another_text_each_time(store: Store) -> None:

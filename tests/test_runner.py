@@ -17,6 +17,7 @@ from bench.checkpoint import load_model
 from bench.config import RunConfig, override
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
 from bench.masks import load_masks
+from bench.pack import image_table
 from bench.probabilities import load_probabilities, reached
 from bench.recipe import resolve
 from bench.records import Watch
@@ -66,6 +67,15 @@ def ran(cache: Path):
 def test_every_patient_is_tested_exactly_once(ran):
     recipe, recorder, _ = ran
     assert sorted(recorder.tables["cases"]["case"]) == sorted(recipe.pack.cases)
+
+
+def test_a_run_keeps_what_its_images_are_known_by_before_any_preprocessing(ran):
+    recipe, recorder, _ = ran
+    changed = resolve(config(input__preprocess={"clahe": {}}))
+    assert (changed.pack.images != recipe.pack.images).any()
+    for pack in (recipe.pack, changed.raw):
+        pd.testing.assert_frame_equal(recorder.tables["images"], image_table(pack))
+    assert set(recorder.tables["images"]["case"]) == set(recipe.pack.cases)
 
 
 def test_a_fold_scores_its_own_test_patients(ran):

@@ -6,7 +6,7 @@ Whoever took part in a cross-validation is shown by the model of the fold that t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -29,23 +29,24 @@ class Speakers:
     tested: bool
 
 
-def speakers(split: pd.DataFrame, case: str | None, held: Sequence[int]) -> Speakers:
-    """Who may speak about a patient of this id, or about files (None), given the run's split table.
+def speakers(split: pd.DataFrame, cases: Collection[str], held: Sequence[int]) -> Speakers:
+    """Who may speak about a patient whom a run may know by these ids, none for files, given its split table.
 
-    About a patient who took part: the folds that tested it. About anyone else: all that are `held`.
-    Raises `DataError` when every model that is held was trained on the patient or chosen by it.
+    About a patient who took part: the folds that tested it, under all of its ids. About anyone else: all that are
+    `held`. Raises `DataError` when every model that is held was trained on the patient or chosen by it.
     """
-    parts = split[split["case"] == case]
+    parts = split[split["case"].isin(cases)]
     if parts.empty:
         return Speakers(tuple(held), tuple(held), tested=False)
-    tested = sorted(parts.loc[parts["part"] == "test", "fold"].tolist())
+    learnt = parts.loc[parts["part"] != "test", "fold"]
+    tested = sorted(set(parts.loc[parts["part"] == "test", "fold"]) - set(learnt))
     if may := tuple(fold for fold in tested if fold in held):
         return Speakers(may, tuple(held), tested=True)
     where = f"fold {listed(tested)}, which tested it, was not run" if tested else "no fold tested it"
     models = f"the model of fold {held[0]} was" if len(held) == 1 else f"the models of folds {listed(held)} were"
     raise DataError(
-        f"{case} took part in this run, and {where}: {models} trained on this patient or chosen by it. "
-        "Choose another patient, or a run of all folds."
+        f"{listed(sorted(cases))} took part in this run, and {where}: {models} trained on this patient or chosen "
+        "by it. Choose another patient, or a run of all folds."
     )
 
 
@@ -71,20 +72,32 @@ def origin(config: RunConfig, who: Speakers) -> str:
 
 
 def cautions(
-    run: RunRecord, config: RunConfig, split: pd.DataFrame, held: Sequence[int], scan: Scan
+    run: RunRecord,
+    config: RunConfig,
+    split: pd.DataFrame,
+    held: Sequence[int],
+    scan: Scan,
+    alike: Collection[str] = (),
 ) -> Iterator[str]:
-    """Sentences of warning about what a run that holds the models of some folds says of a scan."""
+    """Sentences of warning about what a run that holds the models of some folds says of a scan.
+
+    `alike` are those who took part with an image of the scan.
+    """
     if run.tags.get("bench.synthetic") == "true":
         yield "This run was trained on synthetic phantoms: it says nothing about patients."
     if scan.case is None:
-        yield from _about_files(config, split, held, scan)
-    elif (split["case"] == scan.case).any() and run.tags.get("bench.data") != scan.data:
+        yield from _about_files(config, split, held, scan, alike)
+    elif alike and scan.case not in alike:
+        yield f"These are the very pixels of {listed(sorted(alike))}, who took part in this run under that name."
+    elif not alike and (split["case"] == scan.case).any() and run.tags.get("bench.data") != scan.data:
         yield "The run was made on other pixels than this folder holds; who is who is judged by ids alone."
 
 
-def _about_files(config: RunConfig, split: pd.DataFrame, held: Sequence[int], scan: Scan) -> Iterator[str]:
+def _about_files(
+    config: RunConfig, split: pd.DataFrame, held: Sequence[int], scan: Scan, alike: Collection[str]
+) -> Iterator[str]:
     for case in sorted(split["case"].unique()):
-        if case in scan.alike:
+        if case in alike:
             yield f"These are the very pixels of {case}, who took part in this run: {_met(split, case, held)}."
         elif any(_contains(name, case) for name in scan.names):
             yield (

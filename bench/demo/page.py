@@ -207,7 +207,7 @@ class Page:
             return self._start(standing)
         channels = self.studio.load(standing.runs[0]).segmenter.channels
         try:
-            scan = dropped([Path(file) for file in files], channels, self.studio.patients)
+            scan = dropped([Path(file) for file in files], channels)
         except BenchError as error:
             return {self.status: panels.problem(str(error)), self.files: None}
         return self._open(replace(standing, scan=scan, at=0)) | {self.patient: None}

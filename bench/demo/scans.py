@@ -26,7 +26,7 @@ class Scan:
     """The slices of one patient: uint8 (S, H, W, C), and bool (S, H, W) where there is a truth.
 
     `case` is the patient of the data folder, None for dropped files. Equal `key`s are equal scans. `names` are
-    those of the slices' files without suffix. `alike` are patients of the data folder with the very same slices.
+    those of the slices' files without suffix, `prints` the `fingerprints` of their images.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Scan:
     channels: tuple[str, ...]
     synthetic: bool = False
     data: str = ""  # content key of the data set that it belongs to
-    alike: tuple[str, ...] = ()
+    prints: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -57,6 +57,7 @@ class Patients:
             entry.image.stem if entry.place is None else f"{entry.image.name.partition('.')[0]}_{entry.place + 1}"
             for entry in source.slices
         ]
+        self._prints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
 
     @property
     def cases(self) -> list[str]:
@@ -77,19 +78,19 @@ class Patients:
             channels=manifest.channels,
             synthetic=manifest.synthetic,
             data=manifest.key,
+            prints=self.prints(case),
         )
 
-    def alike(self, images: Pixels) -> tuple[str, ...]:
-        """Patients with a slice of exactly the same grey levels, even if it was turned, mirrored or renamed."""
-        mine = image_table(self.pack)
-        same = mine["image"].isin(fingerprints(histograms_of(images)))
-        return tuple(sorted(mine["case"][same].unique()))
+    def prints(self, case: str) -> frozenset[str]:
+        """What the images of a patient are known by (`fingerprints`)."""
+        found: frozenset[str] = self._prints.get(case, frozenset())
+        return found
 
 
-def dropped(files: Sequence[Path], channels: tuple[str, ...], patients: Patients | None = None) -> Scan:
+def dropped(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
     """Files as the slices of one patient, in the order of their numbers. Raises `DataError`.
 
-    Files that end in _mask are left out, and said. `patients` are those to compare with.
+    Files that end in _mask are left out, and said.
     """
     _refuse(files)
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +118,7 @@ def dropped(files: Sequence[Path], channels: tuple[str, ...], patients: Patients
         truth=None,
         names=names,
         channels=channels,
-        alike=patients.alike(images) if patients else (),
+        prints=frozenset(fingerprints(histograms_of(images))) - {""},
         notes=(f"{masks} file(s) that end in _mask were left out: a mask is no scan.",) if masks else (),
     )
 

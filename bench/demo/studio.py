@@ -26,6 +26,7 @@ from bench.demo.honesty import cautions, listed, origin, speakers, spoken
 from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
 from bench.masks import Mask
+from bench.participants import images_of
 from bench.probabilities import THRESHOLDS
 from bench.records import RunRecord
 from bench.serving import Segmenter
@@ -80,10 +81,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The models of a run and who played which part in it."""
+    """The models of a run, who played which part in it, and by which images they are known (None: not kept)."""
 
     segmenter: Segmenter
     split: pd.DataFrame
+    images: pd.DataFrame | None
+
+    def alike(self, prints: frozenset[str]) -> tuple[str, ...]:
+        """Who has one of these images in the run, whatever the name, and however it was turned or mirrored."""
+        if self.images is None:
+            return ()
+        return tuple(sorted(self.images["case"][self.images["image"].isin(prints)].unique()))
 
 
 class Studio:
@@ -122,10 +130,14 @@ class Studio:
 
     def tested(self, run_id: str) -> dict[str, str]:
         """For each patient of the folder: 'tested in fold 3', 'new to the run', or `IMPOSSIBLE`."""
-        loaded, said = self.load(run_id), {}
-        for case in self.patients.cases if self.patients else ():
+        loaded = self.load(run_id)
+        said: dict[str, str] = {}
+        if self.patients is None:
+            return said
+        for case in self.patients.cases:
             try:
-                who = speakers(loaded.split, case, held(loaded.segmenter))
+                known = loaded.alike(self.patients.prints(case)) or (case,)
+                who = speakers(loaded.split, known, held(loaded.segmenter))
                 said[case] = f"tested in fold {listed(who.folds)}" if who.tested else "new to the run"
             except DataError:
                 said[case] = IMPOSSIBLE
@@ -138,7 +150,9 @@ class Studio:
                 run = self.store.client.get_run(run_id)
                 with tempfile.TemporaryDirectory() as workspace:
                     segmenter = Segmenter(model_folders(self.store, run, Path(workspace)), self.device)
-                self._loaded[run_id] = Loaded(segmenter, read_table(self.store, run, "split"))
+                self._loaded[run_id] = Loaded(
+                    segmenter, read_table(self.store, run, "split"), images_of(self.store, run)
+                )
             return self._loaded[run_id]
 
     def predict(self, run_id: str, scan: Scan) -> Prediction:
@@ -170,7 +184,9 @@ class Studio:
                 f"{run.name} was trained on the channels {', '.join(whole.channels)}; "
                 f"this scan has {', '.join(scan.channels)}. Choose another run."
             )
-        who = speakers(loaded.split, scan.case, held(whole))
+        alike = loaded.alike(scan.prints)
+        known = () if scan.case is None else alike or (scan.case,)
+        who = speakers(loaded.split, known, held(whole))
         chosen = of_folds(whole, who.folds)
         levels, edges = graded(chosen.predict(scan.images), chosen.threshold)
         return Prediction(
@@ -180,7 +196,7 @@ class Studio:
             threshold=chosen.threshold,
             origin=origin(whole.config, who),
             said=spoken(scan, who),
-            cautions=tuple(cautions(run, whole.config, loaded.split, held(whole), scan)),
+            cautions=tuple(cautions(run, whole.config, loaded.split, held(whole), scan, alike)),
             logged=_logged(run, scan) if who.tested else None,
         )
 
