@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +18,8 @@ from numpy.typing import NDArray
 
 from bench import registry
 from bench.classification import HIGHER, SCORES, Calls
-from bench.errors import BadSetting, UnknownName, did_you_mean
+from bench.conditions import kept
+from bench.errors import UnknownName, did_you_mean
 from bench.pack import Manifest
 from bench.ranking import Standing, bootstrap_p, drawn_runs, percentiles, placed, standings
 from bench.records import RunRecord
@@ -168,7 +167,7 @@ def boards(
     Raises `BenchError`.
     """
     groups: dict[Key, list[RunRecord]] = {}
-    for record in _kept(records, where):
+    for record in kept(records, where):
         groups.setdefault(_comparable(record), []).append(record)
     if records:
         _check_primary(primary, records)
@@ -412,67 +411,18 @@ def _check_column(name: str | None, made: Sequence[Board]) -> None:
         raise UnknownName(f"no column '{name}'; there are {', '.join(there)}.{did_you_mean(name, there)}")
 
 
-OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "=": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-
-
-def _kept(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
-    """Those of which all conditions hold: 'key=value' (or !=, <, <=, >, >=)."""
-    kept = set(range(len(records)))
-    for condition in where:
-        found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
-        if found is None:
-            raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
-        key, sign, wanted = found.groups()
-        values = [_fact(record, key) for record in records]
-        if records and all(value is None for value in values):
-            there = {name for record in records for name in _facts(record)}
-            raise UnknownName(
-                f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
-                f"{did_you_mean(key, there)}"
-            )
-        kept &= {n for n, value in enumerate(values) if _holds(value, sign, wanted)}
-    return [record for n, record in enumerate(records) if n in kept]
-
-
-def _facts(record: RunRecord) -> dict[str, Any]:
-    return {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
-
-
-def _fact(record: RunRecord, key: str) -> Any:
-    """Of a run's name, settings, metrics or tags; `encoder` stands for model.encoder, `flops` for cost/flops."""
-    facts = _facts(record)
-    names = (key, f"{key}.name", f"cost/{key}", f"run.{key}", f"model.{key}")
-    return next((facts[name] for name in names if name in facts), None)
-
-
-def _holds(value: Any, sign: str, wanted: str) -> bool:
-    if value is None:
-        return sign == "!="
-    try:
-        return OPERATORS[sign](float(value), float(wanted))
-    except ValueError:
-        return OPERATORS[sign](str(value), wanted)
-
-
 def _front(board: Board, cost: str) -> tuple[Row, ...]:
     """Rows than which no other is at least as good and at least as cheap, and better in one of the two."""
     better = higher_is_better(board.task, board.primary)
     points: NDArray[np.float64] = np.array(
         [(-row.score if better else row.score, _column(row, cost)) for row in board.rows], np.float64
     )
-    kept = []
+    front = []
     for row, point in zip(board.rows, points, strict=True):
         beaten = (points <= point).all(1) & (points < point).any(1)
         if not beaten.any() and not np.isnan(point).any():
-            kept.append(row)
-    return tuple(kept)
+            front.append(row)
+    return tuple(front)
 
 
 def _ordered(board: Board, sort: str) -> tuple[Row, ...]:
