@@ -40,6 +40,7 @@ SHOWS = (  # what only shows results, or starts runs: it may change while one is
     ),
     *(
         "apply.py",
+        "benchmark.py",
         "export.py",
         "inspection.py",
         "participants.py",

@@ -12,16 +12,15 @@ import pandas as pd
 from rich.live import Live
 from rich.table import Table
 
+from bench.benchmark import Cell, Suite
 from bench.config import RunConfig
 from bench.console import console, frame_table
 from bench.leaderboard import HEADLINE, Board
 from bench.suite import (
     DONE,
     RUNNING,
-    Cell,
     Estimate,
     State,
-    Suite,
     Told,
     board_of,
     makespan,

@@ -1,9 +1,6 @@
-"""`bench suite`: a benchmark file, its cells, and which of them are done, failed or missing.
+"""`bench suite`: which cells of a benchmark file are done, failed or missing, and running them.
 
-A file names a base of settings, entries with what each changes, budgets that shrink the whole, and figures that
-others have published. A cell is one entry at one budget with one seed; it is found again in the store by its
-fingerprint and data, so that adding an entry runs that entry alone. An entry with `seeds: [0, 1]` has a cell for
-each, and one row on the leaderboard. What a budget says under `entries` is for these alone.
+A cell is found again in the store by its fingerprint and data, so that adding an entry runs that entry alone.
 
 Cells are spread over the workers of a launcher (`bench.launch`), and what they find goes to one store. A cell
 whose worker is lost is run again: from its last checkpoint where workers share the folder of the store (or
@@ -16,67 +13,27 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
 
-from bench.cascade import cascade, joined
-from bench.config import RunConfig, Settings, configure, read_yaml
+from bench.benchmark import Cell, Parts, Suite
+from bench.cascade import cascade
+from bench.config import RunConfig
 from bench.console import console
-from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
+from bench.errors import BenchError
 from bench.interrupted import abandon, alive, workspace_of
 from bench.launch import Here, Launcher, Task, spread
 from bench.leaderboard import Board, boards
-from bench.pack import Manifest
-from bench.recipe import raw_pack, resolve
+from bench.recipe import resolve
 from bench.runner import estimate_seconds
 from bench.session import execute
 from bench.tracking import Run, Store, connect, note_failure, records, runs_with
 
-FULL = "full"  # the budget of the file as it stands
 DONE, FAILED, MISSING, RUNNING = "done", "failed", "missing", "running"
-
-
-class Figure(Settings):
-    """What somebody has published for an entry, and the metric of ours with the same definition, if any."""
-
-    entry: str
-    what: str  # the score as its authors call it
-    value: float
-    metric: str | None = None
-    where: str  # data, split and where it is printed
-
-
-class Parts(Settings):
-    """A cascade: the names of two other entries."""
-
-    presence: str
-    segmentation: str
-
-
-class SuiteFile(Settings):
-    """A benchmark file, as it is written."""
-
-    title: str
-    base: Mapping[str, Any] = Field(default_factory=dict)
-    entries: dict[str, dict[str, Any]]
-    budgets: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
-    published: tuple[Figure, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry at one budget: a configuration to run, or two others to put together."""
-
-    name: str
-    what: RunConfig | Parts
-    fingerprint: str
-    data: Manifest
 
 
 @dataclass(frozen=True)
@@ -89,61 +46,6 @@ class State:
 
 
 Told = Callable[[Cell, str, str], None]  # hears of a cell, its state and a sentence on it
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A benchmark file at one budget, all of its cells resolved."""
-
-    title: str
-    budget: str
-    cells: tuple[Cell, ...]
-    published: tuple[Figure, ...]
-
-    def tags(self, cell: Cell) -> dict[str, str]:
-        return {"bench.suite": self.title, "bench.entry": cell.name, "bench.budget": self.budget}
-
-
-def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | None = None) -> Suite:
-    """Read a benchmark file; every cell is configured and every name in it looked up. Raises `BenchError`.
-
-    `given` are settings that win over the file, such as the folder of the data.
-    """
-    try:
-        file = SuiteFile.model_validate({"title": path.stem, **read_yaml(path, "benchmark")})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadSetting(f"{path}: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}.") from None
-    if budget != FULL and budget not in file.budgets:
-        there = ", ".join((FULL, *file.budgets))
-        raise UnknownName(f"{path} has no budget '{budget}'; it has {there}.{did_you_mean(budget, file.budgets)}")
-    made: dict[str, list[Cell]] = {}  # by entry, one a seed
-    manifests: dict[str, Manifest] = {}
-    layer = dict(file.budgets.get(budget, {}))
-    shrunk = layer.pop("entries", {})
-    for name in shrunk:
-        if name not in file.entries:
-            said = did_you_mean(name, file.entries)
-            raise UnknownName(f"{path}: budgets: {budget}: no entry '{name}'.{said}")
-    # Cascades last: their parts are known by then.
-    for name, changes in sorted(file.entries.items(), key=lambda entry: "cascade" in entry[1]):
-        if "cascade" in changes:
-            made[name] = [_cascade_cell(path, name, changes, {entry: own[0] for entry, own in made.items()})]
-            continue
-        made[name] = []
-        for cell, own in _per_seed(path, name, changes):
-            config = configure(file.base, own, layer, shrunk.get(name, {}), given or {}, {"name": name})
-            source = config.dataset.model_dump_json()
-            if source not in manifests:
-                manifests[source] = raw_pack(config).manifest
-            made[name].append(Cell(cell, config, config.fingerprint(), manifests[source]))
-    for figure in file.published:
-        if figure.entry not in made:
-            raise UnknownName(f"{path}: published: no entry '{figure.entry}'.{did_you_mean(figure.entry, made)}")
-    every = [made[name] for name in file.entries]  # each entry once before any is repeated
-    cells = (*(own[0] for own in every), *(cell for own in every for cell in own[1:]))
-    return Suite(file.title, budget, cells, file.published)
 
 
 def states(suite: Suite, store: Store) -> list[State]:
@@ -333,31 +235,6 @@ def _estimate(found: State, threads: int | None) -> Estimate:
         return Estimate(found, estimate_seconds(resolve(config.model_copy(update={"threads": own}))))
     except BenchError as error:
         return Estimate(found, problem=str(error))
-
-
-def _cascade_cell(path: Path, name: str, changes: Mapping[str, Any], cells: Mapping[str, Cell]) -> Cell:
-    try:
-        parts = Parts.model_validate(changes["cascade"])
-    except ValidationError:
-        raise BadSetting(f"{path}: {name}: a cascade is {{presence: ENTRY, segmentation: ENTRY}}.") from None
-    for part in parts.model_dump().values():
-        if part not in cells:
-            raise UnknownName(f"{path}: the cascade {name} names no entry '{part}'.{did_you_mean(part, cells)}")
-    gate, model = cells[parts.presence], cells[parts.segmentation]
-    return Cell(name, parts, joined(gate.fingerprint, model.fingerprint), model.data)
-
-
-def _per_seed(path: Path, name: str, changes: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The name of each cell of an entry, and what it changes."""
-    if "seeds" not in changes:
-        yield name, changes
-        return
-    seeds = changes["seeds"]
-    if not isinstance(seeds, list) or not seeds or len({str(seed) for seed in seeds}) < len(seeds):
-        raise BadSetting(f"{path}: {name}: seeds is a list of different numbers, such as [0, 1].")
-    rest = {k: v for k, v in changes.items() if k != "seeds"}
-    for place, seed in enumerate(seeds):
-        yield f"{name} seed {seed}" if place else name, rest | {"seed": seed}
 
 
 def _identity(cell: Cell) -> dict[str, str]:

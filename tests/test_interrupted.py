@@ -23,6 +23,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bench import registry
+from bench.benchmark import read_suite
 from bench.cli import app
 from bench.config import RunConfig, configure
 from bench.errors import BadSetting
@@ -32,7 +33,7 @@ from bench.recipe import Recipe, resolve
 from bench.records import FoldResult, Watch
 from bench.runner import Kept, cross_validate, run_fold
 from bench.session import execute, resumed
-from bench.suite import DONE, FAILED, MISSING, RUNNING, read_suite, run_suite, states
+from bench.suite import DONE, FAILED, MISSING, RUNNING, run_suite, states
 from bench.tracking import Store, connect, find_run, folds_of, model_folders, open_run, read_table
 from bench.tracking.recorder import reopen
 from tests.recorder import MemoryRecorder

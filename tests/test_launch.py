@@ -19,12 +19,13 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
+from bench.benchmark import read_suite
 from bench.errors import BadSetting, UnknownName
 from bench.launch import Event, Here, Launcher, Task, engine, spread
 from bench.launch.local import Local, share
 from bench.launch.on_ray import join
 from bench.session import execute
-from bench.suite import DONE, read_suite, run_suite
+from bench.suite import DONE, run_suite
 from bench.tracking import Store, connect, folds_of, read_table, runs_with
 from bench.tracking.store import Patient
 

@@ -11,6 +11,7 @@ import yaml
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from bench.benchmark import Suite, read_suite
 from bench.cli import app
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.interrupted import at_work, workspace_of
@@ -22,11 +23,9 @@ from bench.suite import (
     FAILED,
     MISSING,
     RUNNING,
-    Suite,
     board_of,
     estimates,
     makespan,
-    read_suite,
     run_cell,
     run_suite,
     states,

@@ -133,12 +133,13 @@ def suite(
     Exit code 1 when a cell has failed. With workers on other machines, give a server as --tracking-uri; a SQLite
     store is for the processes of one machine.
     """
+    from bench.benchmark import read_suite
     from bench.config import parse
     from bench.console import console, frame_table
     from bench.launch import engine
     from bench.launch.local import share
     from bench.published import planned, show, watched
-    from bench.suite import FAILED, estimates, read_suite, run_suite, states
+    from bench.suite import FAILED, estimates, run_suite, states
     from bench.tracking import connect
 
     flags = {"dataset.folder": data and str(data), "device": device}
