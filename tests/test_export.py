@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from bench import registry
+from bench import participants, registry
 from bench.apply import evaluate_external
 from bench.checkpoint import save_model
 from bench.cli import app
 from bench.config import configure
+from bench.datasets.lgg import lgg
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.export import export_run, exported
+from bench.pack import packed
 from bench.serving import Segmenter
 from bench.tracking import Store, open_run, read_table
 from tests.tiffs import image_of, write, write_case
@@ -135,8 +138,20 @@ def test_what_is_there_is_not_written_over(run, store, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+CHAMPION = Path(__file__).parents[1] / "benchmarks" / "results" / "lgg" / "champion"
+
+
+def test_the_published_champion_knows_its_patients_under_any_name(lgg_folder, tmp_path):
+    folder = next(path for path in sorted(lgg_folder.rglob("TCGA_*")) if path.is_dir())
+    shutil.copytree(folder, tmp_path / "scans" / "subject1")
+    pack = packed(lgg(folder=tmp_path / "scans"), tmp_path / "cache")
+    for model in exported(CHAMPION):
+        described = json.loads((model / "model.json").read_text())
+        assert participants.described(described).among(pack) == ["subject1"]
+
+
 def test_the_published_champion_predicts_from_a_clone():
-    folders = exported(Path(__file__).parents[1] / "benchmarks" / "results" / "lgg" / "champion")
+    folders = exported(CHAMPION)
     assert len(folders) == 5
     assert sum(file.stat().st_size for file in folders[0].parent.rglob("*") if file.is_file()) < 20e6
     champion = Segmenter(folders)
