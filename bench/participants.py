@@ -28,21 +28,18 @@ class Participants:
 
     def among(self, pack: Pack) -> list[str]:
         """Patients of a raw pack who have the name of one of these, or an image of one."""
-        named = {case for case in pack.cases if self._sealed(case) in self.names}
+        named = {case for case in pack.cases if _hashed(case, self.salt) in self.names}
         images = image_table(pack)
-        shown = images["case"][images["image"].map(self._sealed).isin(self.images or ())]
+        shown = images["case"][[_hashed(one, self.salt) in (self.images or ()) for one in images["image"]]]
         return sorted(named | set(shown))
 
     def sealed(self) -> dict[str, Any]:
         """For a file that others may read: `described` knows them again, and who they are cannot be read there."""
-        made = Participants(frozenset(), frozenset(), secrets.token_hex(8))
-        known: dict[str, Any] = {"salt": made.salt, "hashes": sorted(map(made._sealed, self.names))}
+        salt = secrets.token_hex(8)
+        known: dict[str, Any] = {"salt": salt, "hashes": sorted(_hashed(name, salt) for name in self.names)}
         if self.images is not None:  # thousands, so on one line
-            known["images"] = " ".join(sorted(map(made._sealed, self.images)))
+            known["images"] = " ".join(sorted(_hashed(image, salt) for image in self.images))
         return known
-
-    def _sealed(self, text: str) -> str:
-        return hashlib.sha256(f"{self.salt} {text}".encode()).hexdigest()[:16] if self.salt else text
 
 
 def of_run(store: Store, run: Run) -> Participants:
@@ -68,3 +65,8 @@ def described(description: Mapping[str, Any]) -> Participants:
         )
     names, images = frozenset(known["hashes"]), known.get("images")
     return Participants(names, None if images is None else frozenset(images.split()), known["salt"])
+
+
+def _hashed(text: str, salt: str) -> str:
+    """The text itself where there is no salt."""
+    return hashlib.sha256(f"{salt} {text}".encode()).hexdigest()[:16] if salt else text

@@ -23,8 +23,7 @@ from bench.augment.warp import _blur
 from bench.config import Input, RunConfig, configure
 from bench.draws import Draws
 from bench.feed import Feed
-from bench.patches import random_patch
-from bench.recipe import task_of
+from bench.recipe import _augmentations, task_of
 from bench.step import Stepper
 from bench.train import train
 from tests.components.test_models import EVERY, build, side
@@ -88,9 +87,6 @@ def epoch(model: nn.Module, config: RunConfig, *, size: int = 48, resident: bool
     steps = []
     feed = Feed(tiny_pack(size=size), config.input, GPU, resident=resident)
     feed.units = lambda batches: map(feed.unit, batches)  # type: ignore[method-assign]  # a reader has a stream
-    augment = [registry.augmentation[name].bind(params) for name, params in config.augment.items()]
-    if config.input.patch:
-        augment.append(lambda *given: random_patch(*given, size=config.input.patch.size, tumour_share=0.5))
     taken = Stepper._step
 
     def watched(self: Stepper, images: Tensor, masks: Tensor) -> Tensor:
@@ -107,7 +103,7 @@ def epoch(model: nn.Module, config: RunConfig, *, size: int = 48, resident: bool
             feed,
             np.arange(2 * STEPS),
             loss=loss or registry.loss[config.loss.name].bind(config.loss.params),
-            augment=augment,
+            augment=_augmentations(config),
             schedule=registry.schedule["cosine"].bind({}),
             settings=config.train.model_copy(update={"batch_size": 2, "epochs": 1}),
             seed=0,
