@@ -27,8 +27,8 @@ GIVEN_UP = "bench.given_up"  # of a run that a fresh one was preferred to
 FRESH = "Give --fresh to start anew."
 SHOWS = (  # what only shows results, or starts runs: it may change while one is unfinished
     *("cli/", "demo/", "launch/", "report/", "search/", "speed/"),
-    *("apply.py", "benchmark.py", "compar", "console.py", "export.py", "inspection.py", "participants.py"),
-    *("pictures.py", "power.py", "predict.py", "published.py", "suite.py", "tables.py"),
+    *("apply.py", "benchmark.py", "compar", "console.py", "exchange.py", "export.py", "inspection.py"),
+    *("participants.py", "pictures.py", "power.py", "predict.py", "published.py", "suite.py", "tables.py"),
 )
 
 

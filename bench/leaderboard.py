@@ -27,6 +27,7 @@ from bench.stats import Interval
 from bench.summary import NOT_METRICS
 
 CONVENTION = "1"  # raise it when a metric changes its meaning: older rows then stand on another board
+IMPORTED = "bench.imported"  # tag of a run that another store has logged: its id there
 HEADLINE = {"segmentation": "dice", "presence": "auroc"}
 CONFIGURATION = "configuration"  # what makes a row: runs of one configuration, which differ in their seeds alone
 RUN = "run"  # or every run by itself
@@ -86,6 +87,7 @@ class Row:
     data: str
     split: str
     synthetic: bool
+    imported: bool  # any of its runs was scored elsewhere, and its scores taken over
     run_id: str  # the newest
     runs: tuple[str, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -132,6 +134,8 @@ class Board:
             one = all(row.seeds == 1 for row in self.rows)
             seeds = "One seed a row" if one else "However many seeds a row has"
             said.append(f"{seeds}: p speaks of these fitted models; trained anew, ranks may change.")
+        if imported := [row.name for row in self.rows if row.imported]:
+            said.append(f"Imported, not scored in this store: {', '.join(imported)}.")
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
@@ -340,6 +344,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
         data=first.tags["bench.data"][:8],
         split=first.tags["bench.split"],
         synthetic=first.tags.get("bench.synthetic") == "true",
+        imported=any(IMPORTED in run.tags for run in runs),
         run_id=first.run_id,
         runs=tuple(run.run_id for run in runs),
         scores={name: _mean(runs, name) for name in logged},

@@ -209,6 +209,35 @@ def export(
 
 
 @app.command()
+def publish(
+    out: Annotated[Path, typer.Argument(help="A folder, new or of runs published before, which stay.")],
+    where: Annotated[list[str] | None, typer.Option(help="Only runs of which this holds: model=unet.")] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write runs' scores, patient by patient, settings, costs and folds to files that `bench import` takes.
+
+    No masks, models or images; but the tables name the patients.
+    """
+    from bench.exchange import publish_runs
+
+    publish_runs(out, where=where or (), uri=tracking_uri)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder that `bench publish` wrote.")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Take published runs into the store: ranked beside your own, and done where a suite asks for them.
+
+    What contradicts itself is refused: scores and patients, Dice and pixels, folds and their hash.
+    """
+    from bench.exchange import import_runs
+
+    import_runs(folder, uri=tracking_uri)
+
+
+@app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
     input: Annotated[Path, typer.Argument(help="An image or a volume, or a folder of them.")],

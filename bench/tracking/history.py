@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from bench.config import parse
 from bench.errors import StoreError, UnknownName, did_you_mean
-from bench.leaderboard import Board, on_board, placings
+from bench.leaderboard import IMPORTED, Board, on_board, placings
 from bench.masks import Masks, load_masks
 from bench.probabilities import Probabilities, load_probabilities
 from bench.records import RunRecord
@@ -27,18 +27,8 @@ DERIVED = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # what is l
 
 def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
     """All finished cross-validations that carry these tags, with their per-patient tables. Raises `StoreError`."""
-    wanted = {KIND: PARENT, **(tags or {})}
-    where = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in wanted.items())
-    experiments = [e.experiment_id for e in store.client.search_experiments()]
-    found: list[RunRecord] = []
-    token = None
-    while token != "":
-        page = store.client.search_runs(
-            experiments, f"{where} and attributes.status = 'FINISHED'", max_results=1000, page_token=token
-        )
-        found += [_record(store, run) for run in page]
-        token = page.token or ""
-    return found
+    runs = runs_with(store, {KIND: PARENT, **(tags or {})})
+    return [_record(store, run) for run in runs if run.info.status == "FINISHED"]
 
 
 def rank_anew(store: Store, run_id: str) -> Board:
@@ -54,7 +44,8 @@ def find_run(store: Store, wanted: str) -> Run:
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     runs = list(store.client.search_runs(experiments, max_results=5000))
     for run in runs:  # newest first
-        if wanted == run.info.run_name or (len(wanted) >= 6 and run.info.run_id.startswith(wanted)):
+        ids = run.info.run_id, run.data.tags.get(IMPORTED, "")
+        if wanted == run.info.run_name or (len(wanted) >= 6 and any(one.startswith(wanted) for one in ids)):
             return run
     names = {run.info.run_name for run in runs}
     raise UnknownName(
@@ -136,7 +127,13 @@ def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """All runs that carry these tags, in whatever state, the newest first."""
     where = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
     experiments = [e.experiment_id for e in store.client.search_experiments()]
-    return list(store.client.search_runs(experiments, where, max_results=1000))
+    found: list[Run] = []
+    token = None
+    while token != "":
+        page = store.client.search_runs(experiments, where, max_results=1000, page_token=token)
+        found += page
+        token = page.token or ""
+    return found
 
 
 def parent_of(store: Store, run: Run) -> Run:

@@ -1,0 +1,249 @@
+"""Scores of finished runs as a folder of files, out of one store and into another.
+
+What is published is what ranks: every patient's scores, settings, costs and the folds. Masks, models and curves
+stay behind. Where it is imported, cells of a suite that others have run are done, and a run of one's own is ranked
+beside theirs without training them again.
+
+    runs.json          of every run its id, name, settings, scores and costs over all patients, and tags
+    cases.csv          a row a run and patient
+    slices.csv         a row a run and slice, of presence runs alone
+    split-<hash>.csv   which part each patient plays in each fold
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from bench import registry
+from bench.classification import summarise_calls
+from bench.conditions import kept
+from bench.console import Display, console
+from bench.counts import dice_of
+from bench.derived import SOURCE
+from bench.errors import BadSetting, DataError, LeakageError
+from bench.leaderboard import IMPORTED
+from bench.records import RunRecord
+from bench.splits import Fold, split_hash
+from bench.summary import NOT_METRICS, summarise
+from bench.tracking import KIND, PARENT, connect, open_run, rank_anew, read_table, records, runs_with
+
+FORMAT = 1
+RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
+NEEDED = ("bench.dataset", "bench.data", "bench.split", "bench.convention", "bench.fingerprint")
+PLACES = ("dataset.folder", "run.plugins")  # settings that name places on the machine of a run
+TOLERANCE = 1e-4  # of a score, relative: tables may have been written to six digits
+
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
+
+
+class _Run(BaseModel):
+    """A run as RUNS tells of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    name: str
+    settings: dict[str, str]
+    metrics: dict[str, Number]
+    tags: dict[str, str]
+
+
+class _File(BaseModel):
+    """What RUNS holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    runs: tuple[_Run, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Runs, the oldest first, and the split that each names, by its hash: a row a fold and patient."""
+
+    runs: tuple[RunRecord, ...]
+    splits: Mapping[str, pd.DataFrame]
+
+
+def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None) -> None:
+    """Write the finished runs of which these conditions hold to the folder `out`, beside those that are there.
+
+    Raises `BenchError`.
+    """
+    store = connect(uri)
+    found = kept(records(store), where)[::-1]
+    if not found:
+        raise BadSetting(f"no finished run in {store.address} is meant. `bench leaderboard` shows them all.")
+    before = read_published(out) if (out / RUNS).exists() else Published((), {})
+    splits = dict(before.splits)
+    for record in found:
+        if record.tags["bench.split"] not in splits:
+            run = store.client.get_run(record.run_id)
+            splits[record.tags["bench.split"]] = read_table(store, run, "split")
+    new = [_public(record) for record in found]
+    ids = {record.run_id for record in new}
+    runs = (*(record for record in before.runs if record.run_id not in ids), *new)
+    write_published(out, Published(runs, splits))
+    patients = len({case for record in runs for case in record.cases["case"]})
+    console().print(f"{_runs(len(runs))} in {out}, whose tables name {patients} patients", markup=False)
+
+
+def import_runs(folder: Path, *, uri: str | None = None) -> None:
+    """Log the runs of a published folder as finished runs of this store; those that it has are left alone.
+
+    Each is tagged with the id that it was published under, and ranked. Raises `BenchError`.
+    """
+    published, store = read_published(folder), connect(uri)
+    runs = [run for run in runs_with(store, {KIND: PARENT}) if run.info.status == "FINISHED"]
+    there = {run.info.run_id for run in runs} | {run.data.tags.get(IMPORTED) for run in runs}
+    new = [record for record in published.runs if record.run_id not in there]
+    boards: dict[tuple[str, ...], str] = {}
+    with Display() as display:
+        for done, record in enumerate(new, 1):
+            tags = {**record.tags, IMPORTED: record.run_id}
+            with open_run(store, record.name, tags["bench.dataset"], tags, say=display.say) as recorder:
+                recorder.settings(record.settings)
+                recorder.metrics(record.metrics)
+                recorder.table("cases", record.cases)
+                recorder.table("split", published.splits[tags["bench.split"]])
+                if record.slices is not None:
+                    recorder.table("slices", record.slices)
+            if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank
+                boards[tuple(tags[tag] for tag in NEEDED[1:4])] = recorder.run_id
+            display.bar(done, len(new), "importing", "runs")
+    for run_id in boards.values():
+        rank_anew(store, run_id)
+    known = len(published.runs) - len(new)
+    before = f"; {_runs(known)} there already" * bool(known)
+    console().print(f"{_runs(len(new))} imported into {store.address}{before}", markup=False)
+
+
+def write_published(folder: Path, published: Published) -> None:
+    """Write the files of a folder that `read_published` reads, to full precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = [_Run.model_validate(run, from_attributes=True) for run in published.runs]
+    content = _File(format=FORMAT, runs=tuple(told)).model_dump(mode="json")
+    (folder / RUNS).write_text(f"{json.dumps(content, indent=1, sort_keys=True)}\n", encoding="utf-8")
+    for name, tables in (
+        (CASES, {run.run_id: run.cases for run in published.runs}),
+        (SLICES, {run.run_id: run.slices for run in published.runs if run.slices is not None}),
+    ):
+        if tables:
+            pd.concat(tables, names=["run_id", ""]).droplevel(1).to_csv(folder / name)
+    for split, table in published.splits.items():
+        table.to_csv(folder / f"split-{split}.csv", index=False)
+
+
+def read_published(folder: Path) -> Published:
+    """The runs of a published folder. Raises `DataError` where files are lacking, or contradict one another."""
+    try:
+        told = _File.model_validate_json((folder / RUNS).read_bytes())
+    except OSError:
+        raise DataError(f"{folder} holds no {RUNS}. Give a folder that `bench publish` wrote.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise DataError(f"{folder / RUNS} is not of format {FORMAT}: {where}: {first['msg']}.") from None
+    cases, slices = _tables(folder / CASES), _tables(folder / SLICES)
+    runs, splits = [], {}
+    for one in told.runs:
+        called = f"{folder}: run {one.name} ({one.run_id[:8]})"
+        lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
+        if lacking:
+            raise DataError(f"{called} lacks {' and '.join(lacking)}.")
+        split = one.tags["bench.split"]
+        if split not in splits:
+            splits[split] = _split(folder / f"split-{split}.csv", split)
+        record = RunRecord(**one.model_dump(), cases=cases[one.run_id], slices=slices.get(one.run_id))
+        if problem := _contradiction(record, splits[split]):
+            raise DataError(f"{called} cannot be believed: {problem}.")
+        runs.append(record)
+    return Published(tuple(runs), splits)
+
+
+def _runs(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"
+
+
+def _public(record: RunRecord) -> RunRecord:
+    """Under the id that it was first logged with, without its rank and what belongs to its machine or store."""
+    tags = {k: v for k, v in record.tags.items() if k.startswith(("bench.", "env.", "plan."))}
+    if "mlflow.note.content" in record.tags:
+        tags["mlflow.note.content"] = record.tags["mlflow.note.content"]
+    first = tags.pop(IMPORTED, record.run_id)
+    tags.pop(SOURCE, None)
+    return replace(
+        record,
+        run_id=first,
+        settings={k: v for k, v in record.settings.items() if k not in PLACES},
+        metrics={k: v for k, v in record.metrics.items() if not k.startswith(("rank", "system/"))},
+        tags=tags,
+    )
+
+
+def _tables(path: Path) -> dict[str, pd.DataFrame]:
+    """The part of a table that belongs to each run, without columns that say nothing of it."""
+    if not path.exists():
+        return {}
+    try:
+        whole = pd.read_csv(path, dtype={"case": str, "run_id": str})
+        parts = whole.groupby("run_id", sort=False)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    return {
+        str(run_id): part.drop(columns="run_id").dropna(axis=1, how="all").reset_index(drop=True)
+        for run_id, part in parts
+    }
+
+
+def _split(path: Path, expected: str) -> pd.DataFrame:
+    """A table of folds, which must be those that its hash stands for."""
+    try:
+        table = pd.read_csv(path, dtype={"case": str})
+        folds = _folds(table)
+    except (OSError, ValueError, KeyError, LeakageError) as error:
+        raise DataError(f"{path} does not hold the folds of a split: {error}") from None
+    if (found := split_hash(folds)) != expected:
+        raise DataError(f"{path} holds the folds of split {found}. Put the right file there.")
+    return table
+
+
+def _folds(table: pd.DataFrame) -> list[Fold]:
+    """The folds of a `bench.splits.split_table`."""
+    return [
+        Fold(number, *(frozenset(rows["case"][rows["part"] == part]) for part in ("train", "val", "test")))
+        for number, rows in ((n, table[table["fold"] == n]) for n in sorted({*map(int, table["fold"])}))
+    ]
+
+
+def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
+    """In what a run's scores of all patients, its scores of each, its pixels and its folds disagree; else None."""
+    cases = record.cases
+    tested = split[split["part"] == "test"]
+    if not {*zip(cases["case"], cases["fold"], strict=True)} <= {
+        *zip(tested["case"], tested["fold"], strict=True)
+    }:
+        return f"its patients are not those that the folds of split {record.tags['bench.split']} test"
+    if record.slices is not None:
+        expected = summarise_calls(record.slices, with_interval=False)
+    else:
+        mine = [name for name in cases if name in NOT_METRICS or name in registry.metric]
+        expected = summarise(cases[mine], with_interval=False)
+        counted = dice_of(*cases[["tp", "fp", "fn"]].to_numpy().T)
+        if "dice" in cases and not np.allclose(cases["dice"], counted, rtol=TOLERANCE, equal_nan=True):
+            return f"Dice of some patients in {CASES} is not that of their pixels"
+    for name, value in expected.items():
+        logged = record.metrics.get(name, value)
+        if not np.isclose(logged, value, rtol=TOLERANCE, equal_nan=True):
+            return f"{name} is {logged:g} in {RUNS}, and {value:g} by its patients"
+    return None
