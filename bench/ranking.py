@@ -26,8 +26,8 @@ class Standing:
 
     `difference` is its mean less the leader's, over the same patients. `p` is Wilcoxon's of that difference, Holm
     corrected over all pairs of models, since who leads was not known before. Models of one `group` cannot be told
-    from its best one. `first` is the probability that the model is the best for patients drawn anew, `ranks` the
-    interval of its rank.
+    from its best one (`apart`). `first` is the probability that the model is the best for patients drawn anew,
+    `ranks` the interval of its rank.
     """
 
     rank: int
@@ -67,12 +67,14 @@ def standings(
         values = patients[own] if other is None else np.round(patients[own] - patients[other], 12)
         return interval(values, level=level, resamples=resamples, seed=seed)
 
+    p, lean = wilcoxon(patients)
     return placed(
         means,
         draws,
-        wilcoxon(patients),
+        p,
         [bounds(m, None) for m in range(len(runs))],
         [bounds(m, leader) for m in range(len(runs))],
+        lean=lean,
         higher=higher,
         level=level,
     )
@@ -85,10 +87,15 @@ def placed(
     intervals: Sequence[Interval],
     differences: Sequence[Interval],
     *,
+    lean: Floats | None = None,
     higher: bool = True,
     level: float = 0.95,
 ) -> list[Standing]:
-    """Standings of M models from their scores (M,), those of drawn patients (M, B) and p-values (M, M)."""
+    """Standings of M models from their scores (M,), those of drawn patients (M, B) and p-values (M, M).
+
+    `lean` (M, M) is above 0 where the test of the p-values finds the first model's scores higher; as the means do
+    by default.
+    """
     sign = 1 if higher else -1
     leader = int(np.argmax(sign * means))
     corrected = holm_pairs(p)
@@ -97,7 +104,8 @@ def placed(
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=1, method="closest_observation")
     best = (drawn == 1) / (drawn == 1).sum(0)  # a first place that is shared is shared out
-    group = groups(sign * means, corrected)
+    told = apart(means, draws, corrected, np.subtract.outer(means, means) if lean is None else lean)
+    group = groups(sign * means, told)
     return [
         Standing(
             rank=int(rank[m]),
@@ -135,14 +143,33 @@ def drawn_runs(rng: np.random.Generator, runs: int, resamples: int) -> Floats:
     return weight
 
 
-def wilcoxon(patients: Floats) -> Floats:
-    """Two-sided p-values (M, M) of all pairs, of scores (M, patients); 1 where two models are the same."""
-    p = np.ones((len(patients), len(patients)))
+def wilcoxon(patients: Floats) -> tuple[Floats, Floats]:
+    """Of all pairs of models, from scores (M, patients): two-sided p-values (M, M), 1 where two are the same, and
+    the signed ranks' sum (M, M), above 0 where the first one's scores tend to be higher.
+    """
+    p, lean = np.ones((len(patients), len(patients))), np.zeros((len(patients), len(patients)))
     for a, b in combinations(range(len(patients)), 2):
         d = np.round(patients[a] - patients[b], 12)  # smaller is rounding, which would break ties between ranks
         if d.any():
             p[a, b] = p[b, a] = stats.wilcoxon(d).pvalue
-    return p
+            lean[a, b] = np.sign(d[d != 0]) @ stats.rankdata(np.abs(d[d != 0]))
+            lean[b, a] = -lean[a, b]
+    return p, lean
+
+
+def apart(
+    means: Floats, draws: Floats, corrected: Floats, lean: Floats, alpha: float = ALPHA
+) -> NDArray[np.bool_]:
+    """Which pairs (M, M) can be told apart: by the corrected p of their ranks and by the interval of the difference
+    of their means, which does not hold 0, both in one direction, as `bench compare` wants it.
+
+    Ranks alone would call a model better that is a little better in most patients and far worse in a few.
+    """
+    told = (corrected < alpha) & (lean * np.subtract.outer(means, means) > 0)
+    for a, b in np.argwhere(np.triu(told)):
+        ends = percentiles(draws[a] - draws[b], 1 - alpha)
+        told[a, b] = told[b, a] = not ends.low <= 0 <= ends.high
+    return told
 
 
 def bootstrap_p(draws: Floats) -> Floats:
@@ -160,14 +187,21 @@ def holm_pairs(p: Floats) -> Floats:
     return np.minimum(corrected, corrected.T)
 
 
-def groups(goodness: Floats, p: Floats, alpha: float = ALPHA) -> NDArray[np.int64]:
+def told_apart(scores: Sequence[Floats], *, resamples: int = 9999) -> NDArray[np.bool_]:
+    """`apart`, of models with scores (runs, patients) each, as `standings` has it."""
+    patients = np.stack([runs.mean(0) for runs in scores])
+    p, lean = wilcoxon(patients)
+    return apart(patients.mean(1), drawn_means(scores, resamples=resamples), holm_pairs(p), lean)
+
+
+def groups(goodness: Floats, told: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Tie groups from 1: the best model and all that cannot be told from it, then the same among the rest."""
     group = np.zeros(len(goodness), np.int64)
     number = 0
     while (left := np.flatnonzero(group == 0)).size:
         number += 1
         head = left[np.argmax(goodness[left])]
-        group[left[p[head, left] >= alpha]] = number
+        group[left[~told[head, left]]] = number
         group[head] = number
     return group
 

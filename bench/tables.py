@@ -134,7 +134,11 @@ def _standing(task: str, digits: int) -> tuple[Column, ...]:
             "95% interval", lambda r: between(r.difference_low, r.difference_high, change), "of the difference"
         ),
         Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs"),
-        Column("tie", lambda r: letter(r.group), "rows of one letter cannot be told from its best"),
+        Column(
+            "tie",
+            lambda r: letter(r.group),
+            "rows of one letter cannot be told from its best, by ranks (p) and by means",
+        ),
         Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew"),
         Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank"),
     )

@@ -27,7 +27,7 @@ from bench.leaderboard import Board, boards, data_tags
 from bench.masks import Masks
 from bench.pack import Pack, packed, transient
 from bench.probabilities import hundredths
-from bench.ranking import standings
+from bench.ranking import standings, told_apart
 from bench.records import RunRecord
 from bench.report import report
 from bench.report.board import board_columns, sortable_table
@@ -570,11 +570,13 @@ def test_a_close_up_holds_the_tumour_and_stays_inside(top, left):
 
 # Ranks
 
+NOBODY = np.zeros((4, 4), bool)  # can be told from anybody
+
 
 @pytest.mark.parametrize("higher", [True, False])
 def test_mean_ranks_and_friedman_are_those_of_scipy(higher):
     scores = np.random.default_rng(1).integers(0, 8, (4, 30)) / 8  # with ties
-    found = mean_ranks(scores, higher=higher)
+    found = mean_ranks(scores, NOBODY[:4, :4], higher=higher)
     each = [stats.rankdata(-column if higher else column) for column in scores.T]
     assert found.ranks == pytest.approx(np.mean(each, axis=0))
     assert found.friedman == pytest.approx(stats.friedmanchisquare(*scores).pvalue)
@@ -582,8 +584,8 @@ def test_mean_ranks_and_friedman_are_those_of_scipy(higher):
 
 def test_two_rows_and_rows_that_are_all_alike_have_no_friedman():
     scores = np.random.default_rng(1).random((2, 9))
-    assert np.isnan(mean_ranks(scores, higher=True).friedman)
-    alike = mean_ranks(np.repeat(scores[:1], 3, 0), higher=True)
+    assert np.isnan(mean_ranks(scores, NOBODY[:2, :2], higher=True).friedman)
+    alike = mean_ranks(np.repeat(scores[:1], 3, 0), NOBODY[:3, :3], higher=True)
     assert np.isnan(alike.friedman)
     assert alike.ranks.tolist() == [2, 2, 2]
     assert alike.bars == ((0, 1, 2),)
@@ -594,7 +596,8 @@ def test_whoever_shares_a_bar_with_the_leader_is_in_its_group():
     scores = np.clip(0.7 + 0.02 * np.arange(6)[:, None] + rng.normal(0, 0.1, (6, 60)), 0, 1)
     group = np.array([s.group for s in standings(list(scores), resamples=99)])
     leader = int(scores.mean(1).argmax())
-    together = {leader}.union(*(bar for bar in mean_ranks(scores, higher=True).bars if leader in bar))
+    told = told_apart([row[None] for row in scores])
+    together = {leader}.union(*(bar for bar in mean_ranks(scores, told, higher=True).bars if leader in bar))
     assert together == set(np.flatnonzero(group == group[leader]).tolist())
     assert 1 < len(together) < 6
 
@@ -711,9 +714,9 @@ def evidence(
             )
         )
     (board,) = boards(made)
-    scores = np.array([made[int(row.run_id)].cases["dice"] for row in board.rows])
+    scores = tuple(made[int(row.run_id)].cases["dice"].to_numpy()[None] for row in board.rows)
     judged = {
-        at: trust(rng.integers(0, 99, (2, 100)), rng.random(len(cases)), each) for at, each in enumerate(scores)
+        at: trust(rng.integers(0, 99, (2, 100)), rng.random(len(cases)), each[0]) for at, each in enumerate(scores)
     }
     groups = pd.DataFrame({"institution": [case[-1] for case in cases]}, index=list(cases))
     history = pd.DataFrame({"epoch": range(1, 51), "val/dice": rng.random(50)})

@@ -12,6 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from bench.ranking import (
+    apart,
     bootstrap_p,
     drawn_means,
     groups,
@@ -20,6 +21,7 @@ from bench.ranking import (
     placed,
     ranks,
     standings,
+    told_apart,
     wilcoxon,
 )
 from bench.stats import Interval, interval
@@ -38,8 +40,8 @@ def dice_of(rng: np.random.Generator, models: int, *, patients: int = COHORT, mi
 
 
 def grouped(scores: np.ndarray) -> list[int]:
-    """The tie groups that `standings` gives, without its intervals."""
-    return groups(scores.mean(1), holm_pairs(wilcoxon(scores))).tolist()
+    """The tie groups that `standings` gives, with fewer draws and without its intervals."""
+    return groups(scores.mean(1), told_apart([row[None] for row in scores], resamples=199)).tolist()
 
 
 MEAN = float(dice_of(np.random.default_rng(17), 1, patients=1_000_000).mean())  # to 0.00013
@@ -160,11 +162,15 @@ def test_places_are_made_from_any_scores_and_draws() -> None:
 
 def test_p_values_of_all_pairs_are_those_of_other_libraries() -> None:
     scores = dice_of(np.random.default_rng(4), 5) - np.array([[0.0], [0.01], [0.02], [0.0], [0.05]])
-    found = wilcoxon(scores)
+    found, lean = wilcoxon(scores)
     assert found == pytest.approx(scikit_posthocs.posthoc_wilcoxon(scores).to_numpy())
     assert found[1, 4] == pytest.approx(stats.wilcoxon(scores[4], scores[1]).pvalue)
     corrected = scikit_posthocs.posthoc_wilcoxon(scores, p_adjust="holm").to_numpy()
     assert holm_pairs(found) == pytest.approx(corrected)
+    above = stats.wilcoxon(
+        scores[1], scores[4], alternative="greater"
+    ).statistic  # ranks where the first is higher
+    assert (lean[1, 4], lean[4, 1], lean[2, 2]) == (2 * above - COHORT * (COHORT + 1) / 2, -lean[1, 4], 0)
 
 
 def test_p_values_of_draws_count_those_in_which_the_other_leads() -> None:
@@ -192,12 +198,45 @@ def test_holm_over_pairs_is_symmetric_and_that_of_statsmodels() -> None:
 
 def test_a_group_is_its_best_model_and_all_that_cannot_be_told_from_it() -> None:
     """b is told from a, but c, which is worse on average and varies more, is not; d only from a and b."""
-    p = np.ones((4, 4))
-    p[0, 1] = p[1, 0] = p[0, 3] = p[3, 0] = p[1, 3] = p[3, 1] = 0.01
-    assert groups(np.array([0.9, 0.8, 0.7, 0.6]), p).tolist() == [1, 2, 1, 3]
-    assert groups(np.array([0.6, 0.7, 0.8, 0.9]), p[::-1, ::-1]).tolist() == [3, 1, 2, 1]
-    assert groups(np.array([0.9, 0.8]), np.array([[1, 0.05], [0.05, 1]])).tolist() == [1, 1]  # p < alpha decides
-    assert groups(np.array([0.9, 0.8, 0.7, 0.6]), p, alpha=0.005).tolist() == [1, 1, 1, 1]
+    told = np.zeros((4, 4), bool)
+    told[0, 1] = told[1, 0] = told[0, 3] = told[3, 0] = told[1, 3] = told[3, 1] = True
+    assert groups(np.array([0.9, 0.8, 0.7, 0.6]), told).tolist() == [1, 2, 1, 3]
+    assert groups(np.array([0.6, 0.7, 0.8, 0.9]), told[::-1, ::-1]).tolist() == [3, 1, 2, 1]
+
+
+def test_told_apart_are_those_of_whom_ranks_and_means_say_so_in_one_direction() -> None:
+    """Of 88 patients the second is better by 0.01 to 0.03 in 74 and fails in 14; the third is a little worse in all
+    but one, where it is far better; the fourth is worse in all, by 0.01."""
+    best = np.linspace(0.7, 0.9, COHORT)
+    often = best + np.where(np.arange(COHORT) < 74, np.linspace(0.01, 0.03, COHORT), -0.6)
+    lucky = best - np.where(np.arange(COHORT) > 0, np.linspace(0.001, 0.002, COHORT), -0.12)
+    worse = best - 0.01
+    both = [best[None], often[None]]
+    p, lean = wilcoxon(np.stack([best, often]))
+    assert p[0, 1] < 0.01  # by rank the second is better, by mean the first
+    assert (best.mean() - often.mean()) * lean[0, 1] < 0
+    assert not told_apart(both).any()
+    assert [s.group for s in standings(both, resamples=199)] == [1, 1]
+    assert wilcoxon(np.stack([best, lucky]))[0][0, 1] < 1e-9
+    assert not told_apart([best[None], lucky[None]]).any()  # the interval of the means' difference holds 0
+    assert told_apart([best[None], worse[None]]).tolist() == [[False, True], [True, False]]
+    assert [s.group for s in standings([best, worse], resamples=199)] == [1, 2]
+
+
+def test_seeds_that_differ_are_not_told_from_what_lies_between_them() -> None:
+    """In the mean of its two runs the first is 0.02 above the second in every patient; but its runs are 0.1 apart."""
+    second = np.linspace(0.7, 0.9, COHORT)
+    runs = np.stack([second + 0.07, second - 0.03])
+    assert wilcoxon(np.stack([runs.mean(0), second]))[0][0, 1] < 1e-9
+    assert not told_apart([runs, second[None]]).any()
+    assert told_apart([np.stack([second + 0.02] * 2), second[None]])[0, 1]
+
+
+def test_only_a_p_below_alpha_tells_apart() -> None:
+    means, draws = np.array([0.9, 0.8]), np.array([[0.9] * 9, [0.8] * 9])
+    for p, alpha, expected in ((0.05, 0.05, False), (0.04, 0.05, True), (0.04, 0.005, False)):
+        corrected = np.array([[1, p], [p, 1]])
+        assert apart(means, draws, corrected, np.array([[0, 1.0], [-1, 0]]), alpha)[0, 1] == expected
 
 
 def test_ranks_of_draws_count_the_models_that_are_better() -> None:
@@ -301,7 +340,7 @@ def test_ten_equal_models_are_one_group() -> None:
     rng = np.random.default_rng(14)
     told = [grouped(dice_of(rng, 10, missed=0.02)) for _ in range(200)]
     assert np.mean([g == [1] * 10 for g in told]) >= 0.95
-    uncorrected = [wilcoxon(dice_of(rng, 10)).min() < 0.05 for _ in range(50)]
+    uncorrected = [wilcoxon(dice_of(rng, 10))[0].min() < 0.05 for _ in range(50)]
     assert np.mean(uncorrected) > 0.3  # what the correction is for
 
 

@@ -90,14 +90,15 @@ def _standings(found: Evidence) -> Iterator[Part]:
     )
     yield "Ranks", _figure(figures.rank_plot(board), words)
     if scores.size and board.task != "presence":
-        ranks = mean_ranks(scores, higher=found.higher)
+        ranks = mean_ranks(scores, found.told, higher=found.higher)
         friedman = (
             "" if len(board.rows) < 3 else f" Friedman's test that all rows are alike: p {_p(ranks.friedman)}."
         )
         words = (
             f"Mean rank of each row over {scores.shape[1]} patients, 1 being the best (critical-difference "
             "diagram, Demsar 2006). Rows with a dot on one bar cannot be told apart. Bars follow the paired "
-            "Wilcoxon tests of the leaderboard, Holm corrected over all pairs, at 5%, instead of Nemenyi's test."
+            "Wilcoxon tests of the leaderboard, Holm corrected over all pairs, and the intervals of differences, "
+            "at 5%, instead of Nemenyi's test."
             f"{'' if ranks.bars else ' There is none: all rows can be told apart.'}{friedman}"
         )
         yield "Critical differences", _figure(figures.rank_diagram(_names(found), ranks), words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from bench.derived import shared_pack
 from bench.errors import BenchError, StoreError
 from bench.leaderboard import Board, higher_is_better
 from bench.pack import Pack
+from bench.ranking import told_apart
 from bench.records import RunRecord
 from bench.report.gallery import Portrait, portrait
 from bench.report.strata import sizes
@@ -48,7 +50,7 @@ class Evidence:
     """A board and what its chapter is made of. Rows are counted as the board's; what cannot be averaged over the
     runs of a row is that of the newest.
 
-    scores     (rows, cases) of the board's primary metric, means over the runs of a row; NaN where not defined
+    seeds      by row (runs, cases) of the board's primary metric; NaN where not defined
     groups     what patients have in common, a column a kind
     histories  of every fold of a row's runs: epoch and val/<score>
     versions   with what the runs were made
@@ -59,7 +61,7 @@ class Evidence:
 
     board: Board
     cases: list[str]
-    scores: Floats
+    seeds: tuple[Floats, ...]
     groups: pd.DataFrame
     histories: tuple[tuple[pd.DataFrame, ...], ...]
     versions: Mapping[str, str]
@@ -76,10 +78,25 @@ class Evidence:
         """The institution of each patient."""
         return [str(home) for home in self.groups["institution"]]
 
+    @cached_property
+    def scores(self) -> Floats:
+        """(rows, cases) of the board's primary metric, means over the runs of a row."""
+        return np.stack([runs.mean(0) for runs in self.seeds])
+
     @property
     def defined(self) -> Floats:
         """Scores of the patients for whom they are defined in all rows."""
-        return self.scores[:, np.isfinite(self.scores).all(0)]
+        return self.scores[:, self._known]
+
+    @property
+    def told(self) -> NDArray[np.bool_]:
+        """Which rows (rows, rows) those patients tell apart."""
+        return told_apart([runs[:, self._known] for runs in self.seeds])
+
+    @property
+    def _known(self) -> NDArray[np.bool_]:
+        known: NDArray[np.bool_] = np.isfinite(self.scores).all(0)
+        return known
 
 
 def gather(store: Store, board: Board, records: Records, data: Path | None, display: Display) -> Evidence:
@@ -91,7 +108,7 @@ def gather(store: Store, board: Board, records: Records, data: Path | None, disp
     return Evidence(
         board=board,
         cases=cases,
-        scores=np.array([_scores(board, [records[r] for r in row.runs], cases) for row in board.rows]),
+        seeds=tuple(_scores(board, [records[r] for r in row.runs], cases) for row in board.rows),
         groups=_groups(newest[0], cases, pack),
         histories=tuple(tuple(_histories(store, row.runs)) for row in board.rows),
         versions=_versions(newest),
@@ -116,9 +133,8 @@ def _pack(store: Store, runs: Sequence[Run], data: Path | None, display: Display
 def _scores(board: Board, runs: Sequence[RunRecord], cases: list[str]) -> Floats:
     tables = [run.cases.set_index("case").reindex(cases) for run in runs]
     if not all(board.primary in table for table in tables):
-        return np.full(len(cases), np.nan)
-    mean: Floats = np.mean([table[board.primary].to_numpy(np.float64) for table in tables], axis=0)
-    return mean
+        return np.full((1, len(cases)), np.nan)
+    return np.stack([table[board.primary].to_numpy(np.float64) for table in tables])
 
 
 def _groups(run: RunRecord, cases: list[str], pack: Pack | None) -> pd.DataFrame:

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bench.ranking import ALPHA, holm_pairs, wilcoxon
-
 Floats = NDArray[np.float64]
 
 
@@ -26,14 +24,16 @@ class MeanRanks:
     bars: tuple[tuple[int, ...], ...]
 
 
-def mean_ranks(scores: Floats, *, higher: bool) -> MeanRanks:
-    """From scores (rows, patients), all defined; patients' equal scores share the mean of their ranks."""
+def mean_ranks(scores: Floats, told: NDArray[np.bool_], *, higher: bool) -> MeanRanks:
+    """From scores (rows, patients), all defined, and which rows can be told apart (rows, rows).
+
+    Patients' equal scores share the mean of their ranks.
+    """
     rounded = np.round(scores, 12)
     ranks = stats.rankdata(-rounded if higher else rounded, axis=0).mean(1)
     differ = len(scores) > 2 and bool((np.ptp(rounded, axis=0) > 0).any())
     friedman = float(stats.friedmanchisquare(*rounded).pvalue) if differ else math.nan
-    tied = holm_pairs(wilcoxon(scores)) >= ALPHA
-    return MeanRanks(ranks, friedman, tuple(bars(tied)))
+    return MeanRanks(ranks, friedman, tuple(bars(~told)))
 
 
 def bars(tied: NDArray[np.bool_]) -> list[tuple[int, ...]]:
