@@ -160,8 +160,8 @@ def wilcoxon(patients: Floats) -> tuple[Floats, Floats]:
 def apart(
     means: Floats, draws: Floats, corrected: Floats, lean: Floats, alpha: float = ALPHA
 ) -> NDArray[np.bool_]:
-    """Which pairs (M, M) can be told apart: by the corrected p of their ranks and by the interval of the difference
-    of their means, which does not hold 0, both in one direction, as `bench compare` wants it.
+    """Which pairs (M, M) can be told apart: by the corrected p of their ranks, and by the interval of the
+    difference of their means, which does not hold 0. Both point one way, as `bench compare` wants it.
 
     Ranks alone would call a model better that is a little better in most patients and far worse in a few.
     """

@@ -205,8 +205,8 @@ def test_a_group_is_its_best_model_and_all_that_cannot_be_told_from_it() -> None
 
 
 def test_told_apart_are_those_of_whom_ranks_and_means_say_so_in_one_direction() -> None:
-    """Of 88 patients the second is better by 0.01 to 0.03 in 74 and fails in 14; the third is a little worse in all
-    but one, where it is far better; the fourth is worse in all, by 0.01."""
+    """Of 88 patients the second is better by 0.01 to 0.03 in 74 and fails in 14; the third is a little worse in
+    all but one, where it is far better; the fourth is worse in all, by 0.01."""
     best = np.linspace(0.7, 0.9, COHORT)
     often = best + np.where(np.arange(COHORT) < 74, np.linspace(0.01, 0.03, COHORT), -0.6)
     lucky = best - np.where(np.arange(COHORT) > 0, np.linspace(0.001, 0.002, COHORT), -0.12)
@@ -224,7 +224,7 @@ def test_told_apart_are_those_of_whom_ranks_and_means_say_so_in_one_direction() 
 
 
 def test_seeds_that_differ_are_not_told_from_what_lies_between_them() -> None:
-    """In the mean of its two runs the first is 0.02 above the second in every patient; but its runs are 0.1 apart."""
+    """The mean of its two runs is 0.02 above the second in every patient, but they are 0.1 apart."""
     second = np.linspace(0.7, 0.9, COHORT)
     runs = np.stack([second + 0.07, second - 0.03])
     assert wilcoxon(np.stack([runs.mean(0), second]))[0][0, 1] < 1e-9

@@ -95,8 +95,7 @@ class Evidence:
 
     @property
     def _known(self) -> NDArray[np.bool_]:
-        known: NDArray[np.bool_] = np.isfinite(self.scores).all(0)
-        return known
+        return np.asarray(np.isfinite(self.scores).all(0))
 
 
 def gather(store: Store, board: Board, records: Records, data: Path | None, display: Display) -> Evidence:
