@@ -82,7 +82,8 @@ def ensemble(
     """Predict every patient by the models of these runs that have not seen it, log that as a run. Gives its id.
 
     `tta` lets each model look from several sides: none, flips (4) or turns (8). `data` is the folder of the data
-    set, by default where the first run found it; without a `threshold`, see `threshold_rule`. Raises `BenchError`.
+    set, by default where the first run found it. Without a `threshold`, see `threshold_rule`; with another, the
+    run stands on a board of its own like a rescored one, as test scores had been seen. Raises `BenchError`.
     """
     store = connect(uri)
     runs = [find_run(store, one) for one in wanted]
@@ -116,6 +117,7 @@ def ensemble(
             scores=[score for score, _ in scored],
             masks=Masks.joined(masks for _, masks in scored),
             settings=_settings(runs, tta, rule),
+            tags={} if rule == threshold_rule(runs) else {"bench.post_hoc": "threshold"},
             sides=len(TURNS[tta]),
             facts=_facts(runs, tta, rule, cases["threshold"].unique()) | {"Compared": "; ".join(said)},
         )

@@ -1,7 +1,7 @@
 """`bench gate`: whether a candidate run is worse than a baseline by more than a margin, for use in CI.
 
 Nothing is trained or predicted. Patients are paired; what counts is the whole 95% interval of their mean
-difference, so that noise does not fail a build, and a small sample seldom does.
+difference, so that noise does not fail a build. Of fewer than six patients nothing is said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from bench.errors import BadSetting
 from bench.tables import SYNTHETIC_WARNING, between, plain
 from bench.tracking import connect, read_table
 
+FEWEST = 6  # patients: five on one side have p = 2 / 2**5 by their ranks, and an interval that is too narrow
 TAKES = "The gate takes segmentation runs, which are scored patient by patient."
 
 
@@ -44,8 +45,9 @@ def gate(
     names = [plain(f"{run.info.run_name} ({run.info.run_id[:8]})") for run in runs]
     found = compared(*tables, sides=(Side(names[0]), Side(names[1])), primary=primary)
     difference, ends = found.paired.difference, found.paired.interval
-    if math.isnan(ends.low):
-        raise BadSetting(f"{found.paired.n} patient settles nothing. Run more patients.")
+    if found.paired.n < FEWEST:
+        some = "1 patient settles" if found.paired.n == 1 else f"{found.paired.n} patients settle"
+        raise BadSetting(f"{some} nothing: it takes {FEWEST}. Run more patients.")
     if (missing := len(found.undefined)) > LEFT_OUT * (found.paired.n + missing):
         raise BadSetting(f"{missing} patients have no {primary} in both runs. Choose another --primary.")
     best = max(scale.sign * ends.low, scale.sign * ends.high)  # what the interval still allows, in favour

@@ -87,14 +87,15 @@ class Row:
     data: str
     split: str
     synthetic: bool
-    imported: bool  # any of its runs was scored elsewhere, and its scores taken over
     run_id: str  # the newest
     runs: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()  # runs of seeds of which there is a newer one, which counts instead
+    imported: bool = False  # any of its runs was scored elsewhere
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """Every column by its name."""
-        own = asdict(self) | {"runs": " ".join(self.runs)}
+        own = asdict(self) | {"runs": " ".join(self.runs), "repeats": " ".join(self.repeats)}
         return own | {k: v for k, v in own.pop("scores").items() if k not in own}
 
 
@@ -134,13 +135,20 @@ class Board:
             one = all(row.seeds == 1 for row in self.rows)
             seeds = "One seed a row" if one else "However many seeds a row has"
             said.append(f"{seeds}: p speaks of these fitted models; trained anew, ranks may change.")
+        if searched := [row.name for row in self.rows if row.searched]:
+            who = _listed(searched, self.rows)
+            said.append(f"Found by a search: {who}. Unless nested, it may have looked at patients tested here.")
         if imported := [row.name for row in self.rows if row.imported]:
-            said.append(f"Imported, not scored in this store: {', '.join(imported)}.")
+            said.append(f"Imported, not scored in this store: {_listed(imported, self.rows)}.")
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
             said.append(f"{count} for no row, as {self.primary} is undefined: {who}.")
         return tuple(said)
+
+
+def _listed(names: Sequence[str], rows: Sequence[Row]) -> str:
+    return "all rows" if len(names) == len(rows) > 1 else ", ".join(names)
 
 
 def data_tags(manifest: Manifest) -> dict[str, str]:
@@ -187,7 +195,7 @@ def boards(
 
 def on_board(records: Sequence[RunRecord], run_id: str) -> Board:
     """The board that a run stands on."""
-    return next(b for b in boards(records) if any(run_id in row.runs for row in b.rows))
+    return next(b for b in boards(records) if any(run_id in (*row.runs, *row.repeats) for row in b.rows))
 
 
 def placings(board: Board) -> dict[str, dict[str, float]]:
@@ -195,7 +203,7 @@ def placings(board: Board) -> dict[str, dict[str, float]]:
     return {
         run: {"rank": row.rank, "rank_low": row.rank_low, "rank_high": row.rank_high, "rank_first": row.first}
         for row in board.rows
-        for run in row.runs
+        for run in (*row.runs, *row.repeats)
     }
 
 
@@ -212,14 +220,17 @@ def _board(task: str, records: Sequence[RunRecord], primary: str | None, group_b
     rows: dict[str, list[RunRecord]] = {}
     for record in records:
         rows.setdefault(_row_key(record, group_by), []).append(record)
-    contenders = list(rows.values())
+    contenders = [_one_a_seed(runs) for runs in rows.values()]
     better = higher_is_better(task, by)
     if task == "presence":
         left_out: tuple[str, ...] = ()
         found = _presence_standings(contenders, by, higher=better)
     else:
         left_out, found = _patient_standings(contenders, by, higher=better)
-    made = [_row(runs, standing, group_by) for runs, standing in zip(contenders, found, strict=True)]
+    made = [
+        _row(runs, standing, group_by, every)
+        for every, runs, standing in zip(rows.values(), contenders, found, strict=True)
+    ]
     tags = records[0].tags
     return Board(
         task=task,
@@ -287,7 +298,10 @@ def _presence_standings(
     told = [runs for runs, some in zip(contenders, known, strict=True) if some]
     own = [_logged(runs, primary) or percentiles(d) for runs, d in zip(told, draws, strict=True)]
     differences = [percentiles(d - draws[leader]) for d in draws]
-    return _with_unknown(known, placed(means, draws, bootstrap_p(draws), own, differences, higher=higher))
+    if len(cases) < 2:  # a patient who is drawn again and again does not vary
+        own = differences = [Interval(math.nan, math.nan)] * len(means)
+    p = bootstrap_p(means, draws, len(cases))
+    return _with_unknown(known, placed(means, draws, p, own, differences, higher=higher))
 
 
 def _logged(runs: Sequence[RunRecord], primary: str) -> Interval | None:
@@ -309,7 +323,8 @@ def _unknown(rank: int) -> Standing:
     return Standing(rank, nan, Interval(nan, nan), nan, Interval(nan, nan), nan, rank, nan, (rank, rank))
 
 
-def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
+def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str, every: Sequence[RunRecord]) -> Row:
+    """`runs` are those of `every` that count."""
     first = runs[0]  # the newest
     seeds = sorted({run.settings.get("run.seed", "?") for run in runs})
     costs = {name: _mean(runs, f"cost/{name}") for name in COSTS}
@@ -339,7 +354,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
         budget=_budget(first),
         **costs,
         hardware=first.tags.get("env.device", ""),
-        searched=trials_behind(first.settings),
+        searched=max(trials_behind(run.settings) for run in runs),
         seed=", ".join(seeds),
         data=first.tags["bench.data"][:8],
         split=first.tags["bench.split"],
@@ -347,6 +362,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str) -> Row:
         imported=any(IMPORTED in run.tags for run in runs),
         run_id=first.run_id,
         runs=tuple(run.run_id for run in runs),
+        repeats=tuple(run.run_id for run in every if not any(run is one for one in runs)),
         scores={name: _mean(runs, name) for name in logged},
     )
 
@@ -366,6 +382,14 @@ def _budget(run: RunRecord) -> str:
 def _trained(run: RunRecord) -> bool:
     """Not made of other runs, whose cost it bears."""
     return "train.epochs" in run.settings
+
+
+def _one_a_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The newest run of each configuration and seed: one that was repeated would count as if it had two seeds."""
+    newest: dict[Key, RunRecord] = {}
+    for record in records:  # the newest first
+        newest.setdefault((_row_key(record, CONFIGURATION), record.settings.get("run.seed", "")), record)
+    return list(newest.values())
 
 
 def _row_key(record: RunRecord, group_by: str) -> str:

@@ -20,7 +20,7 @@ from scipy import optimize, stats
 
 from bench.console import console, frame_table
 from bench.errors import BadSetting
-from bench.leaderboard import boards
+from bench.leaderboard import Board, boards
 from bench.ranking import ALPHA
 from bench.records import RunRecord
 from bench.tables import SYNTHETIC_WARNING, plain
@@ -141,9 +141,13 @@ def smallest_gap_anew(
 
 
 def evidence(records: Sequence[RunRecord]) -> Evidence:
-    """What the largest board of real trained segmentation runs tells. Raises `BadSetting` for fewer than two."""
-    runs = {r.run_id: r for r in records if _trained_to_segment(r)}
-    board = next((b for b in boards(list(runs.values())) if len(b.rows) > 1), None)
+    """What the board of most folds, then patients, then rows tells of trained segmentation runs, real ones first.
+
+    Raises `BadSetting` for fewer than two.
+    """
+    runs = {r.run_id: r for r in records if _trained_to_segment(r) and "dice" in r.cases}
+    found = [board for board in boards(list(runs.values())) if len(board.rows) > 1]
+    board = max(found, key=_informs, default=None)
     if board is None:
         raise BadSetting(
             "power is judged from finished segmentation runs of unlike settings on the same patients and split: "
@@ -154,6 +158,8 @@ def evidence(records: Sequence[RunRecord]) -> Evidence:
     dice = dice.drop(index=list(board.left_out)).dropna(axis=1)
     fold = runs[board.rows[0].run_id].cases.set_index("case")["fold"].reindex(dice.index).to_numpy()
     folds = len(np.unique(fold))
+    if folds < 2:
+        raise BadSetting(f"the runs of {board.title} are of one fold alone. Run all folds, without --fold.")
     pairs, seeds, beyond = [], [], []
     for a, b in combinations(map(str, dice), 2):
         pair = Pair((runs[a].name, runs[b].name), residuals(dice[a], dice[b]))
@@ -172,6 +178,11 @@ def evidence(records: Sequence[RunRecord]) -> Evidence:
         seed_variance=float(np.mean(seeds)) if seeds else None,
         training=max(0.0, float(np.median(beyond))),  # one model that fails in one fold is not typical
     )
+
+
+def _informs(board: Board) -> tuple[bool, bool, int, int]:
+    """How much a board tells: real patients, several folds, how many patients, how many rows."""
+    return not board.synthetic, board.rows[0].folds > 1, board.patients, len(board.rows)
 
 
 def power_table(

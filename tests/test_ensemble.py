@@ -252,10 +252,18 @@ def test_it_stands_beside_its_runs_and_says_what_it_is_made_of(store):
 
 
 def test_it_has_a_rank_in_the_store_and_its_runs_have_theirs_beside_it(store):
-    shown = ("twin", "other", *map(title_of, ENSEMBLES))  # twin has taken the place of small, which it repeats
+    shown = ("twin", "other", title_of("pair"), "alone")  # twin has taken the place of small, which it repeats
     values = {name: find_run(store, name).data.metrics for name in shown}
     for own in values.values():
         assert own["rank"] == 1 + sum(other["dice"] > own["dice"] for other in values.values())
+    assert find_run(store, "small").data.metrics["rank"] == values["twin"]["rank"]
+
+
+def test_a_threshold_that_was_given_came_after_the_scores_and_has_a_board_of_its_own(store):
+    same = find_run(store, "same")
+    assert same.data.tags["bench.post_hoc"] == "threshold"
+    assert "rank" not in same.data.metrics
+    assert not any("bench.post_hoc" in find_run(store, name).data.tags for name in (title_of("pair"), "alone"))
 
 
 def test_what_is_printed_compares_with_each_run_in_a_line_of_its_own(ran):

@@ -64,14 +64,16 @@ def test_where_low_is_good_higher_is_worse_and_the_margin_is_in_pixels(store, ch
 def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
     log(store, "other split", BASE, split="t")
     log(store, "presence", BASE, task="presence")
-    log(store, "half", np.where(np.arange(10) < 5, BASE, nan))
+    log(store, "half", np.where(np.arange(10) < 6, BASE, nan))
+    log(store, "five", np.where(np.arange(10) < 5, BASE, nan))
     log(store, "fewer", BASE[:5])
     log(store, "one", BASE[:1])
     log(store, "another", BASE[:1])
     for a, b, says in (
         ("baseline", "other split", "differ in split"),
         ("baseline", "presence", "no finished segmentation"),
-        ("baseline", "half", "5 patients have no dice in both"),
+        ("baseline", "half", "4 patients have no dice in both"),
+        ("baseline", "five", "5 patients settle nothing: it takes 6"),
         ("baseline", "fewer", "did not test the same patients"),
         ("one", "another", "1 patient settles nothing"),
         ("baseline", baseline, "are one run"),

@@ -161,19 +161,22 @@ def test_pairs_rise_in_spread_and_the_middle_one_is_typical() -> None:
 
 
 def test_only_comparable_runs_of_trained_models_count() -> None:
-    """The largest board of real data; a run again with the same seed is no second seed."""
+    """The board of real data with most patients, not a fold alone; of equal seeds the newest run."""
     a, b = run("a", 0.5 + 0.1 * WAVE, settings="a"), run("b", 0.5 + 0.1 * OTHER)
     again = run("again", 0.5 + 0.1 * WAVE + 0.01 * THIRD, settings="a")
     others = [run(f"else{n}", 0.5 + 0.3 * WAVE * n, split="t" * 12) for n in range(2)]
     drawn = [run(f"drawn{n}", 0.5 + 0.3 * WAVE * n, data="e" * 16, synthetic="true") for n in range(9)]
     classifier, made = run("gate", THIRD, task="presence"), run("made", 0.5 + 0.1 * THIRD)
     made = RunRecord(made.run_id, made.name, made.cases, {"model.name": "cascade"}, {}, made.tags)
-    known = evidence([a, b, again, run("c", 0.5 + 0.1 * THIRD), *others, *drawn, classifier, made])
-    assert {frozenset(pair.names) for pair in known.pairs} == {
-        frozenset(names) for names in (("a", "b"), ("a", "c"), ("again", "b"), ("again", "c"), ("b", "c"))
-    }
+    c, lone = run("c", 0.5 + 0.1 * THIRD), [run(f"lone{n}", 0.5 + 0.3 * WAVE[1:] * n, folds=1) for n in range(9)]
+    unlike = RunRecord("iou", "iou", b.cases.drop(columns="dice").assign(iou=0.5), {"x": "y"}, {}, b.tags)
+    known = evidence([a, b, again, c, *others, *drawn, *lone, unlike, classifier, made])
+    expected = {frozenset(names) for names in (("a", "b"), ("a", "c"), ("b", "c"))}
+    assert {frozenset(pair.names) for pair in known.pairs} == expected
     assert known.seed_variance is None
     assert evidence(drawn).synthetic
+    with pytest.raises(BadSetting, match="are of one fold alone"):
+        evidence([*lone, *drawn])
 
 
 def test_patients_without_a_score_are_left_out() -> None:

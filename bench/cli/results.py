@@ -120,7 +120,8 @@ def ensemble(
         str, typer.Option(help="Average over turned slices as well: none, flips (4), turns (8).")
     ] = "none",
     threshold: Annotated[
-        float | None, typer.Option(help="Else a lone run's own, and for several chosen on validation patients.")
+        float | None,
+        typer.Option(help="Else a lone run's own, for several by validation; given, a board of its own."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as draw
 
 from bench.config import RunConfig
+from bench.ranking import ALPHA
 from bench.search.study import COUNTED, Plan, failed, trials_of
 from bench.stats import paired
 from bench.tracking import KIND, MlflowRecorder
@@ -140,9 +141,10 @@ def as_file(config: RunConfig, study: Study, plan: Plan) -> str:
             f"# The best of {counted(study)} of the study {study.study_name}: chosen by {plan.objectives[0]} on "
             "validation",
             f"# patients of {plan.inner} inner folds, without the test patients of fold {plan.fold}. They alone "
-            "may judge it.",
+            "may judge it;",
+            "# test patients of other folds were among those that chose it.",
             "#",
-            "#   bench run --config FILE",
+            f"#   bench run --config FILE --fold {plan.fold}",
             *lines,
             "",
         )
@@ -150,7 +152,10 @@ def as_file(config: RunConfig, study: Study, plan: Plan) -> str:
 
 
 def verdict(best: pd.Series[float], default: pd.Series[float], sign: int, score: str) -> tuple[str, float]:
-    """Whether the best beats the default on the same held-out patients, and by how much; NaN is left out."""
+    """Whether the best beats the default on the same held-out patients, and by how much; NaN is left out.
+
+    It does so where the mean, its interval, the ranks and most patients say so, as in `bench compare`.
+    """
     both = pd.concat([best, default], axis=1, join="inner").dropna().to_numpy(np.float64) * sign
     found = paired(both[:, 0], both[:, 1])
     said = (
@@ -158,7 +163,8 @@ def verdict(best: pd.Series[float], default: pd.Series[float], sign: int, score:
         f"{found.interval.high:+.3f}, better in {found.wins:.0%} of {found.n} held-out patients, "
         f"Wilcoxon p = {found.p:.2g})"
     )
-    return f"it {'beats' if found.interval.low > 0 else 'does not beat'} the default: {said}", found.difference
+    beats = found.interval.low > 0 and found.p < ALPHA and found.wins > np.mean(both[:, 0] < both[:, 1])
+    return f"it {'beats' if beats else 'does not beat'} the default: {said}", found.difference
 
 
 def _short(value: object) -> str:
