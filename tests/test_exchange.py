@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from bench.benchmark import read_suite
 from bench.cli import app
 from bench.compare import compare
+from bench.config import configure, read_yaml
 from bench.errors import BadSetting, DataError
 from bench.exchange import import_runs, publish_runs, read_published
 from bench.leaderboard import Board, boards
@@ -256,3 +257,32 @@ def test_the_commands_say_what_they_did(logged: Path, store: Store, tmp_path: Pa
     again = runner.invoke(app, ["import", "out"], catch_exceptions=False)
     assert again.output.startswith("0 runs are imported into ")
     assert again.output.endswith("; 1 run is there already\n")
+
+
+# What the repository holds
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(("name", "found"), [("evening", 6), ("networks", 5), ("losses", 1)])
+def test_published_runs_are_still_those_of_the_benchmark_files(name: str, found: int) -> None:
+    """By fingerprint: a setting that gets another default, or a new one, must not hide what was run before."""
+    there = {run.tags["bench.fingerprint"] for run in read_published(BENCHMARKS / "results" / "lgg" / "runs").runs}
+    file, folder = read_yaml(BENCHMARKS / "lgg" / f"{name}.yaml", "benchmark"), {"dataset.folder": "anywhere"}
+    asked = [
+        configure(
+            file["base"], {k: v for k, v in entry.items() if k != "seeds"}, {"seed": seed, **folder}
+        ).fingerprint()
+        for entry in file["entries"].values()
+        for seed in entry.get("seeds", [0])
+    ]
+    assert len(there & set(asked)) == found
+
+
+def test_published_rows_are_those_of_the_page() -> None:
+    published = read_published(BENCHMARKS / "results" / "lgg" / "runs")
+    (board,) = boards(published.runs[::-1], where=["bench.suite=lgg-networks"])
+    page = (BENCHMARKS / "results" / "lgg" / "networks.md").read_text()
+    for row in board.rows:
+        score = f"{row.score:.3f} | {row.low:.3f} to {row.high:.3f} | {row.difference:+.3f}"
+        assert f"| {row.rank} | {row.name} | {score} |" in page

@@ -44,9 +44,10 @@ def chapter(number: int, found: Evidence) -> str:
 def finding(board: Board) -> str:
     """Who leads, and who cannot be told from it."""
     value, (best, *others) = partial(score_said, board), board.rows
+    judged = board.patients - len(board.left_out)
     told = (
         f"{best.name} {'leads with' if others else 'has'} {score_name(board)} {value(best.score)} "
-        f"(95% interval {between(best.low, best.high, value)}) over {board.patients} patients."
+        f"(95% interval {between(best.low, best.high, value)}) over {judged} patients."
     )
     ties = [row.name for row in others if row.group == best.group]
     if ties:
