@@ -18,12 +18,22 @@ from bench.benchmark import read_suite
 from bench.cli import app
 from bench.compare import compare
 from bench.config import configure, read_yaml
-from bench.errors import BadSetting, DataError
+from bench.errors import BadSetting, DataError, StoreError
 from bench.exchange import import_runs, publish_runs, read_published
 from bench.leaderboard import Board, boards
+from bench.rescore import rescore
 from bench.splits import patients, split_hash, split_table
 from bench.suite import DONE, MISSING, run_suite, states
-from bench.tracking import Store, connect, find_run, masks_of, open_run, records
+from bench.tracking import (
+    Store,
+    connect,
+    find_run,
+    masks_of,
+    model_folders,
+    open_run,
+    probabilities_of,
+    records,
+)
 
 SUITE = {
     "title": "tiny",
@@ -104,7 +114,13 @@ def test_imported_runs_are_found_under_both_ids_and_compared_but_hold_no_masks(p
     here, there = (compare("small", "both", uri=s.uri) for s in (store, source))
     assert (here.paired, here.claim) == (there.paired, there.claim)
     assert len(masks_of(source, find_run(source, "small"))) == 6
-    assert len(masks_of(store, find_run(store, "small"))) == 0
+    for read in (masks_of, probabilities_of):
+        with pytest.raises(StoreError, match=r"holds no (masks|probabilities)\. It was imported: only its scores"):
+            read(store, find_run(store, "small"))
+    with pytest.raises(StoreError, match=r"holds no model\. It was imported: only its scores are here"):
+        model_folders(store, find_run(store, "small"), tmp_path)
+    with pytest.raises(StoreError, match="holds no masks"):
+        rescore("small", uri=store.uri)
 
 
 def test_what_is_there_is_not_imported_twice_and_keeps_its_id_when_published_again(

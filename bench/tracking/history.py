@@ -56,7 +56,6 @@ def find_run(store: Store, wanted: str) -> Run:
 
 def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
     """Download the models of a run, one a fold, as folders that `checkpoint.load_model` reads."""
-    run_id = run.info.run_id
     owners = folds_of(store, run)
     if fold is not None:
         owners = {n: r for n, r in owners.items() if n == fold}
@@ -68,7 +67,7 @@ def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None
             folders.append(next(local.rglob("model.json")).parent)
     if not folders:
         which = "" if fold is None else f" of fold {fold}"
-        raise StoreError(f"run {run.info.run_name} ({run_id[:8]}) holds no model{which}. Choose a finished run.")
+        raise _lacks(run, f"model{which}")
     return folders
 
 
@@ -111,7 +110,10 @@ def probabilities_of(store: Store, run: Run) -> Probabilities:
 def _of_folds(
     store: Store, run: Run, name: str, load: Callable[[Path], tuple[pd.DataFrame, T]]
 ) -> Iterator[tuple[pd.DataFrame, T]]:
-    for fold in folds_of(store, run).values():
+    folds = folds_of(store, run)
+    if not folds:
+        raise _lacks(run, name)
+    for fold in folds.values():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = store.client.download_artifacts(fold.info.run_id, f"masks/{name}.npz", folder)
@@ -121,6 +123,11 @@ def _of_folds(
                     "are lost, or were not kept by the version that ran it. Run it again."
                 ) from error
             yield load(Path(path))
+
+
+def _lacks(run: Run, what: str) -> StoreError:
+    way = "It was imported: only its scores are here" if IMPORTED in run.data.tags else "Choose a finished run"
+    return StoreError(f"run {run.info.run_name} ({run.info.run_id[:8]}) holds no {what}. {way}.")
 
 
 def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
