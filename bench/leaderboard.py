@@ -143,7 +143,8 @@ class Board:
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
-            said.append(f"{count} for no row, as {self.primary} is undefined: {who}.")
+            others = " What other rows got wrong there does not show." if len(self.rows) > 1 else ""
+            said.append(f"{count} for no row, as {self.primary} is undefined: {who}.{others}")
         return tuple(said)
 
 

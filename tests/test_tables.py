@@ -238,7 +238,9 @@ def test_json_says_what_a_board_is_and_its_notes():
     (stored,) = json.loads(board_json([replace(BOTH, left_out=("a",))]))
     assert (stored["task"], stored["primary"], stored["dataset"]) == ("segmentation", "dice", "lgg")
     assert (stored["patients"], stored["left_out"], stored["post_hoc"]) == (110, ["a"], False)
-    assert stored["notes"][1:] == ["1 patient counts for no row, as dice is undefined: a."]
+    assert stored["notes"][1:] == [
+        "1 patient counts for no row, as dice is undefined: a. What other rows got wrong there does not show."
+    ]
 
 
 def test_every_form_says_the_title_the_notes_and_what_headings_mean():
