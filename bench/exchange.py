@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,13 @@ from bench.tracking import KIND, PARENT, connect, open_run, rank_anew, read_tabl
 
 FORMAT = 1
 RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
-NEEDED = ("bench.dataset", "bench.data", "bench.split", "bench.convention", "bench.fingerprint")
+BOARD = (
+    "bench.task",
+    "bench.data",
+    "bench.split",
+    "bench.convention",
+)  # what runs of one board have in common
+NEEDED = (*BOARD, "bench.dataset", "bench.fingerprint")
 PLACES = ("dataset.folder", "run.plugins")  # settings that name places on the machine of a run
 TOLERANCE = 1e-4  # of a score, relative: tables may have been written to six digits
 
@@ -107,10 +114,10 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
     runs = [run for run in runs_with(store, {KIND: PARENT}) if run.info.status == "FINISHED"]
     there = {run.info.run_id for run in runs} | {run.data.tags.get(IMPORTED) for run in runs}
     new = [record for record in published.runs if record.run_id not in there]
-    boards: dict[tuple[str, ...], str] = {}
+    boards: dict[tuple[object, ...], str] = {}
     with Display() as display:
         for done, record in enumerate(new, 1):
-            tags = {**record.tags, IMPORTED: record.run_id}
+            tags = {**record.tags, KIND: PARENT, IMPORTED: record.run_id}
             with open_run(store, record.name, tags["bench.dataset"], tags, say=display.say) as recorder:
                 recorder.settings(record.settings)
                 recorder.metrics(record.metrics)
@@ -119,7 +126,7 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
                 if record.slices is not None:
                     recorder.table("slices", record.slices)
             if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank
-                boards[tuple(tags[tag] for tag in NEEDED[1:4])] = recorder.run_id
+                boards[(*map(tags.get, BOARD), frozenset(record.cases["case"]))] = recorder.run_id
             display.bar(done, len(new), "importing", "runs")
     for run_id in boards.values():
         rank_anew(store, run_id)
@@ -161,6 +168,8 @@ def read_published(folder: Path) -> Published:
         lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
         if lacking:
             raise DataError(f"{called} lacks {' and '.join(lacking)}.")
+        if not re.fullmatch(r"\w[\w.-]*", one.tags["bench.dataset"]):  # a folder of the store has this name
+            raise DataError(f"{called} is of '{one.tags['bench.dataset']}', which is no name of a data set.")
         split = one.tags["bench.split"]
         if split not in splits:
             splits[split] = _split(folder / f"split-{split}.csv", split)
@@ -226,13 +235,15 @@ def _folds(table: pd.DataFrame) -> list[Fold]:
     ]
 
 
+def _places(table: pd.DataFrame) -> set[tuple[str, int]]:
+    """The patients of a table, each with its fold."""
+    return {*zip(table["case"], table["fold"], strict=True)}
+
+
 def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
     """In what a run's scores of all patients, its scores of each, its pixels and its folds disagree; else None."""
     cases = record.cases
-    tested = split[split["part"] == "test"]
-    if not {*zip(cases["case"], cases["fold"], strict=True)} <= {
-        *zip(tested["case"], tested["fold"], strict=True)
-    }:
+    if not _places(cases) <= _places(split[split["part"] == "test"]):
         return f"its patients are not those that the folds of split {record.tags['bench.split']} test"
     if record.slices is not None:
         expected = summarise_calls(record.slices, with_interval=False)

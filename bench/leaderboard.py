@@ -89,7 +89,7 @@ class Row:
     synthetic: bool
     run_id: str  # the newest
     runs: tuple[str, ...] = ()
-    repeats: tuple[str, ...] = ()  # runs of seeds of which there is a newer one, which counts instead
+    repeats: tuple[str, ...] = ()  # runs of seeds of which another one counts: a newer one, or one of this store
     imported: bool = False  # any of its runs was scored elsewhere
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -386,11 +386,11 @@ def _trained(run: RunRecord) -> bool:
 
 
 def _one_a_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """The newest run of each configuration and seed: one that was repeated would count as if it had two seeds."""
-    newest: dict[Key, RunRecord] = {}
-    for record in records:  # the newest first
-        newest.setdefault((_row_key(record, CONFIGURATION), record.settings.get("run.seed", "")), record)
-    return list(newest.values())
+    """One run of each configuration and seed, this store's newest: a repeated one would count as two seeds."""
+    chosen: dict[Key, str] = {}
+    for record in sorted(records, key=lambda run: IMPORTED in run.tags):  # the newest first
+        chosen.setdefault((_row_key(record, CONFIGURATION), record.settings.get("run.seed", "")), record.run_id)
+    return [record for record in records if record.run_id in chosen.values()]
 
 
 def _row_key(record: RunRecord, group_by: str) -> str:

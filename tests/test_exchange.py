@@ -90,6 +90,11 @@ def test_boards_are_the_same_in_another_store(published, store: Store) -> None:
     assert not any(row.imported for board in there for row in board.rows)
     assert all(row.imported for board in here for row in board.rows)
     assert any(note.startswith("Imported, not scored in this store: ") for note in here[0].notes)
+    for board in here:  # ranked in MLflow's UI as well
+        for row in board.rows:
+            assert [store.client.get_run(run).data.metrics["rank"] for run in row.runs] == [row.rank] * len(
+                row.runs
+            )
 
 
 def test_a_suite_finds_imported_cells_done_and_runs_the_rest(published, store: Store, tmp_path: Path) -> None:
@@ -229,6 +234,10 @@ def _other_fold(table: pd.DataFrame) -> pd.DataFrame:
         (_told(lambda told: told["runs"][0]["tags"].pop("bench.data")), "lacks bench.data"),
         (_told(lambda told: told["runs"][0].update(run_id="someone")), "lacks cases.csv"),
         (_told(lambda told: told["runs"][0]["tags"].update({"bench.split": "0"})), "split-0.csv does not hold"),
+        (
+            _told(lambda told: told["runs"][0]["tags"].update({"bench.dataset": "../up"})),
+            "is of '../up', which is no",
+        ),
         (_told(lambda told: told.update(format=2)), "runs.json is not of format 1: format: Input should be 1"),
         (_told(lambda told: told["runs"][0].pop("tags")), r"is not of format 1: runs\.0\.tags: Field required"),
         (

@@ -164,6 +164,17 @@ def test_a_seed_that_was_run_again_counts_once_with_its_newest_run():
     assert sorted(row.runs for row in apart.rows) == [("id-else",), ("id-newer", "id-other")]
 
 
+def test_a_run_of_this_store_counts_before_an_imported_one_of_its_seed():
+    unet = {"model.name": "unet"}
+    imported = record("theirs", FAIR, settings=unet, tags={"imported": "x"})
+    other = record("other", POOR, settings=unet | {"run.seed": "1"}, tags={"imported": "y"})
+    (row,) = board_of(imported, other, record("mine", FINE, settings=unet)).rows
+    assert (set(row.runs), row.repeats, row.imported) == ({"id-mine", "id-other"}, ("id-theirs",), True)
+    (own,) = board_of(imported, record("mine", FINE, settings=unet)).rows
+    assert (own.runs, own.imported) == (("id-mine",), False)
+    assert "Imported, not scored in this store: theirs." in board_of(imported, record("two")).notes
+
+
 def test_a_row_that_a_search_has_found_says_whom_it_may_have_looked_at():
     searched = {"run.searched": "30"}
     said = "Found by a search: {}. Unless nested, it may have looked at patients tested here."
