@@ -33,8 +33,8 @@ CONFIGURATION = "configuration"  # what makes a row: runs of one configuration, 
 RUN = "run"  # or every run by itself
 LOWER_IS_BETTER = (
     *("rank", "p", "group", "rank_low", "rank_high", "hd95", "assd", "missed_slices", "false_positive_slices"),
-    *("dice_under_half", "brier", "ece", "parameters", "flops", "wall_seconds", "device_seconds", "epochs"),
-    *("images", "peak_memory_mb", "latency_p50_ms", "latency_p95_ms"),
+    *("false_positive_patients", "dice_under_half", "brier", "ece", "parameters", "flops", "wall_seconds"),
+    *("device_seconds", "epochs", "images", "peak_memory_mb", "latency_p50_ms", "latency_p95_ms"),
 )
 COSTS = (
     *("epochs", "images", "parameters", "flops", "wall_seconds", "device_seconds", "peak_memory_mb"),
@@ -126,6 +126,11 @@ class Board:
         return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {self.patients} patients"
 
     @property
+    def counts_healthy(self) -> bool:
+        """Some patients have no tumour, and rows say for how many of them they predict one."""
+        return any("false_positive_patients" in row.scores for row in self.rows)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know before believing the ranks."""
         said = []
@@ -143,7 +148,8 @@ class Board:
         if self.left_out:
             who = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient counts" if len(self.left_out) == 1 else f"{len(self.left_out)} patients count"
-            others = " What other rows got wrong there does not show." if len(self.rows) > 1 else ""
+            seen = "shows in the counts of false positives alone" if self.counts_healthy else "does not show"
+            others = f" What other rows got wrong there {seen}." if len(self.rows) > 1 else ""
             said.append(f"{count} for no row, as {self.primary} is undefined: {who}.{others}")
         return tuple(said)
 

@@ -18,7 +18,8 @@ def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, f
     """What a run's patients say together, from a table with one row a patient.
 
     A metric is averaged over the patients for whom it is defined, and `<metric>_undefined` counts the others;
-    counts of slices are summed. Globally pooled scores stand under `<metric>_global`.
+    counts of slices are summed. Globally pooled scores stand under `<metric>_global`, and
+    `false_positive_patients` counts who has no tumour and yet something predicted, where anybody has none.
     """
     values: dict[str, float] = {"patients": len(cases)}
     for name in (c for c in cases.columns if c not in NOT_METRICS):
@@ -40,6 +41,9 @@ def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, f
         if with_interval:
             ends = interval(dice)
             values |= {"dice_low": ends.low, "dice_high": ends.high}
+    healthy = cases[cases["tp"] + cases["fn"] == 0]
+    if len(healthy):
+        values["false_positive_patients"] = int((healthy["fp"] > 0).sum())
     tp, fp, fn, tn = (int(cases[c].sum()) for c in COUNTS)
     pooled = {
         "dice": counts.dice_of(tp, fp, fn),

@@ -33,6 +33,7 @@ CARD: Mapping[str, tuple[str, float, int]] = {  # logged name: what it is called
     "dice_global": ("globally pooled Dice", 1, 3),
     "hd95": ("HD95 in pixels", 1, 1),
     "missed_slices": ("missed slices", 1, 0),
+    "false_positive_patients": ("false-positive patients", 1, 0),
     "average_precision": ("average precision", 1, 3),
     "sensitivity": ("sensitivity", 1, 3),
     "slice_sensitivity": ("sensitivity for slices", 1, 3),
@@ -92,6 +93,7 @@ SCORES: Mapping[str, tuple[Column, ...]] = {
         _score("ece", "ECE", "expected calibration error"),
     ),
 }
+ALARMS = _score("false_positive_patients", "FP patients", "patients without tumour and with a prediction", 0)
 COSTS = (
     Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "what the row is the mean of"),
     Column("weights", lambda r: r.weights, "what training began with", number=False),
@@ -116,7 +118,8 @@ def score_columns(board: Board) -> tuple[Column, ...]:
     digits = 1 if name in ("hd95", "assd") else 3
     first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board))
     dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
-    return (*WHO, first, *_standing(board.task, digits), *dice, *SCORES[board.task], ID)
+    alarms = (ALARMS,) if board.counts_healthy else ()
+    return (*WHO, first, *_standing(board.task, digits), *dice, *SCORES[board.task], *alarms, ID)
 
 
 def cost_columns(board: Board) -> tuple[Column, ...]:

@@ -383,6 +383,17 @@ def test_a_patient_undefined_in_one_row_counts_for_no_row_and_is_named():
     assert board.patients == row_of(board, "fine").patients == 8
 
 
+def test_false_alarms_on_healthy_patients_are_counted_where_dice_cannot_show_them():
+    alarmed = record("alarmed", [0.0, *FINE[1:]], false_positive_patients=1)
+    board = board_of(alarmed, record("quiet", GAP, false_positive_patients=0))
+    assert board.notes[-1].endswith(
+        "What other rows got wrong there shows in the counts of false positives alone."
+    )
+    assert [row_of(board, name).scores["false_positive_patients"] for name in ("alarmed", "quiet")] == [1, 0]
+    (board,) = boards([alarmed, record("quiet", GAP, false_positive_patients=0)], sort="false_positive_patients")
+    assert order(board) == ["quiet", "alarmed"]
+
+
 def test_a_seed_that_has_lost_a_patient_takes_him_from_all():
     same = {"model.name": "unet"}
     board = board_of(

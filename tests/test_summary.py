@@ -54,6 +54,14 @@ def test_exactly_a_half_is_not_under_a_half():
     assert summarise(CASES.assign(dice=[0.5, 0.5, 0.49, 1.0]))["dice_under_half"] == 1
 
 
+def test_who_has_no_tumour_and_yet_something_predicted_is_counted():
+    """c has no tumour. Where everybody has one, there is nothing to count, and no 0 that looks like merit."""
+    assert summarise(CASES)["false_positive_patients"] == 0
+    alarmed = CASES.assign(fp=[4, 1, 2, 3], dice=[0.2, 0.9, 0.0, 0.7])
+    assert summarise(alarmed)["false_positive_patients"] == 1
+    assert "false_positive_patients" not in summarise(CASES.drop(index=2))
+
+
 def test_pooled_scores_are_made_of_all_pixels_at_once():
     """17 pixels found, 8 false, 8 missed, 367 rightly left out, of 400."""
     values = summarise(CASES)

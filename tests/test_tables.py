@@ -292,6 +292,13 @@ def test_another_score_that_ranks_stands_first_and_dice_beside_it():
     assert head.count("Dice") == 1
 
 
+def test_false_alarms_on_healthy_patients_have_a_column_where_there_are_such_patients():
+    alarmed = replace(ROW, scores=ROW.scores | {"false_positive_patients": 3})
+    shown = board(alarmed, SECOND)
+    assert [line[-2] for line in grid(board_table(shown))] == ["FP patients", "3", "–"]
+    assert "FP patients" not in terminal(BOTH)
+
+
 def test_what_is_not_defined_is_a_dash_or_null():
     lost = dict.fromkeys(("score", "low", "difference", "difference_high", "p", "first", "wall_seconds"), nan)
     undefined = board(replace(ROW, **lost))
