@@ -19,6 +19,7 @@ from bench.stats import Interval, clustered_interval, clustered_statistic
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+CALLED = "truth", "probability", "called"  # what a table of slices says of each
 BINS = 15  # of equal width, for calibration
 
 
@@ -33,7 +34,7 @@ class Calls:
 
     @classmethod
     def of(cls, slices: pd.DataFrame) -> Calls:
-        """From a table with the columns truth, probability and called."""
+        """From a table with the columns `CALLED`."""
         truth, called = slices["truth"].to_numpy(bool), slices["called"].to_numpy(bool)
         return cls(truth, slices["probability"].to_numpy(np.float64), called, np.ones(len(slices)))
 

@@ -18,12 +18,12 @@ from scipy import stats
 
 from bench import registry
 from bench.errors import BadSetting
+from bench.leaderboard import digits_of
 from bench.ranking import ALPHA
 from bench.stats import Interval, Paired, Procedure, corrected_resampled, interval, paired
 from bench.tables import between
 
 ROPE = {"": 0.01, "pixels": 1.0, "slices": 0.1}  # by the metric's unit: a mean difference that counts for nothing
-DIGITS = {"": 3, "pixels": 1, "slices": 2}
 SHOWN = 5  # patients who gain and lose most
 LEFT_OUT = 0.05  # share of patients without a score above which nothing is claimed: models choose who has one
 SURE = 0.95  # the posterior probability at which training anew is said to change nothing
@@ -180,7 +180,7 @@ def scale_of(primary: str) -> Scale:
     if facts.get("higher") is None:
         raise BadSetting(f"'{primary}' is neither better high nor low. Choose --primary dice.")
     unit = facts.get("unit", "")
-    return Scale(primary, facts["higher"], unit, ROPE.get(unit, 0.01), DIGITS.get(unit, 3))
+    return Scale(primary, facts["higher"], unit, ROPE.get(unit, 0.01), digits_of(primary))
 
 
 def rank_biserial(differences: NDArray[np.float64]) -> float:

@@ -15,8 +15,10 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from bench.records import Watch
+from bench.tables import plain
 
 
 def console() -> Console:
@@ -26,14 +28,14 @@ def console() -> Console:
 
 
 def frame_table(title: str, frame: pd.DataFrame) -> Table:
-    """A data frame, numbers to four digits and to the right."""
-    table = Table(title=title, title_justify="left")
+    """A data frame, numbers to four digits and to the right; brackets in texts are no markup."""
+    table = Table(title=Text(plain(title), "table.title"), title_justify="left")
     flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
     for column in flat.columns:
         number = pd.api.types.is_numeric_dtype(flat[column])
-        table.add_column(str(column), justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(plain(str(column))), justify="right" if number else "left", overflow="fold")
     for row in flat.itertuples(index=False):
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(Text(plain(f"{v:.4g}" if isinstance(v, float) else str(v))) for v in row))
     return table
 
 

@@ -37,6 +37,15 @@ def environment(device: torch.device) -> dict[str, str]:
     return facts
 
 
+def environment_tags(device: torch.device) -> dict[str, str]:
+    """The same as tags of a run, its commit also where MLflow's UI looks for it."""
+    facts = environment(device)
+    tags = {f"env.{name}": fact for name, fact in facts.items()}
+    if "git_commit" in facts:
+        tags["mlflow.source.git.commit"] = facts["git_commit"].removesuffix("-dirty")
+    return tags
+
+
 def git_commit() -> str | None:
     """The commit of the code that runs, with '-dirty' when files differ from it; None outside a checkout."""
     here = Path(__file__).parent

@@ -25,7 +25,7 @@ import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from bench import registry
-from bench.classification import summarise_calls
+from bench.classification import CALLED, summarise_calls
 from bench.conditions import kept
 from bench.console import Display, console
 from bench.counts import dice_of
@@ -34,7 +34,7 @@ from bench.errors import BadSetting, DataError, LeakageError
 from bench.leaderboard import IMPORTED
 from bench.records import RunRecord
 from bench.splits import Fold, split_hash
-from bench.summary import NOT_METRICS, summarise
+from bench.summary import COUNTS, NOT_METRICS, summarise
 from bench.tracking import KIND, PARENT, connect, open_run, rank_anew, read_table, records, runs_with
 
 FORMAT = 1
@@ -162,10 +162,15 @@ def read_published(folder: Path) -> Published:
         where = ".".join(map(str, first["loc"])) or "it"
         raise DataError(f"{folder / RUNS} is not of format {FORMAT}: {where}: {first['msg']}.") from None
     cases, slices = _tables(folder / CASES), _tables(folder / SLICES)
-    runs, splits = [], {}
+    runs: dict[str, RunRecord] = {}
+    splits: dict[str, pd.DataFrame] = {}
     for one in told.runs:
         called = f"{folder}: run {one.name} ({one.run_id[:8]})"
+        if one.run_id in runs:
+            raise DataError(f"{called} is there twice.")
         lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
+        if one.tags.get("bench.task") == "presence" and one.run_id not in slices:
+            lacking.append(SLICES)
         if lacking:
             raise DataError(f"{called} lacks {' and '.join(lacking)}.")
         if not re.fullmatch(r"\w[\w.-]*", one.tags["bench.dataset"]):  # a folder of the store has this name
@@ -174,10 +179,14 @@ def read_published(folder: Path) -> Published:
         if split not in splits:
             splits[split] = _split(folder / f"split-{split}.csv", split)
         record = RunRecord(**one.model_dump(), cases=cases[one.run_id], slices=slices.get(one.run_id))
-        if problem := _contradiction(record, splits[split]):
+        try:
+            problem = _contradiction(record, splits[split])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{called} cannot be read, its tables are no numbers: {error}.") from None
+        if problem:
             raise DataError(f"{called} cannot be believed: {problem}.")
-        runs.append(record)
-    return Published(tuple(runs), splits)
+        runs[record.run_id] = record
+    return Published(tuple(runs.values()), splits)
 
 
 def _runs(count: int) -> str:
@@ -243,6 +252,17 @@ def _places(table: pd.DataFrame) -> set[tuple[str, int]]:
 def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
     """In what a run's scores of all patients, its scores of each, its pixels and its folds disagree; else None."""
     cases = record.cases
+    needed: dict[str, tuple[pd.DataFrame, tuple[str, ...]]] = {CASES: (cases, ("case", "fold", *COUNTS))}
+    if record.slices is not None:
+        needed = {
+            CASES: (cases, ("case", "fold")),
+            SLICES: (record.slices, ("case", *CALLED)),
+        }
+    for name, (table, columns) in needed.items():
+        if lost := [column for column in columns if column not in table]:
+            return f"{name} has no {' and no '.join(lost)} of it"
+    if cases["case"].duplicated().any():
+        return f"a patient is there twice in {CASES}"
     if not _places(cases) <= _places(split[split["part"] == "test"]):
         return f"its patients are not those that the folds of split {record.tags['bench.split']} test"
     if record.slices is not None:

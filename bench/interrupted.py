@@ -25,18 +25,24 @@ IDENTITY = ("bench.fingerprint", "bench.data")
 CODE = "bench.code"
 GIVEN_UP = "bench.given_up"  # of a run that a fresh one was preferred to
 FRESH = "Give --fresh to start anew."
-SHOWS = (  # what only shows results, or starts runs: it may change while one is unfinished
-    *("cli/", "demo/", "launch/", "report/", "search/", "speed/"),
-    *("apply.py", "benchmark.py", "compar", "console.py", "exchange.py", "export.py", "inspection.py"),
-    *("participants.py", "pictures.py", "power.py", "predict.py", "published.py", "suite.py", "tables.py"),
+SHOWS = (  # what starts runs, or makes something of finished ones: it may change while one is unfinished
+    *("__main__.py", "cli/", "demo/", "launch/", "report/", "search/", "speed/"),
+    *("datasets/audit.py", "datasets/describe.py", "datasets/figures.py", "datasets/page.py"),
+    *("apply.py", "benchmark.py", "cascade.py", "compar", "conditions.py", "console.py", "derived.py"),
+    *("ensemble.py", "environment.py", "exchange.py", "export.py", "gate.py", "inspection.py", "leaderboard.py"),
+    *("participants.py", "pictures.py", "power.py", "predict.py", "published.py", "ranking.py", "rescore.py"),
+    *("scheduling.py", "suite.py", "tables.py"),
 )
 
 
-def code_of(config: RunConfig) -> dict[str, str]:
-    """A short hash of every file that a result may depend on besides settings, plugins included."""
+def code_of(config: RunConfig, *, besides: str | tuple[str, ...] = ()) -> dict[str, str]:
+    """A short hash of every file that a result may depend on besides settings, plugins included.
+
+    `besides` are starts of names among `SHOWS` that this result depends on, too.
+    """
     package = Path(bench.__file__).parent
     files = {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
-    files = {name: path for name, path in files.items() if not name.startswith(SHOWS)}
+    files = {n: path for n, path in files.items() if n.startswith(besides) or not n.startswith(SHOWS)}
     files |= {plugin: Path(plugin) for plugin in config.plugins}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
 

@@ -31,14 +31,13 @@ IMPORTED = "bench.imported"  # tag of a run that another store has logged: its i
 HEADLINE = {"segmentation": "dice", "presence": "auroc"}
 CONFIGURATION = "configuration"  # what makes a row: runs of one configuration, which differ in their seeds alone
 RUN = "run"  # or every run by itself
-LOWER_IS_BETTER = (
-    *("rank", "p", "group", "rank_low", "rank_high", "hd95", "assd", "missed_slices", "false_positive_slices"),
-    *("false_positive_patients", "dice_under_half", "brier", "ece", "parameters", "flops", "wall_seconds"),
-    *("device_seconds", "epochs", "images", "peak_memory_mb", "latency_p50_ms", "latency_p95_ms"),
-)
+DIGITS = {"": 3, "pixels": 1, "slices": 2}  # that a score is worth, by its unit
 COSTS = (
     *("epochs", "images", "parameters", "flops", "wall_seconds", "device_seconds", "peak_memory_mb"),
     *("latency_p50_ms", "latency_p95_ms"),
+)
+LOWER_IS_BETTER = (  # beside the metrics that are known to be
+    *(*COSTS, "rank", "p", "group", "rank_low", "rank_high", "dice_under_half", "false_positive_patients"),
 )
 Key = tuple[str, ...]
 
@@ -219,6 +218,18 @@ def higher_is_better(task: str, primary: str) -> bool:
     if task == "presence":
         return primary in HIGHER
     return primary not in registry.metric or bool(registry.metric[primary].facts.get("higher"))
+
+
+def falls(name: str) -> bool:
+    """Whether the best of a column are its smallest."""
+    metric = registry.metric[name].facts if name in registry.metric else {}
+    return name in LOWER_IS_BETTER or metric.get("higher") is False
+
+
+def digits_of(score: str) -> int:
+    """Digits behind the point that a score is said with."""
+    unit = registry.metric[score].facts.get("unit", "") if score in registry.metric else ""
+    return DIGITS.get(unit, 3)
 
 
 def _board(task: str, records: Sequence[RunRecord], primary: str | None, group_by: str) -> Board:
@@ -417,8 +428,9 @@ def _comparable(record: RunRecord) -> Key:
 
 
 def _metrics(records: Sequence[RunRecord]) -> list[str]:
-    """Scores that every patient has, and that are better high or low."""
-    neither = {name for name in registry.metric if registry.metric[name].facts.get("higher") is None}
+    """Scores that every patient has, that are better high or low, and that do not flatter who finds nothing."""
+    facts = {name: registry.metric[name].facts for name in registry.metric}
+    neither = {name for name, said in facts.items() if said.get("higher") is None or not said.get("ranked", True)}
     return sorted({c for record in records for c in record.cases.columns} - {*NOT_METRICS, *neither})
 
 
@@ -464,7 +476,7 @@ def _front(board: Board, cost: str) -> tuple[Row, ...]:
 def _ordered(board: Board, sort: str) -> tuple[Row, ...]:
     """By a column, best first; rows that are equal or do not have it stay in the order of their ranks."""
     own = sort in ("score", "low", "high")
-    low = sort in LOWER_IS_BETTER or (own and not higher_is_better(board.task, board.primary))
+    low = falls(sort) or (own and not higher_is_better(board.task, board.primary))
 
     def badness(row: Row) -> float:
         value = _column(row, sort)

@@ -97,8 +97,7 @@ def cross_validate(
             "plan.data_on_device": str(feed.resident),
         }
     )
-    recorder.table("split", split_table(recipe.pack.index, recipe.folds))
-    recorder.table("images", image_table(recipe.raw))
+    record_patients(recipe, recorder)
 
     def one(fold: Fold, watch: Watch) -> tuple[FoldResult, Masks]:
         folder = workspace and workspace / f"fold-{fold.number}"
@@ -115,22 +114,45 @@ def cross_validate(
     wanted = [fold for fold in recipe.folds if only is None or fold.number == only]
     at_once = min(config.folds_at_once, len(wanted))
     done = together(one, wanted, at_once, recipe.device, watch)
+    before = sum(result.before for result, _ in done) / at_once
+    costs = inference_costs(recipe, feed) | {
+        "wall_seconds": time.perf_counter() - started + before,
+        "parameters": recipe.parameters,
+    }
+    return record_together(recipe, recorder, done, costs, at_once=at_once)
+
+
+def record_patients(recipe: Recipe, recorder: Recorder) -> None:
+    """Who takes part, on which side of which fold, and by what images they would be known again."""
+    recorder.table("split", split_table(recipe.pack.index, recipe.folds))
+    recorder.table("images", image_table(recipe.raw))
+
+
+def record_together(
+    recipe: Recipe,
+    recorder: Recorder,
+    done: Sequence[tuple[FoldResult, Masks]],
+    costs: Mapping[str, float],
+    *,
+    at_once: int = 1,
+) -> Outcome:
+    """Record what folds give together, and `costs` beside what they know of their own."""
     results = [result for result, _ in done]
     predictions = Masks.joined(predicted for _, predicted in done)
-    scores = [s for r in results for s in r.scores]
-    cases, slices = _cases(recipe, results, predictions), slice_table(scores)
+    cases = _cases(recipe, results, predictions)
+    slices = slice_table([s for r in results for s in r.scores])
     recorder.table("cases", cases)
     for name, table in recipe.task.tables(slices).items():
         recorder.table(name, table)
     values = recipe.task.summarise(cases, slices)
-    costs = inference_costs(recipe, feed) | {
-        "wall_seconds": time.perf_counter() - started + sum(r.before for r in results) / at_once,
-        "train_seconds": sum(r.seconds for r in results),
-        "device_seconds": sum(r.seconds for r in results) * _workers(recipe) / at_once,
+    seconds = sum(r.seconds for r in results)
+    costs = {
+        **costs,
+        "train_seconds": seconds,
+        "device_seconds": seconds * _workers(recipe) / at_once,
         "images": sum(r.images for r in results),
         "epochs": sum(r.epochs for r in results) / len(results),  # of a fold
         "peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
-        "parameters": recipe.parameters,
     }
     costs = {f"cost/{name}": value for name, value in costs.items()}
     recorder.metrics(values | costs)

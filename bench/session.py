@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from bench.config import RunConfig, configure
 from bench.console import Display, console
-from bench.environment import environment
+from bench.environment import environment_tags
 from bench.errors import BadSetting
 from bench.interrupted import (
     CODE,
@@ -81,10 +81,7 @@ def execute(
                 lock.enter_context(at_work(workspace))
             remember(workspace, code)
             recorder.settings(settings)
-            facts = environment(recipe.device)
-            recorder.tags({f"env.{k}": v for k, v in facts.items()})
-            if "git_commit" in facts:
-                recorder.tags({"mlflow.source.git.commit": facts["git_commit"].removesuffix("-dirty")})
+            recorder.tags(environment_tags(recipe.device))
             recorder.data(manifest.dataset, manifest.key, recipe.pack.profile())
             try:
                 outcome = cross_validate(recipe, recorder, only=only, watch=display, workspace=workspace)

@@ -117,12 +117,12 @@ def run_cell(suite: Suite, name: str, uri: str, retry: bool, quiet: bool, verbos
     with suppress(Timeout), FileLock(lock, timeout=0):
         if not _wanted(_state(cell, store), retry):
             return
-        before = len(runs_with(store, _identity(cell)))
+        before = _ends(cell, store)
         try:
             _run(suite, cell, store, quiet=quiet, verbose=verbose)
         except Exception as error:
             said = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
-            if len(runs_with(store, _identity(cell))) == before:  # refused before a run was opened
+            if _ends(cell, store) == before:  # refused before a run was opened
                 _note(suite, cell, store, said)
 
 
@@ -244,6 +244,12 @@ def _identity(cell: Cell) -> dict[str, str]:
 def _runs(cell: Cell, store: Store) -> list[Run]:
     """Its runs, whole cross-validations alone, the newest first."""
     return [r for r in runs_with(store, _identity(cell)) if "bench.only" not in r.data.tags]
+
+
+def _ends(cell: Cell, store: Store) -> set[tuple[str, str, int | None]]:
+    """How its runs have ended, and when: another set once one was opened, or gone on with."""
+    runs = runs_with(store, _identity(cell))
+    return {(run.info.run_id, run.info.status, run.info.end_time) for run in runs}
 
 
 def _state(cell: Cell, store: Store) -> State:

@@ -15,7 +15,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from bench.leaderboard import HEADLINE, Board, Row
+from bench.leaderboard import HEADLINE, Board, Row, digits_of
 from bench.records import RunRecord
 
 SYNTHETIC = " [synthetic]"
@@ -54,23 +54,28 @@ NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "auroc": 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a board: its heading, what its cell says, what it means, and how it is aligned."""
+    """A column of a board: its heading, what its cell says, what it means, and the number behind it, if any."""
 
     heading: str
     cell: Callable[[Row], str]
     meaning: str
-    number: bool = True
+    field: str = ""
+
+    @property
+    def number(self) -> bool:
+        """Words otherwise."""
+        return bool(self.field)
 
 
 def _score(name: str, heading: str, meaning: str, digits: int = 3) -> Column:
-    return Column(heading, lambda r: decimal(r.scores.get(name, math.nan), digits), meaning)
+    return Column(heading, lambda r: decimal(r.scores.get(name, math.nan), digits), meaning, name)
 
 
 WHO = (
-    Column("#", lambda r: str(r.rank), "rank by the first score"),
-    Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run", number=False),
+    Column("#", lambda r: str(r.rank), "rank by the first score", "rank"),
+    Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run"),
 )
-ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id", number=False)
+ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id")
 SCORES: Mapping[str, tuple[Column, ...]] = {
     "segmentation": (
         _score("dice_median", "median", "of Dice over patients"),
@@ -95,28 +100,33 @@ SCORES: Mapping[str, tuple[Column, ...]] = {
 }
 ALARMS = _score("false_positive_patients", "FP patients", "patients without tumour and with a prediction", 0)
 COSTS = (
-    Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "what the row is the mean of"),
-    Column("weights", lambda r: r.weights, "what training began with", number=False),
-    Column("budget", lambda r: r.budget, "slices seen in a fold, and their size", number=False),
-    Column("epochs", lambda r: decimal(r.epochs, 1).removesuffix(".0"), "of a fold"),
-    Column("params M", lambda r: decimal(r.parameters / 1e6, 1), "millions of parameters"),
-    Column("GFLOPs", lambda r: decimal(r.flops / 1e9, 2), "of one slice, forward"),
-    Column("device-s", lambda r: decimal(r.device_seconds, 0), "training seconds times GPUs, or CPU threads"),
-    Column("peak MB", lambda r: decimal(r.peak_memory_mb, 0), "memory in training"),
-    Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice by itself, median"),
-    Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "one slice by itself, 95th percentile"),
-    Column("trials", lambda r: str(r.searched), "of the search that found it"),
-    Column("wall", lambda r: duration(r.wall_seconds), "of the whole run"),
-    Column("on", lambda r: r.hardware, "hardware", number=False),
-    Column("split", lambda r: r.split[:8], "hash of the folds", number=False),
+    Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "what the row is the mean of", "seeds"),
+    Column("weights", lambda r: r.weights, "what training began with"),
+    Column("budget", lambda r: r.budget, "slices seen in a fold, and their size"),
+    Column("epochs", lambda r: decimal(r.epochs, 1).removesuffix(".0"), "of a fold", "epochs"),
+    Column("params M", lambda r: decimal(r.parameters / 1e6, 1), "millions of parameters", "parameters"),
+    Column("GFLOPs", lambda r: decimal(r.flops / 1e9, 2), "of one slice, forward", "flops"),
+    Column(
+        "device-s",
+        lambda r: decimal(r.device_seconds, 0),
+        "training, times GPUs or CPU threads",
+        "device_seconds",
+    ),
+    Column("peak MB", lambda r: decimal(r.peak_memory_mb, 0), "memory in training", "peak_memory_mb"),
+    Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice by itself, median", "latency_p50_ms"),
+    Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "the same, 95th percentile", "latency_p95_ms"),
+    Column("trials", lambda r: str(r.searched), "of the search that found it", "searched"),
+    Column("wall", lambda r: duration(r.wall_seconds), "of the whole run", "wall_seconds"),
+    Column("on", lambda r: r.hardware, "hardware"),
+    Column("split", lambda r: r.split[:8], "hash of the folds"),
 )
 
 
 def score_columns(board: Board) -> tuple[Column, ...]:
     """Who stands where, by what, and how surely."""
     name = board.primary
-    digits = 1 if name in ("hd95", "assd") else 3
-    first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board))
+    digits = digits_of(name)
+    first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board), "score")
     dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
     alarms = (ALARMS,) if board.counts_healthy else ()
     return (*WHO, first, *_standing(board.task, digits), *dice, *SCORES[board.task], *alarms, ID)
@@ -131,19 +141,23 @@ def _standing(task: str, digits: int) -> tuple[Column, ...]:
     how, test = ("over all slices", "bootstrap") if task == "presence" else ("patient by patient", "Wilcoxon")
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
     return (
-        Column("95% interval", lambda r: between(r.low, r.high, value), "of the score, over patients"),
-        Column("to leader", lambda r: change(r.difference), f"difference, {how}"),
+        Column("95% interval", lambda r: between(r.low, r.high, value), "of the score, over patients", "low"),
+        Column("to leader", lambda r: change(r.difference), f"difference, {how}", "difference"),
         Column(
-            "95% interval", lambda r: between(r.difference_low, r.difference_high, change), "of the difference"
+            "95% interval",
+            lambda r: between(r.difference_low, r.difference_high, change),
+            "of the difference",
+            "difference_low",
         ),
-        Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs"),
+        Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs", "p"),
         Column(
             "tie",
             lambda r: letter(r.group),
             "rows of one letter cannot be told from its best, by ranks (p) and by means",
+            "group",
         ),
-        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew"),
-        Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank"),
+        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew", "first"),
+        Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank", "rank_low"),
     )
 
 

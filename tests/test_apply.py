@@ -18,7 +18,7 @@ from bench import registry
 from bench.apply import evaluate_external
 from bench.checkpoint import save_model
 from bench.config import configure
-from bench.datasets.images import read_slice
+from bench.datasets.images import find_images, read_slice
 from bench.errors import DataError
 from bench.pictures import PREDICTION, TRUTH
 from bench.predict import predict_folder
@@ -101,6 +101,12 @@ def test_an_overlay_shows_the_prediction_beside_the_truth(tmp_path):
     _, right = overlay(tmp_path / "out" / "a" / "a_2_overlay.png")
     assert near(right, PREDICTION).any()
     assert near(right, TRUTH).any()
+
+
+def test_masks_by_any_name_and_hidden_files_are_no_scans(tmp_path):
+    for name in ("a_1.png", "a_1_mask.png", "a_2_Mask.png", "a_3_segmentation.png", "._a_1.png"):
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == {tmp_path: [tmp_path / "a_1.png"]}
 
 
 def test_a_mask_may_be_a_png(tmp_path):

@@ -22,13 +22,14 @@ import torch.nn.functional as F
 import yaml
 from typer.testing import CliRunner
 
+import bench
 from bench import registry
 from bench.benchmark import read_suite
 from bench.cli import app
 from bench.config import RunConfig, configure
 from bench.errors import BadSetting
 from bench.feed import Feed
-from bench.interrupted import CODE, alive, at_work, code_of, digest, workspace_of
+from bench.interrupted import CODE, SHOWS, alive, at_work, code_of, digest, workspace_of
 from bench.recipe import Recipe, resolve
 from bench.records import FoldResult, Watch
 from bench.runner import Kept, cross_validate, run_fold
@@ -332,6 +333,9 @@ def breaking(cache: Path) -> Iterator[None]:
 MINE = SMALL | {"loss": "breaking", "train": {"epochs": 2, "batch_size": 4, "lr": 0.01}}
 
 
+PACKAGE = Path(bench.__file__).parent
+
+
 def config(**changes: Any) -> RunConfig:
     return configure(MINE, {"name": "mine"}, {k.replace("__", "."): v for k, v in changes.items()})
 
@@ -471,6 +475,26 @@ def change_code(store: Store, mine: Any) -> None:
     code = code_of(config()) | {"train.py": "01234567"}
     store.client.set_tag(mine.info.run_id, CODE, digest(code))
     (workspace_of(store, mine.info.run_id) / "code.json").write_text(json.dumps(code))
+
+
+def test_what_training_imports_is_looked_at_and_trials_depend_on_their_search_too():
+    """In a process of its own, where nothing else is loaded. A board is known to what writes to the store."""
+    script = (
+        "import sys, bench.runner, bench.datasets.lgg, bench.losses.combo, bench.models.unet\n"
+        "for name in sorted(sys.modules):\n"
+        "    if name.startswith('bench.'): print(name.removeprefix('bench.').replace('.', '/'))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name for name in found.stdout.split() if (PACKAGE / f"{name}.py").exists()}
+    known = {name.removesuffix(".py") for name in code_of(config())}
+    assert loaded - known == {"conditions", "leaderboard", "pictures", "ranking", "tables"}
+    assert {"train", "splits", "losses/combo", "metrics/overlap", "postprocess"} <= known
+    assert {"search/objective", "search/space"} <= {
+        n.removesuffix(".py") for n in code_of(config(), besides="search/")
+    }
+    assert not any(name.startswith("search/") for name in known)
+    for start in SHOWS:
+        assert list(PACKAGE.glob(f"{start}*")), f"there is no {start}"
 
 
 def test_changed_code_is_refused_and_shown(store_with_it):

@@ -67,6 +67,9 @@ class Scripted:
         def stop(self) -> None:
             self.owner.stopped.append(self.name)
 
+        def join(self) -> None:
+            self.owner.stopped.append(f"{self.name} has ended")
+
 
 def task(name: str) -> Task:
     return Task(name, print)
@@ -100,11 +103,12 @@ def test_tasks_are_taken_as_workers_are_free() -> None:
 
 
 def test_who_stops_listening_stops_what_is_at_work() -> None:
-    engine = Scripted(2, a=[""], b=[])
-    events = spread([task("a"), task("b")], engine, pause=0)
+    """All at once: none goes on working while another one takes its time to say goodbye."""
+    engine = Scripted(3, a=[""], b=[], c=[])
+    events = spread([task("a"), task("b"), task("c")], engine, pause=0)
     next(events)
     events.close()
-    assert engine.stopped == ["b"]
+    assert engine.stopped == ["b", "c", "b has ended", "c has ended"]
 
 
 def test_without_workers_tasks_run_here_in_turn() -> None:

@@ -356,9 +356,11 @@ def test_a_score_that_is_none_is_refused_with_a_suggestion():
         boards([record("a")], primary="dise")
 
 
-@pytest.mark.parametrize("column", ["tp", "fold", "case", "relative_volume_difference"])
-def test_what_is_neither_better_high_nor_low_ranks_nobody(column):
-    run = record("a", columns={"tp": [1] * 8, "relative_volume_difference": [0.1] * 8})
+@pytest.mark.parametrize("column", ["tp", "fold", "case", "relative_volume_difference", "dice_slices_empty1"])
+def test_what_is_neither_better_high_nor_low_or_flatters_ranks_nobody(column):
+    tenths = dict.fromkeys(("relative_volume_difference", "dice_slices_empty1", "accuracy"), [0.1] * 8)
+    run = record("a", columns={"tp": [1] * 8, **tenths})
+    assert board_of(run, primary="accuracy").primary == "dice", "which ranks presence alone"
     with pytest.raises(UnknownName, match=f"cannot rank by '{column}'"):
         boards([run], primary=column)
 

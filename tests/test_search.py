@@ -31,6 +31,7 @@ from bench.config import configure, load
 from bench.errors import BadSetting, BenchError, StoreError, TrainingError, UnknownName
 from bench.feed import Feed
 from bench.leaderboard import trials_behind
+from bench.participants import of_run
 from bench.recipe import resolve
 from bench.search.command import KEY, OUTER, STUDY, pose
 from bench.search.objective import Objective, Part, Pass, inner_folds, validated
@@ -756,6 +757,11 @@ def test_nested_search_tests_every_patient_once_by_a_winner_chosen_without_it(
     assert found.data.params["search.trials"] == "1"
     cases = read_table(searched.store, found, "cases")
     assert sorted(cases["case"]) == sorted(recipe.pack.cases)
+    renamed = replace(recipe.raw, index=recipe.raw.index.assign(case="who", patient="who"))
+    assert of_run(searched.store, found).among(renamed) == ["who"]
+    costs = found.data.metrics
+    assert costs["cost/device_seconds"] == pytest.approx(costs["cost/train_seconds"] * torch.get_num_threads())
+    assert found.data.tags["env.device"] == "cpu"
     assert len(judge.by_study) == 3
     for fold, seen in zip(recipe.folds, judge.by_study, strict=True):
         assert set(cases.loc[cases["fold"] == fold.number, "case"]) == fold.test

@@ -302,6 +302,7 @@ class Dying:
         return "killed by SIGKILL"
 
     def stop(self) -> None: ...
+    def join(self) -> None: ...
 
 
 @pytest.mark.parametrize("leave", [False, True])
@@ -328,6 +329,25 @@ def test_a_cell_at_work_in_another_process_is_left_to_it(store, small, tmp_path)
     with FileLock(tmp_path / "mlruns" / "unfinished" / f"cell-{cell.fingerprint}-{cell.data.key}.lock"):
         run_cell(small, "small", store.uri, False, True, False)
     assert runs_with(store, {"bench.fingerprint": cell.fingerprint}) == []
+
+
+def test_a_run_that_is_gone_on_with_and_then_fails_is_one_run(store, small, monkeypatch) -> None:
+    def ends(error: BaseException) -> None:
+        def fold(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("bench.runner.run_fold", fold)
+        run_cell(small, "small", store.uri, False, True, False)
+
+    cell = small.cells[2]
+    with pytest.raises(KeyboardInterrupt):
+        ends(KeyboardInterrupt())
+    (run,) = runs_with(store, {"bench.fingerprint": cell.fingerprint})
+    assert run.info.status == "KILLED"
+    ends(DataError("the disk is gone"))
+    (again,) = runs_with(store, {"bench.fingerprint": cell.fingerprint})
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FAILED")
+    assert again.data.tags["bench.error"].endswith("the disk is gone")
 
 
 def test_a_run_at_work_is_running_and_says_how_far_it_is(store, small) -> None:
@@ -388,4 +408,7 @@ def test_the_command_plans_and_refuses_an_unknown_launcher(store, tmp_path, monk
     assert result.exit_code == 0, result.output
     assert "with 2 workers" in result.output
     assert isinstance(CliRunner().invoke(app, [*words, "--launcher", "rai"]).exception, UnknownName)
+    unknown = CliRunner().invoke(app, [*words, "--launch", "nonsense=1"]).exception
+    assert isinstance(unknown, BadSetting)
+    assert "nonsense" in str(unknown)
     assert runs_with(store, {"bench.kind": "cv"}) == []

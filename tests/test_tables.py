@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from bench.console import frame_table
 from bench.leaderboard import Board, Row
 from bench.records import RunRecord
 from bench.tables import (
@@ -380,6 +381,12 @@ def test_csv_survives_commas_and_quotes():
     name = 'a,"b"'
     (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))])))
     assert line["name"] == name
+
+
+def test_brackets_in_a_frame_are_no_markup():
+    shown = printed(frame_table("[b]runs", pd.DataFrame({"[x]": ["cannot read [/data/x.tif]", "[red]p[/red]"]})))
+    for part in ("[b]runs", "[x]", "cannot read [/data/x.tif]", "[red]p[/red]"):
+        assert part in shown
 
 
 # Sentences and single cells

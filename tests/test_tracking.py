@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from sqlalchemy import create_engine, text
 
-from bench.errors import StoreError, UnknownName
+from bench.errors import BadSetting, StoreError, UnknownName
 from bench.tracking import (
     Store,
     connect,
@@ -29,6 +29,7 @@ from bench.tracking import (
     open_run,
     read_table,
     records,
+    runs_with,
     store_uri,
     ui_command,
     without_password,
@@ -141,6 +142,19 @@ def test_a_run_is_found_by_name_by_id_and_by_the_start_of_it(store):
         assert find_run(store, wanted).info.run_id == run.run_id
     with pytest.raises(UnknownName, match="Did you mean 'first'"):
         find_run(store, "frist")
+
+
+@pytest.mark.parametrize("name", ["Anna's unet", 'a 5" disc'])
+def test_a_name_may_have_quotes(store, name):
+    with open_run(store, name, "lgg", TAGS) as run, run.child(f"{name} fold"):
+        pass
+    assert find_run(store, name).info.run_id == run.run_id
+    assert [found.info.run_id for found in runs_with(store, {"mlflow.runName": name})] == [run.run_id]
+
+
+def test_a_name_with_both_kinds_of_quotes_is_refused_in_a_sentence(store):
+    with pytest.raises(BadSetting, match="has both kinds of quotes"):
+        find_run(store, "Anna's 5\" disc")
 
 
 def test_the_newest_of_runs_with_one_name_is_found(store):

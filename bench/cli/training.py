@@ -163,7 +163,7 @@ def suite(
         return
     if status:
         found = states(made, store)
-    elif workers is None and launcher == "local":
+    elif workers is None and launcher == "local" and not launch:
         found = go(quiet=quiet, verbose=verbose)
     else:
         spread = engine(launcher, workers, dict(parse(option) for option in launch or []))

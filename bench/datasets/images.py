@@ -17,21 +17,27 @@ from bench.pack import Pixels, by_area
 
 TIFF = (".tif", ".tiff")
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg")
+MASK = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)  # the name of a mask beside images, without suffix
 
 
 def find_images(path: Path) -> dict[Path, list[Path]]:
-    """`{folder: its images by slice number}`; files that end in _mask are left out. Raises `DataError`."""
+    """`{folder: its images by slice number}`, without masks, which `MASK` tells. Raises `DataError`."""
     if path.is_file():
         return {path.parent: [path]}
     if not path.is_dir():
         raise DataError(f"{path} does not exist. Give an image, or a folder of images.")
-    found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.stem.endswith("_mask")]
+    found = [p for p in files_below(path) if not MASK.fullmatch(p.stem)]
     if not found:
         raise DataError(f"{path} holds no images. They end in {', '.join(SUFFIXES)}.")
     return {
         folder: sorted((p for p in found if p.parent == folder), key=lambda p: (number_of(p.stem), p.name))
         for folder in sorted({p.parent for p in found})
     }
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files that end as images do, but for hidden ones."""
+    return [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.name[0] != "."]
 
 
 def by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[list[Path]]:

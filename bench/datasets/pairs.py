@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
@@ -14,7 +13,9 @@ from pydantic import Field
 from bench.datasets._layout import UNKNOWN, listing
 from bench.datasets._tiff import on_one_grid
 from bench.datasets.images import (
+    MASK,
     SUFFIXES,
+    files_below,
     name_below,
     number_of,
     read_mask_of,
@@ -27,7 +28,6 @@ from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
 
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
-_MASK = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)
 
 
 @dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
@@ -78,9 +78,9 @@ def _paired(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[
                 "'.' for both where masks lie beside their images."
             )
     beside = (root / images).resolve() == (root / masks).resolve()
-    pictures = _named(p for p in _below(root / images) if not (beside and _MASK.fullmatch(p[0])))
+    pictures = _named(p for p in _below(root / images) if not (beside and MASK.fullmatch(p[0])))
     truths = _named(
-        (name if name in pictures or not (marked := _MASK.fullmatch(name)) else marked[1], path)
+        (name if name in pictures or not (marked := MASK.fullmatch(name)) else marked[1], path)
         for name, path in _below(root / masks)
         if not (beside and name in pictures)
     )
@@ -93,9 +93,7 @@ def _paired(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[
 
 
 def _below(folder: Path) -> Iterable[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
-            yield name_below(folder, path), path
+    return ((name_below(folder, path), path) for path in files_below(folder))
 
 
 def _named(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:

@@ -44,7 +44,10 @@ class Job(Protocol):
         """None while it is at work, '' when its work is over, else how its worker was lost."""
 
     def stop(self) -> None:
-        """Interrupt it."""
+        """Interrupt it, and come back at once."""
+
+    def join(self) -> None:
+        """Wait for it to end after it was interrupted."""
 
 
 class Launcher(Protocol):
@@ -72,6 +75,9 @@ class _Over:
         return ""
 
     def stop(self) -> None:
+        """It has ended."""
+
+    def join(self) -> None:
         """It has ended."""
 
 
@@ -110,8 +116,10 @@ def spread(tasks: Iterable[Task], launcher: Launcher, *, retries: int = 2, pause
                 else:
                     yield Event(task, "given up" if said else "over", said)
     finally:
-        for _, job in jobs.values():
+        for _, job in jobs.values():  # all at once: each may need a while to say goodbye
             job.stop()
+        for _, job in jobs.values():
+            job.join()
 
 
 def engine(name: str, workers: int | None, options: Mapping[str, Any]) -> Launcher:

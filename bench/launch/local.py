@@ -62,6 +62,8 @@ class _Process:
 
     def stop(self) -> None:
         self.process.terminate()
+
+    def join(self) -> None:
         try:
             self.process.wait(GRACE)
         except subprocess.TimeoutExpired:

@@ -68,6 +68,9 @@ class _Remote:
     def stop(self) -> None:
         self.ray.cancel(self.result)
 
+    def join(self) -> None:
+        """Ray sees to it."""
+
 
 def join(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one. Raises `BadSetting` for what keeps Ray from it."""

@@ -71,6 +71,9 @@ class _Queued:
     def stop(self) -> None:
         self.job.cancel(check=False)
 
+    def join(self) -> None:
+        """Slurm sees to it."""
+
 
 class _States:
     """What Slurm says of this user's jobs. submitit asks sacct, which many clusters lack, and seldom."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-from bench.leaderboard import LOWER_IS_BETTER, Board, Row, higher_is_better
+from bench.leaderboard import Board, Row, falls, higher_is_better
 from bench.report.svg import said
 from bench.tables import WHO, Column, cost_columns, score_columns
-
-FAR = 10**12  # so much more shows in any cell, whatever its unit
 
 
 def board_columns(board: Board) -> tuple[Column, ...]:
@@ -23,12 +20,10 @@ def board_columns(board: Board) -> tuple[Column, ...]:
 def sortable_table(board: Board) -> str:
     """The whole board; `data-value` holds a number at full precision, empty where it is not defined."""
     columns = board_columns(board)
-    numbers = [_numbers(columns, row) for row in board.rows]
-    fields = [next((name for name, _ in found if name), "") for found in zip(*numbers, strict=True)]
-    head = "".join(_heading(c, _falls(board, field)) for c, field in zip(columns, fields, strict=True))
+    head = "".join(_heading(c, _rises(board, c.field)) for c in columns)
     body = "".join(
-        f"<tr>{''.join(_cell(c, row, value) for c, (_, value) in zip(columns, found, strict=True))}</tr>"
-        for row, found in zip(board.rows, numbers, strict=True)
+        f"<tr>{''.join(_cell(c, row, values) for c in columns)}</tr>"
+        for row, values in ((row, row.flat()) for row in board.rows)
     )
     return (
         f'<div class="wide"><table class="board"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -40,40 +35,23 @@ def name_cell(name: str) -> str:
     return f'<th scope="row"><span class="name" data-tip="{said(name)}">{said(name)}</span></th>'
 
 
-def _numbers(columns: Iterable[Column], row: Row) -> list[tuple[str, float]]:
-    """Name and value of the number that each cell was written from: the first whose change the cell shows."""
-    values = {k: v for k, v in row.flat().items() if isinstance(v, int | float)}
-
-    def changed(name: str) -> Row:
-        change: dict[str, Any] = {name: values[name] + FAR}
-        return replace(row, **change) if hasattr(row, name) else replace(row, scores={**row.scores, **change})
-
-    others = {name: changed(name) for name in values}
-
-    def behind(column: Column) -> tuple[str, float]:
-        cell = column.cell(row)
-        name = next((name for name, other in others.items() if column.number and column.cell(other) != cell), "")
-        return name, float(values.get(name, math.nan))
-
-    return [behind(column) for column in columns]
-
-
-def _falls(board: Board, field: str) -> bool:
+def _rises(board: Board, field: str) -> bool:
     """Whether the best of a column are its largest."""
-    return higher_is_better(board.task, board.primary) if field == "score" else field not in LOWER_IS_BETTER
+    return higher_is_better(board.task, board.primary) if field in ("score", "low") else not falls(field)
 
 
-def _heading(column: Column, falls: bool) -> str:
-    kind = f' data-number="yes" data-first="{"down" if falls else "up"}"' if column.number else ' class="words"'
+def _heading(column: Column, largest: bool) -> str:
+    kind = f' data-number="yes" data-first="{"down" if largest else "up"}"' if column.number else ' class="words"'
     order = ' aria-sort="ascending"' if column is WHO[0] else ""
     tip = f' data-tip="{said(column.meaning)}"' if column.meaning else ""
     return f'<th scope="col"{kind}{order}{tip}><button type="button">{said(column.heading)}</button></th>'
 
 
-def _cell(column: Column, row: Row, value: float) -> str:
+def _cell(column: Column, row: Row, values: Mapping[str, Any]) -> str:
     words = said(column.cell(row))
     if column is WHO[1]:
         return name_cell(column.cell(row))
     if not column.number:
         return f'<td class="words">{words}</td>'
+    value = float(values.get(column.field, math.nan))
     return f'<td data-value="{"" if math.isnan(value) else repr(value)}">{words}</td>'

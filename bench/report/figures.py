@@ -11,10 +11,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from bench import registry
-from bench.comparison import DIGITS
 from bench.datasets.figures import HUES, SHADES
-from bench.leaderboard import Board
+from bench.leaderboard import Board, digits_of
 from bench.report.significance import MeanRanks
 from bench.report.svg import (
     COLOURS,
@@ -46,8 +44,7 @@ def score_name(board: Board) -> str:
 
 def score_said(board: Board, value: float) -> str:
     """A score of the board, to as many digits as its unit is worth."""
-    unit = registry.metric[board.primary].facts.get("unit", "") if board.primary in registry.metric else ""
-    return decimal(value, DIGITS.get(unit, 3))
+    return decimal(value, digits_of(board.primary))
 
 
 def rank_plot(board: Board) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from bench.config import RunConfig, configure
 from bench.console import Display, console, frame_table
 from bench.device import prepare
+from bench.environment import environment_tags
 from bench.errors import BadSetting
 from bench.feed import Feed
 from bench.interrupted import at_work, code_of, digest, workspace_of
@@ -22,7 +23,7 @@ from bench.leaderboard import data_tags
 from bench.masks import Masks
 from bench.recipe import Recipe, resolve, task_of
 from bench.records import FoldResult
-from bench.runner import Kept, case_table, run_fold, slice_table
+from bench.runner import Kept, case_table, record_patients, record_together, run_fold, slice_table
 from bench.search.objective import Judge, Objective, inner_folds, validated
 from bench.search.outcome import (
     TRIAL,
@@ -49,7 +50,7 @@ from bench.search.study import (
     storage_url,
     work,
 )
-from bench.splits import Fold, split_table
+from bench.splits import Fold
 from bench.tables import headline
 from bench.tracking import (
     FOLD,
@@ -88,7 +89,7 @@ class Problem:
         return {
             "data": self.recipe.pack.manifest.key,
             "split": self.recipe.split_hash,
-            "code": digest(code_of(self.recipe.config)),
+            "code": digest(code_of(self.recipe.config, besides="search/")),
         }
 
     def config(self, chosen: Mapping[str, Value]) -> RunConfig:
@@ -212,38 +213,16 @@ def nested(
                 _judged(p, config, f"fold {p.outer.number}", recorder, workspace, display, FOLD)
                 for p, config in winners
             ]
-            values = _recorded(first.recipe, done, recorder)
+            record_patients(first.recipe, recorder)
             parameters = max(resolve(config).parameters for _, config in winners)
-            recorder.metrics({"cost/search_seconds": seconds, "cost/parameters": parameters})
+            costs = {"search_seconds": seconds, "parameters": parameters}
+            values = record_together(first.recipe, recorder, done, costs).values
     console().print(
         f"{name}: nested search, {plan.trials} trials inside each of {len(winners)} folds; every patient is "
         f"tested once, by a winner that was chosen without it\n{headline(values)}",
         markup=False,
     )
     return recorder.run_id
-
-
-def _recorded(
-    recipe: Recipe, done: Sequence[tuple[FoldResult, Masks]], recorder: MlflowRecorder
-) -> Mapping[str, float]:
-    """Record what all folds give together, as a cross-validation does."""
-    task, results = recipe.task, [result for result, _ in done]
-    cases, slices = case_table(results), slice_table([s for r in results for s in r.scores])
-    tables = {"split": split_table(recipe.pack.index, recipe.folds), "cases": cases, **task.tables(slices)}
-    for name, rows in tables.items():
-        recorder.table(name, rows)
-    values = task.summarise(cases, slices)
-    costs = {
-        "train_seconds": sum(r.seconds for r in results),
-        "images": sum(r.images for r in results),
-        "epochs": sum(r.epochs for r in results) / len(results),
-        "peak_memory_mb": max(r.peak_memory for r in results) / 2**20,
-    }
-    recorder.metrics(values | {f"cost/{name}": value for name, value in costs.items()})
-    masks = Masks.joined(m for _, m in done)
-    for name, pixels in task.pictures(recipe.pack, cases, slices, masks).items():
-        recorder.image(name, pixels)
-    return values
 
 
 def join(
@@ -322,6 +301,7 @@ def _run(
         recorder = stack.enter_context(open_run(store, name, dataset, tags, say=display.say, again=before))
         if before is None:
             stack.enter_context(_alone(store, recorder.run_id, name))
+        recorder.tags(environment_tags(recipe.device))
         recorder.data(dataset, recipe.pack.manifest.key, recipe.pack.profile())
         yield recorder, workspace_of(store, recorder.run_id)
 

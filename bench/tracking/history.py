@@ -19,7 +19,7 @@ from bench.masks import Masks, load_masks
 from bench.probabilities import Probabilities, load_probabilities
 from bench.records import RunRecord
 from bench.tracking.recorder import note_ranks
-from bench.tracking.store import FOLD, KIND, PARENT, Store
+from bench.tracking.store import FOLD, KIND, PARENT, Store, quoted
 
 T = TypeVar("T")
 DERIVED = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # what is logged beside settings
@@ -40,12 +40,12 @@ def rank_anew(store: Store, run_id: str) -> Board:
 
 
 def find_run(store: Store, wanted: str) -> Run:
-    """The run with this id, the start of one, or this name (the newest). Raises `UnknownName`."""
-    experiments = [e.experiment_id for e in store.client.search_experiments()]
-    runs = list(store.client.search_runs(experiments, max_results=5000))
-    for run in runs:  # newest first
-        ids = run.info.run_id, run.data.tags.get(IMPORTED, "")
-        if wanted == run.info.run_name or (len(wanted) >= 6 and any(one.startswith(wanted) for one in ids)):
+    """The run with this name (the newest), this id, or the start of one. Raises `UnknownName`."""
+    if named := runs_with(store, {"mlflow.runName": wanted}):
+        return named[0]
+    runs = runs_with(store, {})
+    for run in runs if len(wanted) >= 6 else ():
+        if any(one.startswith(wanted) for one in (run.info.run_id, run.data.tags.get(IMPORTED, ""))):
             return run
     names = {run.info.run_name for run in runs}
     raise UnknownName(
@@ -132,7 +132,7 @@ def _lacks(run: Run, what: str) -> StoreError:
 
 def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """All runs that carry these tags, in whatever state, the newest first."""
-    where = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    where = " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items())
     experiments = [e.experiment_id for e in store.client.search_experiments()]
     found: list[Run] = []
     token = None

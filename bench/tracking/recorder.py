@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from bench.errors import StoreError
 from bench.tracking.outbox import Outbox, briefly, to_stderr
-from bench.tracking.store import FOLD, KIND, PARENT, Store, reason
+from bench.tracking.store import FOLD, KIND, PARENT, Store, quoted, reason
 
 PARAM_LIMIT = 6000  # characters that MLflow takes
 
@@ -140,7 +140,7 @@ class MlflowRecorder:
 
     def _children(self, name: str) -> list[Run]:
         """Runs below this one that have this name, the newest first."""
-        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = '{name}'"
+        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
         return list(self.client.search_runs([self.experiment_id], where))
 
 

@@ -25,7 +25,7 @@ from requests import RequestException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from bench.errors import StoreError
+from bench.errors import BadSetting, StoreError
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 DRIVERS = {
@@ -231,6 +231,13 @@ class Patient:
                     raise
             time.sleep(pause)
         return call(*given, **named)
+
+
+def quoted(value: str) -> str:
+    """As MLflow's filters take it, which know no escapes. Raises `BadSetting`."""
+    if "'" in value and '"' in value:
+        raise BadSetting(f"{value} has both kinds of quotes, and MLflow cannot look for it. Use one of them.")
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def reason(error: BaseException) -> str:
