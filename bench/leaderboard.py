@@ -81,6 +81,7 @@ class Row:
     latency_p50_ms: float  # of one slice by itself
     latency_p95_ms: float
     hardware: str
+    members: int  # runs that its masks were put together from, 1 for a model by itself
     searched: int  # trials of the search that found the configuration
     seed: str
     data: str
@@ -142,6 +143,9 @@ class Board:
         if searched := [row.name for row in self.rows if row.searched]:
             who = _listed(searched, self.rows)
             said.append(f"Found by a search: {who}. Unless nested, it may have looked at patients tested here.")
+        if joined := [row.name for row in self.rows if row.members > 1]:
+            who = _listed(joined, self.rows)
+            said.append(f"Put together from finished runs, whose test scores could be seen before: {who}.")
         if imported := [row.name for row in self.rows if row.imported]:
             said.append(f"Imported, not scored in this store: {_listed(imported, self.rows)}.")
         if self.left_out:
@@ -372,6 +376,7 @@ def _row(runs: Sequence[RunRecord], standing: Standing, group_by: str, every: Se
         budget=_budget(first),
         **costs,
         hardware=first.tags.get("env.device", ""),
+        members=max(1 + _said(run, "ensemble.runs").count(",") for run in runs),
         searched=max(trials_behind(run.settings) for run in runs),
         seed=", ".join(seeds),
         data=first.tags["bench.data"][:8],

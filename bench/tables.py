@@ -141,12 +141,17 @@ def _standing(task: str, digits: int) -> tuple[Column, ...]:
     how, test = ("over all slices", "bootstrap") if task == "presence" else ("patient by patient", "Wilcoxon")
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
     return (
-        Column("95% interval", lambda r: between(r.low, r.high, value), "of the score, over patients", "low"),
+        Column(
+            "95% interval",
+            lambda r: between(r.low, r.high, value),
+            "of the score, over patients (and seeds)",
+            "low",
+        ),
         Column("to leader", lambda r: change(r.difference), f"difference, {how}", "difference"),
         Column(
             "95% interval",
             lambda r: between(r.difference_low, r.difference_high, change),
-            "of the difference",
+            "of the difference, over the same",
             "difference_low",
         ),
         Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs", "p"),

@@ -376,6 +376,16 @@ NOBODY = [nan] * 8
 OTHERS = " What other rows got wrong there does not show."
 
 
+def test_who_was_put_together_from_runs_that_were_scored_before_is_said():
+    one, two = (
+        record(n, FAIR, settings={"ensemble.runs": runs}) for n, runs in (("flipped", "a"), ("both", "a, b"))
+    )
+    board = board_of(record("plain", FINE), one, two)
+    assert {row.name: row.members for row in board.rows} == {"plain": 1, "flipped": 1, "both": 2}
+    said = "Put together from finished runs, whose test scores could be seen before: both."
+    assert said in board.notes
+
+
 def test_a_patient_undefined_in_one_row_counts_for_no_row_and_is_named():
     board = board_of(record("fine", FINE), record("gap", GAP))
     assert board.left_out == ("a",)

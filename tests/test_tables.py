@@ -52,6 +52,7 @@ ROW = Row(
         "latency_p50_ms": 12.34,
         "latency_p95_ms": 20.06,
         "hardware": "cpu",
+        "members": 1,
         "searched": 0,
     },
     **{"seed": "0, 1", "data": "d" * 8, "split": "s" * 12, "synthetic": False, "run_id": "0123456789abcdef"},
@@ -247,7 +248,7 @@ def test_json_says_what_a_board_is_and_its_notes():
 def test_every_form_says_the_title_the_notes_and_what_headings_mean():
     noted = replace(BOTH, left_out=("a", "b"), post_hoc=True)
     for text in (
-        terminal(noted),
+        " ".join(terminal(noted).split()),  # whose lines are broken somewhere
         board_markdown([noted]).replace("\\", ""),
         " ".join(Page(board_html(noted)).texts["p"]),
     ):
