@@ -6,7 +6,7 @@ Differences are A - B. Wins and effect sizes speak for A where A is better, also
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -84,7 +84,8 @@ class Comparison:
     """What the patients of two runs say.
 
     `patients` has a row for each whose score is defined in both: case, fold, a, b, difference, tumour_pixels and
-    the groups that were given; `undefined` names the others. `rank_biserial` is the matched-pairs correlation
+    the groups that were given; `undefined` names the others who have tumour, of whom models choose who they are,
+    and `healthy` tells of those who have none. `rank_biserial` is the matched-pairs correlation
     (Kerby 2014), `d_z` the mean difference in its own standard deviations (Cohen 1988).
     """
 
@@ -93,6 +94,7 @@ class Comparison:
     scale: Scale
     patients: pd.DataFrame
     undefined: tuple[str, ...]
+    healthy: str
     means: tuple[float, float]
     paired: Paired
     losses: float
@@ -151,18 +153,22 @@ def compared(
         )
     table = _joined(cases_a, cases_b, primary, groups)
     known = np.isfinite(table[["a", "b"]].to_numpy(np.float64)).all(axis=1)
-    patients, undefined = table[known], tuple(sorted(table["case"][~known]))
+    patients, others = table[known], table[~known]
+    undefined = tuple(sorted(others["case"][others["tumour_pixels"] > 0]))
+    healthy = healthy_say(cases_a, cases_b, set(others["case"][others["tumour_pixels"] == 0]))
     if patients.empty:
         raise BadSetting(f"no patient has a {primary} in both runs. Choose another --primary.")
     d = patients["difference"].to_numpy(np.float64)
     wins, losses = (float((side * scale.sign * d > 0).mean()) for side in (1, -1))
     found = replace(paired(patients["a"], patients["b"]), wins=wins)
     procedure = _procedure(patients, table["fold"].nunique(), scale)
+    notes = [*([healthy] if healthy else []), *caveats(*sides)]
     return Comparison(
         *sides,
         scale=scale,
         patients=patients.reset_index(drop=True),
         undefined=undefined,
+        healthy=healthy,
         means=(float(patients["a"].mean()), float(patients["b"].mean())),
         paired=found,
         losses=losses,
@@ -170,7 +176,7 @@ def compared(
         d_z=d_z(scale.sign * d),
         procedure=procedure,
         strata=tuple(_strata(patients, [] if groups is None else list(groups.columns), scale)),
-        claim=claim(found, losses, procedure, scale, len(undefined), caveats(*sides)),
+        claim=claim(found, losses, procedure, scale, len(undefined), notes),
     )
 
 
@@ -254,6 +260,15 @@ def training_says(procedure: Procedure, ahead: str, scale: Scale) -> str:
     if ahead and ahead == scale.better(procedure.difference):
         return f"{head}: training {ahead} anew may be expected to give better models again."
     return f"{head}, which the patients do not bear out: what training anew would give is not settled."
+
+
+def healthy_say(a: pd.DataFrame, b: pd.DataFrame, cases: Set[str]) -> str:
+    """In how many of these patients, who have no tumour, each run sees one; '' where there are none."""
+    if not cases:
+        return ""
+    alarms = [int((run["fp"][run["case"].isin(cases)] > 0).sum()) for run in (a, b)]
+    who = "1 patient without tumour counts" if len(cases) == 1 else f"{len(cases)} patients without tumour count"
+    return f"{who} for neither: A predicts some in {alarms[0]} of them, B in {alarms[1]}."
 
 
 def caveats(a: Side, b: Side) -> list[str]:

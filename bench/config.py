@@ -209,8 +209,14 @@ _CHOICES = (*_COMPONENTS, *_CHAINS)
 class _Reader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number and 007, 2024_1, 2024-01-31, 12:30 and off are the text they look like.
 
-    YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False.
+    YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False. A key that is there twice is refused.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if again := next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"'{again}' is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Reader.yaml_implicit_resolvers = {}

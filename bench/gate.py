@@ -49,7 +49,8 @@ def gate(
         some = "1 patient settles" if found.paired.n == 1 else f"{found.paired.n} patients settle"
         raise BadSetting(f"{some} nothing: it takes {FEWEST}. Run more patients.")
     if (missing := len(found.undefined)) > LEFT_OUT * (found.paired.n + missing):
-        raise BadSetting(f"{missing} patients have no {primary} in both runs. Choose another --primary.")
+        who = "1 patient with tumour has" if missing == 1 else f"{missing} patients with tumour have"
+        raise BadSetting(f"{who} no {primary} in one of the runs. Choose another --primary.")
     best = max(scale.sign * ends.low, scale.sign * ends.high)  # what the interval still allows, in favour
     worse, shown = best < -margin, between(ends.low, ends.high, lambda value: scale.said(value, "+"))
     said = (
@@ -57,5 +58,6 @@ def gate(
         f"{scale.said(difference, '+')} over {found.paired.n} patients (95% interval {shown}), which is "
         f"{'' if worse else 'not shown to be '}worse by more than {margin:g}."
     )
+    said += f" {found.healthy} A is the candidate." * bool(found.healthy)
     synthetic = runs[0].data.tags.get("bench.synthetic") == "true"
     return Verdict(worse, f"{said} {SYNTHETIC_WARNING}" if synthetic else said)

@@ -120,10 +120,11 @@ class Board:
 
     @property
     def title(self) -> str:
+        judged = f"{self.patients - len(self.left_out)} of " if self.left_out else ""
         what = f"{self.dataset}{' (SYNTHETIC, not patients)' if self.synthetic else ''}"
         what += " · presence of tumour" if self.task == "presence" else ""
         what += " · RESCORED after the test scores were seen: no fair competitors" if self.post_hoc else ""
-        return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {self.patients} patients"
+        return f"{what} · data {self.data_key[:8]} · split {self.split_hash} · {judged}{self.patients} patients"
 
     @property
     def counts_healthy(self) -> bool:

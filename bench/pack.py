@@ -162,7 +162,10 @@ def packed(
     if not source.slices:
         raise DataError(f"the data set '{source.name}' has no slices.")
     cache = (cache or cache_folder()) / "packs"
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"nothing can be kept in {cache}: {error.strerror}. Set BENCH_CACHE.") from None
     stamp = _stamp(source)
     with FileLock(cache / ".lock"):
         for leftover in cache.glob(".writing-*"):

@@ -12,7 +12,7 @@ from threading import Lock
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bench import registry
 from bench.config import RunConfig, Train
@@ -139,12 +139,14 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         task=task,
         parameters=0,
     )
-    _check_training(recipe)
+    images, masks = _check_training(recipe)
     built = _build(config, recipe.channels, config.seed)
     if config.train.freeze_epochs and not hasattr(built, "encoder"):
         raise BadSetting(
             f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
         )
+    if config.plugins:
+        _check_shapes(recipe, built, images, masks)
     return replace(recipe, parameters=sum(p.numel() for p in built.parameters()))
 
 
@@ -232,7 +234,8 @@ def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
 _building = Lock()  # folds that run at once share torch's generator
 
 
-def _check_training(recipe: Recipe) -> None:
+def _check_training(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Gives a slice and its mask as a model would see them in training, (1, C, H, W) and (1, 1, H, W)."""
     config = recipe.config
     feed = Feed(recipe.pack, config.input, torch.device("cpu"))  # channels and normalisation fit the data
     if config.folds_at_once > 1 and config.train.deterministic:
@@ -268,3 +271,22 @@ def _check_training(recipe: Recipe) -> None:
     images, masks = feed.unit(np.array([0]))
     for change in recipe.augment:  # tried once: what they ask of the channels must be there
         images, masks = change(images, masks, Draws(0, 0, [0], channels=feed.names))
+    return images, masks
+
+
+def _check_shapes(recipe: Recipe, model: nn.Module, images: Tensor, masks: Tensor) -> None:
+    """What a plugin brings must keep the contract of its kind; what it raises of its own is not hidden."""
+    name, target = recipe.config.model.name, recipe.task.target(masks)
+    with torch.no_grad():
+        logits = model.eval()(images)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != tuple(target.shape):
+        raise BadSetting(
+            f"the model '{name}' gives {shape} for images of {tuple(images.shape)}. Let it give a logit for each "
+            f"{'slice' if recipe.task.name == Presence.name else 'pixel'}, {tuple(target.shape)}."
+        )
+    value = recipe.loss(logits, target)
+    if value.ndim:
+        raise BadSetting(
+            f"the loss '{recipe.config.loss.name}' gives {tuple(value.shape)}. Let it give one number: a mean."
+        )

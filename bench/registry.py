@@ -93,6 +93,17 @@ class Entry:
         return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason}."
 
 
+TAKES = {"model": ("channels",), "loss": ("logits", "target")}  # what these kinds are called with
+
+
+def _takes(fn: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(fn).bind_partial(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
 class Registry:
     """The components of one kind. Iterates over their names, sorted."""
 
@@ -112,6 +123,12 @@ class Registry:
 
         def add(fn: F) -> F:
             entry = Entry(self.kind, name or fn.__name__, fn, MappingProxyType(facts))
+            if (wanted := TAKES.get(self.kind)) is not None and not _takes(fn, len(wanted)):
+                given = ", ".join(wanted)
+                raise BadSetting(
+                    f"the {self.kind} '{entry.name}' cannot be called with ({given}). It is a function "
+                    f"`def {entry.name}({given}, *, any_setting: float = 1.0)`."
+                )
             if (known := self._entries.get(entry.name)) is not None:
                 raise BadSetting(
                     f"two components want to be the {self.kind} '{entry.name}': "

@@ -229,7 +229,14 @@ def board_csv(boards: Sequence[Board]) -> str:
     """All rows at full precision; the column `board` numbers the boards."""
     out = io.StringIO()
     rows = [
-        {"board": number, "task": b.task, "primary": b.primary, "post_hoc": b.post_hoc, **row.flat()}
+        {
+            "board": number,
+            "task": b.task,
+            "primary": b.primary,
+            "post_hoc": b.post_hoc,
+            "left_out": len(b.left_out),
+            **row.flat(),
+        }
         for number, b in enumerate(boards, 1)
         for row in b.rows
     ]

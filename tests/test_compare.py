@@ -125,6 +125,16 @@ def test_who_has_no_score_in_either_run_is_named_and_left_out():
     assert "2 more count for neither, as their dice is not defined in both." in found.claim
 
 
+def test_who_has_no_tumour_is_no_gap_that_models_choose():
+    scores = [nan, nan, 0.7, 0.6, 0.5], [0.0, nan, 0.4, 0.5, 0.45]
+    sizes = [0, 0, 100, 100, 100]
+    a, b = (cases(each, sizes=sizes).assign(fp=fp) for each, fp in zip(scores, (0, [3, 0, 9, 9, 9]), strict=True))
+    found = compared(a, b, sides=(A, B))
+    assert (found.paired.n, found.undefined) == (3, ())
+    assert "2 patients without tumour count for neither: A predicts some in 0 of them, B in 1." in found.claim
+    assert "too many others" not in found.claim
+
+
 def test_of_one_fold_nothing_is_known_of_training():
     found = both(*SCORES, folds=[0] * 5)
     assert found.procedure.n == 1

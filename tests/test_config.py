@@ -354,6 +354,13 @@ def test_a_file_for_another_command_is_sent_there(text, kind, sentence, tmp_path
         read_yaml(tmp_path / "file.yaml", kind)
 
 
+@pytest.mark.parametrize("text", ["model: unet\nmodel: resunet", "train: {lr: 1, lr: 2}"])
+def test_a_key_that_is_there_twice_is_refused(text, tmp_path):
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"is not YAML: '(model|lr)' is there twice"):
+        read_yaml(tmp_path / "file.yaml")
+
+
 # Completed, flat, fingerprint
 
 

@@ -72,7 +72,7 @@ def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
     for a, b, says in (
         ("baseline", "other split", "differ in split"),
         ("baseline", "presence", "no finished segmentation"),
-        ("baseline", "half", "4 patients have no dice in both"),
+        ("baseline", "half", "4 patients with tumour have no dice in one of"),
         ("baseline", "five", "5 patients settle nothing: it takes 6"),
         ("baseline", "fewer", "did not test the same patients"),
         ("one", "another", "1 patient settles nothing"),
@@ -85,6 +85,23 @@ def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
     for margin in (-0.1, nan):
         with pytest.raises(BadSetting, match="margin"):
             gate("baseline", "half", margin=margin, uri=store.uri)
+
+
+def test_patients_without_tumour_are_no_gap_and_false_alarms_in_them_are_told(store) -> None:
+    """Three of ten: the candidate predicts something in one of them, whose Dice is 0, the baseline in none."""
+    healthy = np.arange(10) < 3
+    for name, fp in (("baseline", 0), ("candidate", np.where(np.arange(10) == 0, 7, 0))):
+        counts = {"tp": np.where(healthy, 0, 10), "fp": fp, "fn": 0, "tn": 0}
+        scores = np.where(healthy, np.where(counts["fp"], 0.0, nan), BASE)
+        rows = pd.DataFrame({"case": [f"p{n}" for n in range(10)], "fold": np.arange(10) % 2, "dice": scores})
+        tags = {"data": "d", "split": "s", "convention": "1", "task": "segmentation"}
+        with open_run(store, name, "test", {f"bench.{key}": value for key, value in tags.items()}) as recorder:
+            recorder.table("cases", rows.assign(**counts))
+    verdict = gate("baseline", "candidate", uri=store.uri)
+    assert "over 7 patients" in verdict.said
+    assert verdict.said.endswith(
+        "3 patients without tumour count for neither: A predicts some in 1 of them, B in 0. A is the candidate."
+    )
 
 
 def test_the_exit_code_is_what_ci_reads(store, baseline) -> None:

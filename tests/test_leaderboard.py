@@ -389,6 +389,7 @@ def test_who_was_put_together_from_runs_that_were_scored_before_is_said():
 def test_a_patient_undefined_in_one_row_counts_for_no_row_and_is_named():
     board = board_of(record("fine", FINE), record("gap", GAP))
     assert board.left_out == ("a",)
+    assert board.title.endswith(" · 7 of 8 patients")
     assert board.notes[-1] == "1 patient counts for no row, as dice is undefined: a." + OTHERS
     assert row_of(board, "fine").score == pytest.approx(sum(FINE[1:]) / 7)
     assert row_of(board, "gap").score == pytest.approx(sum(FAIR[1:]) / 7)

@@ -167,6 +167,12 @@ def test_packs_lie_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / ".cache" / "bench"
 
 
+def test_a_cache_that_cannot_be_written_is_said_with_a_way_out(disk, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"nothing can be kept in .*file.*Set BENCH_CACHE"):
+        packed(disk.source(), tmp_path / "file")
+
+
 def test_many_at_once_make_one_pack(disk, cache):
     start = Barrier(4)
 

@@ -136,6 +136,23 @@ def test_a_plugin_of_ten_lines_joins_the_models(plugin):
     assert [tuple(p.shape) for p in net.parameters()] == [(1, 3, 1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (registry.model, r"the model 'own' cannot be called with \(channels\).*def own\(channels, \*,"),
+        (registry.loss, r"the loss 'own' cannot be called with \(logits, target\)"),
+    ],
+)
+def test_what_cannot_be_called_as_its_kind_is_refused_where_it_is_written(kind, says):
+    with pytest.raises(BadSetting, match=says):
+
+        @kind
+        def own(*, width: int = 3):
+            return width
+
+    assert "own" not in kind
+
+
 def test_a_plugin_may_be_named_twice(plugin, monkeypatch):
     load_plugin(plugin)
     monkeypatch.chdir(plugin.parent)

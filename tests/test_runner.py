@@ -14,7 +14,7 @@ from torch import nn
 
 from bench import registry
 from bench.checkpoint import load_model
-from bench.config import RunConfig, override
+from bench.config import RunConfig, configure, override
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
 from bench.masks import load_masks
 from bench.pack import image_table
@@ -62,6 +62,25 @@ def ran(cache: Path):
         recipe = resolve(config())
         recorder = MemoryRecorder()
         return recipe, recorder, cross_validate(recipe, recorder).results
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "says"),
+    [
+        ("model", "def own(channels): return nn.Conv2d(channels, 2, 1)", r"gives \(1, 2, .*a logit"),
+        ("model", "def own(channels): return nn.Conv2d(channels, 1, 2, 2)", r"gives \(1, 1, 16, 16\) for"),
+        ("loss", "def own(logits, target): return (logits - target) ** 2", r"'own' gives \(1, 1, .*one number"),
+    ],
+)
+def test_what_a_plugin_brings_is_tried_once_before_anything_is_trained(tmp_path, kind, body, says):
+    plugin = tmp_path / "own.py"
+    plugin.write_text(f"from torch import nn\nfrom bench.registry import {kind}\n@{kind}\n{body}\n")
+    phantom = {"name": "phantom", "patients": 3, "size": 32, "slices": 6, "institutions": 1}
+    try:
+        with pytest.raises(BadSetting, match=says):
+            resolve(configure({"dataset": phantom, "split.folds": 3, "plugins": [str(plugin)], kind: "own"}))
+    finally:
+        getattr(registry, kind)._entries.pop("own", None)
 
 
 def test_every_patient_is_tested_exactly_once(ran):

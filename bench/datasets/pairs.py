@@ -27,6 +27,7 @@ from bench.errors import DataError
 from bench.pack import Pixels, SliceFile, Source
 from bench.registry import dataset
 
+PARTS = "train", "training", "val", "valid", "validation", "test", "testing"  # no patient is called so
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -108,7 +109,12 @@ def _named(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _patient(name: str, pattern: str | None, images: Path) -> str:
     """Whose image this is. Raises `BenchError` where that is not said: a guess would be a leak."""
     if pattern is None:
-        parent, _, _ = name.rpartition("/")
+        parent, _, file = name.rpartition("/")
+        if parent.lower() in PARTS:
+            raise DataError(
+                f"{images / parent} is named as a part of a split, not as a patient. Say whose images such "
+                f"as {file} are: dataset.patient='{parent}/(P[0-9]+)_.*', or '.*/(P[0-9]+)_.*' for all parts."
+            )
         if not parent:
             raise DataError(
                 f"{images} holds images that are in no patient's folder, such as {name}. Say whose they are: "

@@ -93,6 +93,18 @@ def test_a_pattern_says_whose_an_image_is(tmp_path):
     assert [row[:2] for row in table(alone)] == [("P1_01", 1), ("P1_02", 2), ("P2_01", 1)]
 
 
+@pytest.mark.parametrize("part", ["train", "Val", "test"])
+def test_parts_of_a_split_are_no_patients(tmp_path, part):
+    for name in (f"{part}/P1_01.png", f"{part}/P2_01.png"):
+        put(tmp_path / "images" / name, GREY)
+        put(tmp_path / "masks" / name, MASK)
+    with pytest.raises(
+        DataError, match=f"{part} is named as a part of a split, not as a patient.*dataset.patient="
+    ):
+        found(tmp_path)
+    assert {case for case, *_ in table(found(tmp_path, patient=".*/(P[0-9]+)_.*"))} == {"P1", "P2"}
+
+
 def test_slices_are_counted_where_their_numbers_do_not_tell_them_apart(tmp_path):
     folder = flat(tmp_path, "P1_left", "P1_right", "P1_above")
     rows = table(found(folder, **FLAT, patient="(P1)_.*"))
