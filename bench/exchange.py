@@ -196,6 +196,7 @@ def _runs(count: int) -> str:
 def _public(record: RunRecord) -> RunRecord:
     """Under the id that it was first logged with, without its rank and what belongs to its machine or store."""
     tags = {k: v for k, v in record.tags.items() if k.startswith(("bench.", "env.", "plan."))}
+    tags.pop("env.platform", None)
     if "mlflow.note.content" in record.tags:
         tags["mlflow.note.content"] = record.tags["mlflow.note.content"]
     first = tags.pop(IMPORTED, record.run_id)
