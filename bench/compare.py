@@ -22,10 +22,10 @@ from bench.comparison import Comparison, Side, compared
 from bench.console import Display, console
 from bench.datasets._layout import identify
 from bench.derived import pair_of, shared_pack
-from bench.errors import BenchError
+from bench.errors import BenchError, plain
 from bench.pack import Pack
 from bench.stats import Interval
-from bench.tables import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
+from bench.tables import SYNTHETIC_WARNING, between, decimal, p_value, signed
 from bench.tracking import Run, connect, read_table
 
 TAKES = "Compare segmentation runs: presence is judged over slices, not scored patient by patient."

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from bench.comparison import LEFT_OUT, Side, compared, scale_of
 from bench.derived import pair_of
-from bench.errors import BadSetting
-from bench.tables import SYNTHETIC_WARNING, between, plain
+from bench.errors import BadSetting, plain
+from bench.tables import SYNTHETIC_WARNING, between
 from bench.tracking import connect, read_table
 
 FEWEST = 6  # patients: five on one side have p = 2 / 2**5 by their ranks, and an interval that is too narrow

@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from bench.console import console, frame_table
-from bench.errors import BadSetting
+from bench.errors import BadSetting, plain
 from bench.leaderboard import Board, boards
 from bench.ranking import ALPHA
 from bench.records import RunRecord
-from bench.tables import SYNTHETIC_WARNING, plain
+from bench.tables import SYNTHETIC_WARNING
 from bench.tracking import connect, records
 
 PATIENTS = (22, 50, 110)  # columns of the table, beside the cohort

@@ -15,6 +15,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from bench.errors import plain
 from bench.leaderboard import HEADLINE, Board, Row, digits_of
 from bench.records import RunRecord
 
@@ -349,11 +350,6 @@ def letter(group: int) -> str:
 
 def _defined(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def plain(text: str) -> str:
-    """Without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _escaped(text: str) -> str:

@@ -22,7 +22,7 @@ from scipy import stats
 from bench import registry
 from bench.config import Evaluate, configure
 from bench.derived import case_rows, score_masks
-from bench.errors import BadSetting, StoreError
+from bench.errors import BadSetting, StoreError, plain
 from bench.leaderboard import Board, boards, data_tags
 from bench.masks import Masks
 from bench.pack import Pack, packed, transient
@@ -38,7 +38,6 @@ from bench.report.significance import bars, mean_ranks
 from bench.report.strata import sizes, strata
 from bench.report.trust import aurc, confidence, pixels_around, reliability, selective, trust
 from bench.runner import record_masks
-from bench.tables import plain
 from bench.tasks.segmentation import Segmentation
 from bench.tracking import Store, connect, open_run, read_table, records, runs_with
 

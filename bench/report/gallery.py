@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.counts import dice_of
+from bench.errors import plain
 from bench.masks import Mask
 from bench.pack import Pack, Pixels, shown_channel
-from bench.tables import decimal, plain
+from bench.tables import decimal
 
 LONGEST = 384  # pixels of a scan's longer side: larger ones are shown smaller
 QUALITY = 80  # of WebP

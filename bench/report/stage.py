@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bench.errors import plain
 from bench.report.gallery import Portrait
-from bench.tables import decimal, plain
+from bench.tables import decimal
 
 
 def order(several: bool) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bench.datasets.figures import HUES
-from bench.tables import plain
+from bench.errors import plain
 
 Floats = NDArray[np.float64]
 COLOURS = HUES[:6]  # the last of them is grey
