@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
 from bench import registry
-from bench.errors import BadSetting, DataError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -56,13 +51,13 @@ class Component(Settings):
         return {"name": self.name, **self.params}
 
 
-def _steps(given: Any) -> Any:
+def as_steps(given: Any) -> Any:
     """None, a name or a list of names as the mapping that it stands for."""
     names = [] if given in (None, "none") else [given] if isinstance(given, str) else given
     return {str(name): {} for name in names} if isinstance(names, list) else given
 
 
-Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(_steps)]  # one after another: name -> settings
+Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(as_steps)]  # one after another: name -> settings
 
 
 class Patch(Settings):
@@ -135,7 +130,7 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     threads: int | None = Field(None, ge=1)  # of the CPU's kernels; None: one a physical core
-    execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.step`)
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.training.step`)
     folds_at_once: int = Field(1, ge=1)
     checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run goes on
     searched: int = Field(0, ge=0)  # trials of the search that found these settings, for the leaderboard
@@ -177,7 +172,7 @@ class RunConfig(Settings):
         """
         nested = self.model_dump(mode="json")
         own = {f"run.{k}": nested.pop(k) for k in ("seed", *NOT_DECISIVE)}
-        return dict(_flatten(nested)) | {"input.preprocess": list(self.input.preprocess)} | own
+        return dict(flatten(nested)) | {"input.preprocess": list(self.input.preprocess)} | own
 
     def fingerprint(self) -> str:
         """What a result depends on, hashed: equal fingerprints on equal data are the same experiment."""
@@ -193,6 +188,8 @@ class RunConfig(Settings):
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
+
+
 # Settings that came later: not hashed where they say what was done before, or older runs were not found.
 LATER: dict[tuple[str, str], Any] = {
     ("input", "neighbours"): 0,
@@ -200,180 +197,16 @@ LATER: dict[tuple[str, str], Any] = {
     ("input", "preprocess"): [],
     ("loss", "over"): "image",
 }
-_COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
-_CHAINS = ("augment", "input.preprocess")
-_GROUPS = ("input.patch",)  # off as None, and turned on by any of their settings
-_CHOICES = (*_COMPONENTS, *_CHAINS)
 
 
-class _Reader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number and 007, 2024_1, 2024-01-31, 12:30 and off are the text they look like.
-
-    YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False. A key that is there twice is refused.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if again := next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"'{again}' is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+CHAINS = ("augment", "input.preprocess")
 
 
-_Reader.yaml_implicit_resolvers = {}
-for _tag, _pattern in (
-    ("null", "~|[Nn]ull|NULL|[Nn]one|"),
-    ("bool", "[Tt]rue|TRUE|[Ff]alse|FALSE"),
-    ("int", r"[-+]?(0|[1-9]\d*)"),
-    ("float", r"[-+]?(\.\d+|(0|[1-9]\d*)(\.\d*)?)([eE][-+]?\d+)?"),
-    ("merge", "<<"),
-):
-    _Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})$"), None)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, nested or dotted, as `{dotted.key: value}`."""
-    return dict(_flatten(read_yaml(path)))
-
-
-KINDS = {  # of files, with the keys that only such a file has
-    "benchmark": (("entries",), "`bench suite FILE`"),
-    "search": (("base", "space"), "`bench search FILE`"),
-    "settings": ((), "`bench run --config FILE`"),
-}
-
-
-def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
-    """The mapping that a YAML file of this kind, one of `KINDS`, holds. Raises `DataError`."""
-    try:
-        content = yaml.load(path.read_text(), _Reader)
-    except OSError:
-        raise DataError(f"the settings file {path} cannot be read. Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"the settings file {path} must hold 'key: value' lines.")
-    found = next((name for name, (keys, _) in KINDS.items() if any(key in content for key in keys)), "settings")
-    if found != kind:
-        lacks = "".join(f" It has no '{key}'." for key in KINDS[kind][0][-1:])
-        raise DataError(f"{path} is a {found} file, not a {kind} file: it is for {KINDS[found][1]}.{lacks}")
-    return content
-
-
-def parse(assignment: str) -> tuple[str, Any]:
-    """`'train.lr=1e-4'` as `('train.lr', 0.0001)`; the value is read as YAML."""
-    key, sign, text = assignment.partition("=")
-    if not sign or not key.strip():
-        raise BadSetting(f"'{assignment}' is not of the form key=value, such as train.lr=1e-4.")
-    try:
-        return key.strip(), yaml.load(text, _Reader)
-    except yaml.YAMLError:
-        raise BadSetting(f"the value of '{assignment}' is not YAML. Put it in quotes.") from None
-
-
-def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
-    """A new configuration with each layer of `{dotted.key: value}` applied in turn, validated again at the end.
-
-    Choosing another component drops the settings of the one before, those of earlier layers included.
-    Raises `BadSetting`.
-    """
-    tree = config.model_dump()
-    for layer in layers:
-        changes = {_canonical(key): value for key, value in _flatten(layer)}
-        for key in _in_turn(changes):
-            _place(tree, key, changes[key])
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise BadSetting(_sentence(error)) from None
-
-
-def configure(*layers: Mapping[str, Any]) -> RunConfig:
-    """A configuration of defaults, then what the chosen data set and model suggest, then each layer in turn.
-
-    Plugins are loaded on the way. Raises `BenchError`.
-    """
-    first = override(RunConfig(), *layers)
-    for plugin in first.plugins:
-        registry.load_plugin(Path(plugin))
-    chosen = registry.dataset[first.dataset.name], registry.model[first.model.name]
-    return override(RunConfig(), *(entry.facts.get("defaults", {}) for entry in chosen), *layers)
-
-
-def _canonical(key: str) -> str:
-    """`model` and `model.name` are the same choice."""
-    return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
-
-
-def _in_turn(keys: Iterable[str]) -> list[str]:
-    """Choices before the settings of what was chosen, whatever the order given; steps of a chain as given."""
-    keys = list(keys)
-    places = {step: place for place, step in enumerate(dict.fromkeys(map(_step, keys)))}
-    return sorted(keys, key=lambda key: (key not in _CHOICES, places[_step(key)], key))
-
-
-def _step(key: str) -> str:
-    """`input.preprocess.clahe` for that and for what is below it; nothing for a key outside of chains."""
-    for chain in _CHAINS:
-        if key.startswith(f"{chain}."):
-            return f"{chain}.{key.removeprefix(f'{chain}.').partition('.')[0]}"
-    return ""
-
-
-def _place(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    node = _descend(tree, parents, key)
-    if key in _COMPONENTS:
-        if node[last]["name"] != value:
-            node[last] = {"name": value}
-        return
-    in_chain = ".".join(parents) in _CHAINS
-    if key in _CHAINS:
-        node[last] = _steps(value)
-    elif in_chain and value in (None, "none", False):
-        node.pop(last, None)
-    else:
-        node[last] = {} if in_chain and value is True else value
-
-
-def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, Any]:
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        if part not in node:
-            if ".".join(parents[:depth]) in _CHAINS:
-                node[part] = {}
-            else:
-                raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
-        if node[part] is None and ".".join(parents[: depth + 1]) in _GROUPS:
-            node[part] = {}
-        node = node[part]
-        if not isinstance(node, dict):
-            raise BadSetting(f"'{'.'.join(parents[: depth + 1])}' is a single value and has no '{key}'.")
-    found: dict[str, Any] = node
-    return found
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         elif isinstance(value, Mapping):
-            yield f"{prefix}{key}", True if prefix.removesuffix(".") in _CHAINS else {}
+            yield f"{prefix}{key}", True if prefix.removesuffix(".") in CHAINS else {}
         else:
             yield f"{prefix}{key}", value
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function", "literal", "float"))
-    )
-    if first["type"] == "extra_forbidden":
-        *parents, last = key.split(".")
-        model: Any = RunConfig
-        for part in parents:
-            annotation = model.model_fields[part].annotation
-            model = next(a for a in (*get_args(annotation), annotation) if a is not type(None))
-        names = list(model.model_fields)
-        return f"no setting '{key}'; there are {', '.join(names)}.{did_you_mean(last, names)}"
-    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{key} = {first['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from bench.errors import plain
-from bench.records import Watch
+from bench.formatting import plain
+from bench.types import Watch
 
 
 def console() -> Console:

@@ -50,7 +50,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=device.type != "cuda")
 
 
-def prepare(device: torch.device, *, deterministic: bool, threads: int | None = None) -> None:
+def configure_torch(device: torch.device, *, deterministic: bool, threads: int | None = None) -> None:
     """Choose between fast and bitwise repeatable kernels, and set this process up for training on `device`.
 
     `threads` are those of the CPU's kernels; None leaves PyTorch's choice, one a physical core.

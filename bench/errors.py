@@ -43,8 +43,3 @@ def did_you_mean(wanted: str, names: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in names}
     close = get_close_matches(wanted.lower(), list(by_lower), n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[close[0]]}'?" if close else ""
-
-
-def plain(text: str) -> str:
-    """Without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -107,10 +107,11 @@ def _takes(fn: Callable[..., Any], count: int) -> bool:
 class Registry:
     """The components of one kind. Iterates over their names, sorted."""
 
-    def __init__(self, kind: str, home: str, *, plural: str | None = None) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, group: str, *, home: str | None = None, plural: str | None = None) -> None:
+        """`group` is the entry point group of installed packages, `home` the package of our own components."""
+        self.kind, self.group = kind, group
         self.plural = plural or f"{kind}s"
-        self._home = home
+        self._home = home or group
         self._entries: dict[str, Entry] = {}
         self._discovered = False
 
@@ -169,18 +170,33 @@ class Registry:
         for module in pkgutil.iter_modules(getattr(home, "__path__", []), f"{self._home}."):
             if not module.name.rpartition(".")[2].startswith("_"):
                 importlib.import_module(module.name)
-        for point in entry_points(group=self._home):
+        for point in entry_points(group=self.group):
             point.load()
 
 
 model = Registry("model", "bench.models")
-loss = Registry("loss", "bench.losses", plural="losses")
-augmentation = Registry("augmentation", "bench.augment")
+
+
+loss = Registry("loss", "bench.losses", home="bench.training.losses", plural="losses")
+
+
+augmentation = Registry("augmentation", "bench.augment", home="bench.data.augment")
+
+
 metric = Registry("metric", "bench.metrics")
-dataset = Registry("dataset", "bench.datasets")
-schedule = Registry("schedule", "bench.schedules")
-split = Registry("split", "bench.splits")
-preprocessing = Registry("preprocessing", "bench.preprocess", plural="preprocessing")
+
+
+dataset = Registry("dataset", "bench.datasets", home="bench.data.datasets")
+
+
+schedule = Registry("schedule", "bench.schedules", home="bench.training.schedules")
+
+
+split = Registry("split", "bench.splits", home="bench.data.splits")
+
+
+preprocessing = Registry("preprocessing", "bench.preprocess", home="bench.data.preprocess", plural="preprocessing")
+
 
 REGISTRIES = {r.plural: r for r in (model, loss, augmentation, preprocessing, metric, dataset, schedule, split)}
 

@@ -8,15 +8,16 @@ import pytest
 from pydantic import ValidationError
 
 from bench import registry
-from bench.config import Input, RunConfig, load, override, parse, read_yaml
+from bench.config import Input, RunConfig
 from bench.errors import BadSetting, DataError, UnknownName
+from bench.overrides import load_settings, override, parse_assignment, read_yaml
 
 DEFAULT = RunConfig()
 
 
 def given(*assignments: str) -> RunConfig:
     """The defaults with some `--set key=value`."""
-    return override(DEFAULT, dict(parse(a) for a in assignments))
+    return override(DEFAULT, dict(parse_assignment(a) for a in assignments))
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def written(tmp_path):
     def write(text: str | bytes):
         path = tmp_path / "settings.yaml"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return load(path)
+        return load_settings(path)
 
     return write
 
@@ -105,7 +106,7 @@ def test_a_configuration_cannot_be_changed_in_place():
     ],
 )
 def test_text_is_read_as_what_it_looks_like(text, value, written):
-    key, read = parse(f"some.key={text}")
+    key, read = parse_assignment(f"some.key={text}")
     assert (key, read, type(read)) == ("some.key", value, type(value))
     assert written(f"some.key: {text}") == {"some.key": value}
 
@@ -331,7 +332,7 @@ def test_a_file_that_holds_no_settings_is_refused_with_a_sentence(text, written)
 
 def test_a_missing_file_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(DataError, match=r"absent\.yaml cannot be read"):
-        load(tmp_path / "absent.yaml")
+        load_settings(tmp_path / "absent.yaml")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def one_by_one(channels: int, *, bias: bool = True) -> nn.Module:
 
 @pytest.fixture
 def tool():
-    """A registry of its own; `bench.splits` is a home that adds nothing to it."""
-    made = Registry("tool", "bench.splits")
+    """A registry of its own; `bench.data.splits` is a home that adds nothing to it."""
+    made = Registry("tool", "bench.data.splits")
 
     @made(unit="mm")
     def saw(wood, *, teeth: Annotated[int, Field(ge=1)] = 24, handle: str | None = None, length: float):

@@ -9,13 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from bench import __version__
-from bench.cli import training  # each registers its commands, and this is the order of the help
-
-# isort: split
-from bench.cli import results, searching
-
-# isort: split
-from bench.cli import components, datasets, gating, viewing
+from bench.cli import components, datasets, gating, results, searching, training, viewing
 from bench.cli._app import app, say
 from bench.errors import BenchError
 

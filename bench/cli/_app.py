@@ -14,14 +14,23 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
 data = typer.Typer(help="Check, describe, pack and get data.", no_args_is_help=True)
+
+
 app.add_typer(data, name="data")
+
 
 TrackingUri = Annotated[
     str | None,
     typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."),
 ]
+
+
 Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with components of your own.")]
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 

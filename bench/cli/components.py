@@ -26,7 +26,7 @@ def list_(
 
     load_plugins(plugin)
     if kind == "encoders":
-        from bench.models.encoders import catalogue
+        from bench.models.smp import catalogue
 
         rows = catalogue()
     elif kind in REGISTRIES:

@@ -12,18 +12,23 @@ from bench.cli._app import Plugin, data
 if TYPE_CHECKING:
     from bench.config import RunConfig
 
+
 Folder = Annotated[Path, typer.Argument(help="Folder of the data.")]
+
+
 DataSet = Annotated[str, typer.Option("--dataset", help="What it is laid out as; `bench list datasets`.")]
+
+
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of it, such as dataset.resize=256.")]
 
 
 def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
     """As `bench run` would have it."""
-    from bench.config import configure, parse
+    from bench.overrides import configure, parse_assignment
 
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
     given = {"dataset": dataset, "dataset.folder": str(folder), **plugins}
-    return configure(given | dict(parse(a) for a in set_ or []))
+    return configure(given | dict(parse_assignment(a) for a in set_ or []))
 
 
 @data.command("check")
@@ -32,7 +37,7 @@ def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Pl
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
-    from bench import inspection
+    from bench.reports.dataset import printing as inspection
 
     if not inspection.check(_config(folder, dataset, set_, plugin)):
         raise typer.Exit(1)
@@ -48,7 +53,7 @@ def describe(
     plugin: Plugin = None,
 ) -> None:
     """Counts, class balance, institutions, tumour sizes and grey levels, as tables, figures or a page."""
-    from bench.inspection import show_description
+    from bench.reports.dataset.printing import show_description
 
     show_description(_config(folder, dataset, set_, plugin), out, html)
 
@@ -62,7 +67,7 @@ def pack(
     plugin: Plugin = None,
 ) -> None:
     """Pack a folder into memory-mapped arrays; `bench run` does it by itself and finds the pack again."""
-    from bench.inspection import show_pack
+    from bench.reports.dataset.printing import show_pack
 
     show_pack(_config(folder, dataset, set_, plugin), verify=verify)
 
@@ -76,10 +81,10 @@ def phantom(
 ) -> None:
     """Write the synthetic data set, in the same layout as the real one."""
     from bench import registry
-    from bench.config import parse
-    from bench.datasets.phantom import write_phantom
+    from bench.data.datasets.phantom import write_phantom
+    from bench.overrides import parse_assignment
 
-    settings = registry.dataset["phantom"].settings(dict(parse(s) for s in set_ or []))
+    settings = registry.dataset["phantom"].settings(dict(parse_assignment(s) for s in set_ or []))
     write_phantom(folder, **settings)
     typer.echo(f"synthetic volumes of {settings['patients']} patients are in {folder}")
 
@@ -87,6 +92,6 @@ def phantom(
 @data.command("download")
 def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")]) -> None:
     """Get the LGG data from Kaggle (needs the extra `data`, a network, and perhaps a Kaggle account)."""
-    from bench.datasets.download import download_lgg
+    from bench.data.datasets.download import download_lgg
 
     typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")

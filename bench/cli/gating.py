@@ -23,7 +23,7 @@ def gate(
 
     Worse is a whole 95% interval of the mean difference, patient by patient, below the margin.
     """
-    from bench.gate import gate as judge
+    from bench.reports.gate import gate as judge
 
     verdict = judge(baseline, candidate, margin=margin, primary=primary, uri=tracking_uri)
     typer.echo(verdict.said)

@@ -44,12 +44,12 @@ def leaderboard(
 
     Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
     """
-    from bench import tables
-    from bench.leaderboard import boards
+    from bench.analysis.leaderboard import build_boards
+    from bench.reports import tables
     from bench.tracking import connect, records
 
     found = records(connect(tracking_uri))
-    made = boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
+    made = build_boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
     if cases is not None:
         cases.parent.mkdir(parents=True, exist_ok=True)
         cases.write_text(tables.cases_csv(made, found), encoding="utf-8")
@@ -84,7 +84,7 @@ def compare(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Compare two runs patient by patient, and say in a sentence what may be claimed."""
-    from bench.compare import compare as command
+    from bench.reports.comparison import compare as command
 
     command(a, b, primary=primary, data=data, out=out, uri=tracking_uri)
 
@@ -106,8 +106,8 @@ def rescore(
 
     The new run is linked to the old one, and stands on a board of its own: the choice came after the scores.
     """
-    from bench.postprocess import Postprocess
-    from bench.rescore import rescore as command
+    from bench.derived.rescore import rescore as command
+    from bench.inference.postprocess import Postprocess
 
     chosen = Postprocess(largest=largest, min_size=min_size, fill_holes=fill_holes)
     command(run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
@@ -129,7 +129,7 @@ def ensemble(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Average runs, and their slices flipped or turned, out of fold: a row of its own on the board."""
-    from bench.ensemble import ensemble as command
+    from bench.derived.ensemble import ensemble as command
 
     command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
 
@@ -146,7 +146,7 @@ def power(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """The smallest Dice gap that a study can resolve, by simulation from the runs in the store."""
-    from bench.power import show_power
+    from bench.reports.power import show_power
 
     show_power(tracking_uri, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
 
@@ -161,7 +161,7 @@ def report(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the whole leaderboard as one HTML file that opens from disk: tables, figures, every patient."""
-    from bench.report import report as command
+    from bench.reports.html.report import report as command
 
     command(out, data=data, where=where or (), primary=primary, title=title, uri=tracking_uri)
 
@@ -176,7 +176,7 @@ def evaluate(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score a logged model on another folder (an external test set), logged as a child of the run."""
-    from bench.apply import evaluate_external
+    from bench.experiments.evaluate import evaluate_external
 
     evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
 
@@ -190,7 +190,7 @@ def cascade(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Segment only the slices that a classifier calls positive, scored as a system against segmentation alone."""
-    from bench.cascade import cascade as command
+    from bench.derived.cascade import cascade as command
 
     command(presence, segmentation, data=data, name=name, uri=tracking_uri)
 
@@ -204,7 +204,7 @@ def export(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a run's models to a folder that `bench predict` and `bench evaluate` take without the store."""
-    from bench.export import export_run
+    from bench.tracking.export import export_run
 
     export_run(run, out, fold=fold, half=half, uri=tracking_uri)
 
@@ -219,7 +219,7 @@ def publish(
 
     No masks, models or images; but the tables name the patients.
     """
-    from bench.exchange import publish_runs
+    from bench.derived.publish import publish_runs
 
     publish_runs(out, where=where or (), uri=tracking_uri)
 
@@ -233,7 +233,7 @@ def import_(
 
     What contradicts itself is refused: scores and patients, Dice and pixels, folds and their hash.
     """
-    from bench.exchange import import_runs
+    from bench.derived.publish import import_runs
 
     import_runs(folder, uri=tracking_uri)
 
@@ -249,6 +249,6 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write masks and overlays (PNG): for images as TIFF of 0 and 255, for volumes as volumes of 0 and 1."""
-    from bench.predict import predict_folder
+    from bench.experiments.predict import predict_folder
 
     predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)

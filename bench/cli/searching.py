@@ -57,9 +57,9 @@ def search(
 
     Example: `bench search benchmarks/search/unet.yaml --data ~/lgg --trials 30 --against-default --out best.yaml`
     """
-    from bench import search as searching
-    from bench.config import parse
     from bench.errors import BadSetting
+    from bench.experiments import search as searching
+    from bench.overrides import parse_assignment
 
     here = {"dataset.folder": data and str(data.resolve()), "device": device}
     own = {key: value for key, value in here.items() if value is not None}
@@ -72,8 +72,10 @@ def search(
         "dataset": "lgg" if data and not chosen else None,
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
-    given = {key: value for key, value in flags.items() if value is not None} | dict(parse(a) for a in set_ or [])
-    plan = searching.plan_of(
+    given = {key: value for key, value in flags.items() if value is not None} | dict(
+        parse_assignment(a) for a in set_ or []
+    )
+    plan = searching.search_plan(
         base=[layer for layer in (read.base, given) if layer],
         space=read.space | searching.parse_space(space or []),
         trials=trials,

@@ -76,9 +76,9 @@ def run(
         "train.deterministic": deterministic or None,
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
-    from bench.config import configure, load, parse
-    from bench.session import dry_run as plan
-    from bench.session import execute, resumed
+    from bench.experiments.run import dry_run as plan
+    from bench.experiments.run import execute, resumed
+    from bench.overrides import configure, load_settings, parse_assignment
 
     if resume is not None:
         _refuse_settings(ctx)
@@ -86,8 +86,8 @@ def run(
         execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
     # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
-    given = {k: v for k, v in flags.items() if v is not None} | dict(parse(a) for a in set_ or [])
-    settings = configure(load(config) if config else {}, given)
+    given = {k: v for k, v in flags.items() if v is not None} | dict(parse_assignment(a) for a in set_ or [])
+    settings = configure(load_settings(config) if config else {}, given)
     if dry_run:
         plan(settings, only=fold, quiet=quiet)
     else:
@@ -133,13 +133,13 @@ def suite(
     Exit code 1 when a cell has failed. With workers on other machines, give a server as --tracking-uri; a SQLite
     store is for the processes of one machine.
     """
-    from bench.benchmark import read_suite
-    from bench.config import parse
     from bench.console import console, frame_table
-    from bench.launch import engine
-    from bench.launch.local import share
-    from bench.published import planned, show, watched
-    from bench.suite import FAILED, estimates, run_suite, states
+    from bench.experiments.launch import engine
+    from bench.experiments.launch.local import share
+    from bench.experiments.suite import FAILED, estimates, run_suite, states
+    from bench.experiments.suite_file import read_suite
+    from bench.experiments.suite_page import planned, show, watched
+    from bench.overrides import parse_assignment
     from bench.tracking import connect
 
     flags = {"dataset.folder": data and str(data), "device": device}
@@ -166,7 +166,7 @@ def suite(
     elif workers is None and launcher == "local" and not launch:
         found = go(quiet=quiet, verbose=verbose)
     else:
-        spread = engine(launcher, workers, dict(parse(option) for option in launch or []))
+        spread = engine(launcher, workers, dict(parse_assignment(option) for option in launch or []))
         with watched(made, store) as told:
             found = go(launcher=spread, told=told, quiet=True)
     command = f"bench suite {file} --data DIR" if data else f"bench suite {file}"

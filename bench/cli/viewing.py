@@ -52,25 +52,3 @@ def demo(
     from bench.demo.command import open_demo
 
     open_demo(run, data, host=host, port=port, device=device, uri=tracking_uri)
-
-
-@app.command()
-def speed(
-    figures: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="data, augment, step, ablation, roof, epoch, folds, eval, track; all of these if none is named. "
-            "Or nnunet (with the extra of that name), or scaling: what an epoch costs, and a large suite would."
-        ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one that is not timed.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny problem: to see that it works.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Also write JSON, tables and curves to this folder.")] = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Time the suite side by side with its peers: ratio, spread, and the gate it has to reach."""
-    from bench.speed.command import speed as command
-
-    command(figures or [], folder=data, repeats=repeats, quick=quick, device=device, out=out, uri=tracking_uri)

@@ -14,8 +14,8 @@ from bench.demo.scans import Patients
 from bench.demo.studio import Studio
 from bench.device import find_device
 from bench.errors import BadSetting, BenchError
-from bench.recipe import source_like
 from bench.tracking import connect
+from bench.training.experiment import source_like
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -14,11 +14,11 @@ import pandas as pd
 from bench.config import RunConfig
 from bench.demo.scans import Scan
 from bench.errors import DataError
-from bench.records import RunRecord
+from bench.types import RunRecord
 
 
 @dataclass(frozen=True)
-class Speakers:
+class EligibleModels:
     """The folds whose models speak about a scan, and those that the run holds models of.
 
     `tested`: they speak since they tested this patient, who took part in the run; else all of them speak.
@@ -29,7 +29,7 @@ class Speakers:
     tested: bool
 
 
-def speakers(split: pd.DataFrame, cases: Collection[str], held: Sequence[int]) -> Speakers:
+def eligible_models(split: pd.DataFrame, cases: Collection[str], held: Sequence[int]) -> EligibleModels:
     """Who may speak about a patient whom a run may know by these ids, none for files, given its split table.
 
     About a patient who took part: the folds that tested it, under all of its ids. About anyone else: all that are
@@ -37,11 +37,11 @@ def speakers(split: pd.DataFrame, cases: Collection[str], held: Sequence[int]) -
     """
     parts = split[split["case"].isin(cases)]
     if parts.empty:
-        return Speakers(tuple(held), tuple(held), tested=False)
+        return EligibleModels(tuple(held), tuple(held), tested=False)
     learnt = parts.loc[parts["part"] != "test", "fold"]
     tested = sorted(set(parts.loc[parts["part"] == "test", "fold"]) - set(learnt))
     if may := tuple(fold for fold in tested if fold in held):
-        return Speakers(may, tuple(held), tested=True)
+        return EligibleModels(may, tuple(held), tested=True)
     where = f"fold {listed(tested)}, which tested it, was not run" if tested else "no fold tested it"
     models = f"the model of fold {held[0]} was" if len(held) == 1 else f"the models of folds {listed(held)} were"
     raise DataError(
@@ -50,7 +50,7 @@ def speakers(split: pd.DataFrame, cases: Collection[str], held: Sequence[int]) -
     )
 
 
-def spoken(scan: Scan, who: Speakers) -> str:
+def describe_models(scan: Scan, who: EligibleModels) -> str:
     """Which models a prediction is of, as a sentence for the page."""
     if who.tested and len(who.folds) == 1:
         return f"Out of fold: the model of fold {who.folds[0]}, which was not trained on this patient."
@@ -63,7 +63,7 @@ def spoken(scan: Scan, who: Speakers) -> str:
     return f"Dropped files: {models}. There is no truth, so there is no Dice."
 
 
-def origin(config: RunConfig, who: Speakers) -> str:
+def origin(config: RunConfig, who: EligibleModels) -> str:
     """Where a run's own threshold is from."""
     if config.evaluate.threshold != "validation":
         return "the run's own, fixed in advance"

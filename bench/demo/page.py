@@ -9,16 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.data.pack import shown_channel
 from bench.demo import panels
 from bench.demo.scans import Scan, dropped
 from bench.demo.studio import IMPOSSIBLE, Prediction, Studio, busiest, mask_file
 from bench.demo.style import DARKEN, SAVE, SAVED, STYLE, TITLE
 from bench.errors import BenchError, DataError
-from bench.pack import shown_channel
 
 LETTERS = ("A", "B")
+
+
 NO_SECOND = ("none: show one model", "")
+
+
 LARGEST_FILE = "64mb"
+
+
 Changes = dict[Any, Any]  # {component: what it becomes}
 
 

@@ -14,11 +14,13 @@ from bench.demo import pictures
 from bench.demo.pictures import BOTH, Picture
 from bench.demo.scans import Scan
 from bench.demo.studio import Prediction, Score, score
-from bench.pictures import PREDICTION, TRUTH
-from bench.records import RunRecord
-from bench.tables import SYNTHETIC, SYNTHETIC_WARNING
+from bench.formatting import SYNTHETIC, SYNTHETIC_WARNING
+from bench.inference.overlays import PREDICTION, TRUTH
+from bench.types import RunRecord
 
 LINES = (PREDICTION, "#6cb6ff")  # of the first and of the second model, under the slider
+
+
 COARSE = 160  # pixels a side up to which a picture is enlarged without smoothing
 
 

@@ -10,11 +10,13 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.data.source import Pixels
+from bench.inference.overlays import PREDICTION, TRUTH
 from bench.masks import Mask
-from bench.pack import Pixels
-from bench.pictures import PREDICTION, TRUTH
 
 BOTH = "#9d7bff"  # where truth and prediction agree; the others are those of the reports
+
+
 Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.images import find_images, read_slice
+from bench.data.fingerprints import fingerprints, image_table
+from bench.data.pack import histograms_of, load_or_pack
+from bench.data.readers.images import find_images, read_slice
+from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.masks import Mask
-from bench.pack import Pixels, Source, fingerprints, histograms_of, image_table, packed
 
 SUFFIXES = (".tif", ".tiff", ".png")  # no JPEG: one that is cut short would be read as if it were whole
+
+
 LARGEST = 1 << 26  # pixels of a stack that is dropped on the page; `bench predict` takes more
 
 
@@ -52,7 +56,7 @@ class Patients:
     """The patients of a data folder. Raises `DataError` for one that cannot be used."""
 
     def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
-        self.pack = packed(source, tick=tick)
+        self.pack = load_or_pack(source, tick=tick)
         self._names = [  # in the order of the pack's rows
             entry.image.stem if entry.place is None else f"{entry.image.name.partition('.')[0]}_{entry.place + 1}"
             for entry in source.slices

@@ -21,19 +21,22 @@ import pandas as pd
 import tifffile
 from numpy.typing import NDArray
 
-from bench import counts
-from bench.demo.honesty import cautions, listed, origin, speakers, spoken
+from bench.demo.honesty import cautions, describe_models, eligible_models, listed, origin
 from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
-from bench.masks import Mask
-from bench.participants import images_of
-from bench.probabilities import THRESHOLDS
-from bench.records import RunRecord
-from bench.serving import Segmenter
+from bench.inference.fold_models import FoldModels
+from bench.masks import THRESHOLDS, Mask
+from bench.metrics import confusion as counts
 from bench.tracking import Store, find_run, folds_of, model_folders, parent_of, read_table, records
+from bench.tracking.participants import images_of
+from bench.types import RunRecord
 
 KEPT = 12  # predictions that stay at hand, a byte a pixel
+
+
 TASK = "bench.task"
+
+
 IMPOSSIBLE = "its test fold was not run"
 
 
@@ -83,7 +86,7 @@ class Score:
 class Loaded:
     """The models of a run, who played which part in it, and by which images they are known (None: not kept)."""
 
-    segmenter: Segmenter
+    segmenter: FoldModels
     split: pd.DataFrame
     images: pd.DataFrame | None
 
@@ -137,7 +140,7 @@ class Studio:
         for case in self.patients.cases:
             try:
                 known = loaded.alike(self.patients.prints(case)) or (case,)
-                who = speakers(loaded.split, known, held(loaded.segmenter))
+                who = eligible_models(loaded.split, known, held(loaded.segmenter))
                 said[case] = f"tested in fold {listed(who.folds)}" if who.tested else "new to the run"
             except DataError:
                 said[case] = IMPOSSIBLE
@@ -149,7 +152,7 @@ class Studio:
             if run_id not in self._loaded:
                 run = self.store.client.get_run(run_id)
                 with tempfile.TemporaryDirectory() as workspace:
-                    segmenter = Segmenter(model_folders(self.store, run, Path(workspace)), self.device)
+                    segmenter = FoldModels(model_folders(self.store, run, Path(workspace)), self.device)
                 self._loaded[run_id] = Loaded(
                     segmenter, read_table(self.store, run, "split"), images_of(self.store, run)
                 )
@@ -186,7 +189,7 @@ class Studio:
             )
         alike = loaded.alike(scan.prints)
         known = () if scan.case is None else alike or (scan.case,)
-        who = speakers(loaded.split, known, held(whole))
+        who = eligible_models(loaded.split, known, held(whole))
         chosen = of_folds(whole, who.folds)
         levels, edges = graded(chosen.predict(scan.images), chosen.threshold)
         return Prediction(
@@ -195,7 +198,7 @@ class Studio:
             edges=edges,
             threshold=chosen.threshold,
             origin=origin(whole.config, who),
-            said=spoken(scan, who),
+            said=describe_models(scan, who),
             cautions=tuple(cautions(run, whole.config, loaded.split, held(whole), scan, alike)),
             logged=_logged(run, scan) if who.tested else None,
         )
@@ -207,12 +210,12 @@ def graded(probability: NDArray[np.float32], own: float) -> tuple[NDArray[np.uin
     return np.digitize(probability, edges.astype(np.float32)).astype(np.uint8), edges
 
 
-def held(segmenter: Segmenter) -> list[int]:
+def held(segmenter: FoldModels) -> list[int]:
     """The folds whose models a segmenter holds."""
     return [int(d["fold"]) for d in segmenter.descriptions]
 
 
-def of_folds(segmenter: Segmenter, folds: Sequence[int]) -> Segmenter:
+def of_folds(segmenter: FoldModels, folds: Sequence[int]) -> FoldModels:
     """The same segmenter with the models of some folds alone; weights are shared."""
     at = [held(segmenter).index(fold) for fold in folds]
     some = copy.copy(segmenter)

@@ -1,11 +1,16 @@
 """How the page looks, and the two things that only a browser can do."""
 
+from __future__ import annotations
+
 TITLE = """<div class="title"><h1>medseg-bench</h1><span>what logged models see</span>
 <b>Research software, not for clinical use</b></div>"""
 
+
 SAVED = '<p class="note">a TIFF of 0/255 a slice, as <code>bench predict</code>; many as zip</p>'
 
+
 DARKEN = "() => document.body.classList.add('dark')"
+
 
 # A file is made of the text "name|base64": no copy of it has to lie on the server.
 SAVE = """(file) => {
@@ -17,6 +22,7 @@ SAVE = """(file) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }"""
+
 
 STYLE = """
 :root, .dark { --ground: #17181a; --raised: #1f2124; --edge: #34373c; --ink: #e8e8e6; --quiet: #a3a7ad; }

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bench.records import Stack
 from bench.registry import metric
+from bench.types import Stack
 
 Margin: TypeAlias = Annotated[int, Field(ge=0, le=100)]
 

@@ -1,4 +1,4 @@
-"""Overlap of two masks: every score here is a ratio of the pixel counts tp, fp, fn and tn (`bench.counts`).
+"""Overlap of two masks: every score here is a ratio of the pixel counts tp, fp, fn and tn (`bench.metrics.confusion`).
 
 A metric with the fact `ranked=False` is there to compare with published tables: a prediction that finds
 nothing scores high on it, so it stays off the leaderboard.
@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.counts import Scores, accuracy_of, dice_of, iou_of, precision_of, recall_of, share, specificity_of
-from bench.records import Counted
+from bench.metrics.confusion import (
+    Scores,
+    accuracy_of,
+    dice_of,
+    iou_of,
+    precision_of,
+    recall_of,
+    share,
+    specificity_of,
+)
 from bench.registry import metric
+from bench.types import SliceCounts
 
 
-def slice_dice(stack: Counted) -> Scores:
+def slice_dice(stack: SliceCounts) -> Scores:
     """Dice of each slice, (S,): NaN on a true-negative slice, 0 on a false-positive or a missed one."""
     return dice_of(stack.tp, stack.fp, stack.fn)
 
 
 @metric(higher=True, unit="")
-def dice(stack: Counted) -> float:
+def dice(stack: SliceCounts) -> float:
     """Dice coefficient of the whole stack, 2 TP / (2 TP + FP + FN).
 
     Dice 1945; Sørensen 1948. 0 where the tumour is missed, NaN where both masks are empty.
@@ -28,7 +37,7 @@ def dice(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="")
-def iou(stack: Counted) -> float:
+def iou(stack: SliceCounts) -> float:
     """Intersection over union of the whole stack, TP / (TP + FP + FN).
 
     Jaccard 1912; dice / (2 - dice). 0 where the tumour is missed, NaN where both masks are empty.
@@ -37,7 +46,7 @@ def iou(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="")
-def precision(stack: Counted) -> float:
+def precision(stack: SliceCounts) -> float:
     """Share of the predicted pixels that are tumour, TP / (TP + FP).
 
     NaN where nothing is predicted, a missed tumour included: nothing was claimed that could be wrong. A mean
@@ -47,7 +56,7 @@ def precision(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="")
-def recall(stack: Counted) -> float:
+def recall(stack: SliceCounts) -> float:
     """Share of the tumour's pixels that are predicted (sensitivity), TP / (TP + FN).
 
     0 where the tumour is missed, NaN where the case has no tumour.
@@ -56,7 +65,7 @@ def recall(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def specificity(stack: Counted) -> float:
+def specificity(stack: SliceCounts) -> float:
     """Share of the background pixels left alone, TN / (TN + FP); near 1 for any small prediction.
 
     NaN where tumour fills the whole stack.
@@ -65,13 +74,13 @@ def specificity(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def accuracy(stack: Counted) -> float:
+def accuracy(stack: SliceCounts) -> float:
     """Share of all pixels that are right; about 0.99 for an empty prediction, so for comparison only."""
     return float(accuracy_of(stack.tp.sum(), stack.fp.sum(), stack.fn.sum(), stack.tn.sum()))
 
 
 @metric(higher=None, unit="")
-def relative_volume_difference(stack: Counted) -> float:
+def relative_volume_difference(stack: SliceCounts) -> float:
     """(predicted - true volume) / true volume: below 0 too small, above 0 too large.
 
     Heimann et al. 2009, as a fraction. The slice spacing cancels. -1 where the tumour is missed, NaN where
@@ -81,7 +90,7 @@ def relative_volume_difference(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="")
-def dice_positive_slices(stack: Counted) -> float:
+def dice_positive_slices(stack: SliceCounts) -> float:
     """Mean Dice of the slices with tumour; a missed slice counts 0.
 
     Slices without tumour are left out, so false positives there do not show. NaN where no slice has tumour.
@@ -91,7 +100,7 @@ def dice_positive_slices(stack: Counted) -> float:
 
 
 @metric(higher=True, unit="", ranked=False)
-def dice_slices_empty1(stack: Counted) -> float:
+def dice_slices_empty1(stack: SliceCounts) -> float:
     """Mean Dice of all slices, where a true-negative slice counts 1 and a false-positive slice 0.
 
     The flattering convention of many published tables: a prediction that finds nothing scores the share of

@@ -18,14 +18,21 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.distance import cdist
 
-from bench.records import Stack
 from bench.registry import metric
+from bench.types import Stack
 
 Mask: TypeAlias = NDArray[np.bool_]
+
+
 Distances: TypeAlias = NDArray[np.float64]
+
+
 Directed: TypeAlias = tuple[Distances, Distances]  # from the truth to the prediction, and back
 
+
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+
+
 PAIRS_A_PIXEL = 16  # a distance transform of one pixel costs as much as trying 20 to 25 pairs (measured)
 
 
@@ -100,7 +107,7 @@ def _measured(truth: Mask, prediction: Mask, device: str) -> list[Directed]:
     """`surface_distances` of each slice: one after the other on the CPU, all at once on anything else."""
     if device == "cpu":
         return [surface_distances(t, p) for t, p in zip(truth, prediction, strict=True)]
-    from bench.metrics._brute import stack_distances  # PyTorch, which a CPU can do without
+    from bench.metrics._surface_gpu import stack_distances  # PyTorch, which a CPU can do without
 
     return stack_distances(truth, prediction, device)
 

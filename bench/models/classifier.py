@@ -8,7 +8,7 @@ from pydantic import Field
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from bench.models.encoders import over_encoder
+from bench.models.smp import over_encoder
 from bench.registry import model
 
 

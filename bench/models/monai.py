@@ -14,6 +14,8 @@ from bench.errors import BadSetting
 from bench.registry import model
 
 _SMALLEST = 64  # pixels a side: 1/32 of 32 pixels is one, and an instance norm of one pixel is refused by torch
+
+
 _UPSAMPLING = {"bilinear": "nontrainable", "transposed": "deconv"}  # ours and MONAI's words
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.errors import BadSetting
 from bench.models._blocks import Hourglass, Upsampling, double_conv, upsample, widths
-from bench.models.encoders import over_encoder
+from bench.models.smp import over_encoder
 from bench.registry import model
 
 

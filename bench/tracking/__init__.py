@@ -5,7 +5,10 @@ for every fold. Runs are addressed by explicit ids through `MlflowClient`; a run
 adopted as the parent.
 """
 
-from bench.tracking.history import (
+from __future__ import annotations
+
+from bench.tracking.outbox import replay
+from bench.tracking.reader import (
     Run,
     download_model,
     find_run,
@@ -14,27 +17,15 @@ from bench.tracking.history import (
     model_folders,
     parent_of,
     probabilities_of,
-    rank_anew,
     read_table,
     records,
     runs_with,
     settings_of,
 )
-from bench.tracking.outbox import replay
 from bench.tracking.recorder import MlflowRecorder, note_failure, note_ranks, open_run
-from bench.tracking.store import (
-    EVALUATION,
-    FOLD,
-    KIND,
-    LEAKY,
-    PARENT,
-    Store,
-    connect,
-    knock,
-    store_uri,
-    ui_command,
-    without_password,
-)
+from bench.tracking.store import Store, check_reachable, connect, store_uri, without_password
+from bench.tracking.tags import EVALUATION, FOLD, KIND, LEAKY, PARENT
+from bench.tracking.ui import ui_command
 
 __all__ = [
     "EVALUATION",
@@ -49,7 +40,7 @@ __all__ = [
     "download_model",
     "find_run",
     "folds_of",
-    "knock",
+    "check_reachable",
     "masks_of",
     "model_folders",
     "note_failure",
@@ -57,7 +48,6 @@ __all__ = [
     "open_run",
     "parent_of",
     "probabilities_of",
-    "rank_anew",
     "read_table",
     "records",
     "replay",

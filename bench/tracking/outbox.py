@@ -20,12 +20,18 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking.store import Store, reason
+from bench.tracking.store import Store, root_cause
 
 # MLflow reads these at every request. Two tries of 10 seconds, where it would make eight of 120.
 BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
 PAUSE = 10  # times as long as the vain attempt took: a store that hangs costs at most a tenth of a run
+
+
 REFUSED = "INVALID_PARAMETER_VALUE"  # a name that MLflow does not take, or a deleted run: waiting mends neither
+
+
 FIELDS = ("key", "value", "timestamp", "step")  # of a metric, as `file` has it
 
 
@@ -80,7 +86,7 @@ class Outbox:
     def _flush(self) -> None:
         started = self.clock()
         try:
-            with briefly():
+            with short_timeouts():
                 while self._waiting:
                     run_id, metrics = self._waiting[0]
                     self.store.client.log_batch(run_id, metrics=metrics)
@@ -94,7 +100,7 @@ class Outbox:
                 raise StoreError(f"{self.store.address} refuses metrics of run {run_id}: {error}") from error
             if first:
                 self.say(
-                    f"{self.store.address} takes no metrics ({reason(error)}): they wait {kept}, the run goes on"
+                    f"{self.store.address} takes no metrics ({root_cause(error)}): they wait {kept}, the run goes on"
                 )
         else:
             if self._failing:
@@ -126,7 +132,7 @@ def replay(store: Store, file: Path | str) -> None:
 
 
 @contextmanager
-def briefly() -> Iterator[None]:
+def short_timeouts() -> Iterator[None]:
     """Inside, MLflow gives a server seconds, not minutes; what the user's environment says comes first."""
     ours = {name: value for name, value in BRIEF.items() if name not in os.environ}
     os.environ.update(ours)

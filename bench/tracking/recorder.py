@@ -34,14 +34,15 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from bench.errors import StoreError
-from bench.tracking.outbox import Outbox, briefly, to_stderr
-from bench.tracking.store import FOLD, KIND, PARENT, Store, quoted, reason
+from bench.tracking.outbox import Outbox, short_timeouts, to_stderr
+from bench.tracking.store import Store, quoted, root_cause
+from bench.tracking.tags import FOLD, KIND, PARENT
 
 PARAM_LIMIT = 6000  # characters that MLflow takes
 
 
 class MlflowRecorder:
-    """Writes one run. Implements `bench.records.Recorder`.
+    """Writes one run. Implements `bench.types.Recorder`.
 
     What a method was given is in the store when it returns. Metrics may instead wait in the outbox; all else that
     the store does not take raises.
@@ -119,7 +120,7 @@ class MlflowRecorder:
     def break_off(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End before its time; a store that cannot be told must not hide what went wrong."""
         try:
-            with briefly():
+            with short_timeouts():
                 if tags:
                     self.tags(tags)
                 self.end(status)
@@ -182,7 +183,7 @@ def open_run(
             yield recorder
     except MlflowException as error:
         raise StoreError(
-            f"the tracking store {store.address} failed in the middle of run {recorder.run_id}: {reason(error)}. "
+            f"the tracking store {store.address} failed in the middle of run {recorder.run_id}: {root_cause(error)}. "
             "See to it, then start the run again."
         ) from error
 
@@ -251,5 +252,5 @@ def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
     try:
         yield
     finally:
-        with briefly():
+        with short_timeouts():
             monitor.finish()  # type: ignore[no-untyped-call]

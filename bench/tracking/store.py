@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -26,22 +24,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError
+from bench.tracking.ui import VIEW, leaderboard_view
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+
+
 DRIVERS = {
     "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
     "mysql": "pip install pymysql, and write mysql+pymysql://...",
 }
-KIND = "bench.kind"  # the tag that tells parents, folds and evaluations apart
-PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"
-LEAKY = "leaky"  # a parent whose split leaks: it is nowhere ranked
-VIEW = "leaderboard"
-VIEW_COLUMNS = (
-    *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
-    *(f"metrics.`{m}`" for m in ("rank", "rank_first", "dice", "dice_low", "dice_high")),
-    *(f"metrics.`{m}`" for m in ("dice_median", "dice_positive_slices", "hd95", "missed_slices")),
-    *(f"metrics.`cost/{m}`" for m in ("parameters", "flops", "device_seconds", "latency_p50_ms")),
-)
 
 
 def store_uri(given: str | None = None) -> str:
@@ -70,7 +61,7 @@ class Store:
             if found is None:
                 raise
             return str(found.experiment_id)
-        self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
+        self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", leaderboard_view())
         return made
 
     @property
@@ -103,7 +94,7 @@ def connect(uri: str | None = None) -> Store:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it prints, it also raises
     uri = store_uri(uri)
     path = _sqlite_path(uri)
-    knock(uri, "--tracking-uri")
+    check_reachable(uri, "--tracking-uri")
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +126,7 @@ def _made(path: Path, uri: str) -> MlflowClient:
     return client
 
 
-def knock(uri: str, option: str) -> None:
+def check_reachable(uri: str, option: str) -> None:
     """Raise `StoreError` where a server does not answer, or its driver is missing; `option` is what names it.
 
     What stands on it would try for minutes before it says so, and at length.
@@ -167,42 +158,13 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
-def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's UI on this store, and its environment."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-
-
-def _leaderboard_view() -> str:
-    """MLflow's UI shows no metric columns by itself: a saved view with ours, ranked, folds left out.
-
-    The format is not documented; this is what the UI of 3.17 writes when a view is saved by hand.
-    """
-    state = {
-        "searchFilter": f"tags.`{KIND}` = '{PARENT}'",
-        "orderByKey": "metrics.`dice`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": list(VIEW_COLUMNS),
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-    }
-    now = int(time.time() * 1000)
-    return json.dumps({"name": "Leaderboard", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
-
-
 def _client(uri: str) -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
     client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
-    return cast(MlflowClient, Patient(client))
+    return cast(MlflowClient, RetryingClient(client))
 
 
-class Patient:
+class RetryingClient:
     """MLflow's client: a locked database is tried again, ever later, and a server that is lost is a `StoreError`.
 
     MLflow itself waits 20 seconds for a lock, and nothing has been written when it gives up; for a server it waits
@@ -224,7 +186,7 @@ class Patient:
                 if isinstance(error.__context__, RequestException):
                     uri = without_password(self._client.tracking_uri)
                     raise StoreError(
-                        f"nobody answers at {uri} any more ({reason(error)}). Start it again, then give the same "
+                        f"nobody answers at {uri} any more ({root_cause(error)}). Start it again, then give the same "
                         "command: it goes on, and sends the metrics that wait in this folder."
                     ) from error
                 if "database is locked" not in str(error):
@@ -240,7 +202,7 @@ def quoted(value: str) -> str:
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
-def reason(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What was at the bottom, such as 'database is locked'; MLflow and what it stands on wrap it several times."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper

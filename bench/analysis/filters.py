@@ -1,0 +1,62 @@
+"""Which runs are meant: conditions on what is known of them, such as model=unet or cost/parameters<5e6."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.errors import BadSetting, UnknownName, did_you_mean
+from bench.types import RunRecord
+
+OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def filter_records(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
+    """Those of which all conditions hold: 'key=value' (or !=, <, <=, >, >=). Raises `BenchError`.
+
+    A key is `name`, `id`, or a setting, score, cost or tag of a run; `encoder` means model.encoder, `flops`
+    cost/flops.
+    """
+    places = set(range(len(records)))
+    for condition in where:
+        found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
+        if found is None:
+            raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
+        key, sign, wanted = found.groups()
+        values = [_fact(record, key) for record in records]
+        if records and all(value is None for value in values):
+            there = {name for record in records for name in _facts(record)}
+            raise UnknownName(
+                f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
+                f"{did_you_mean(key, there)}"
+            )
+        places &= {n for n, value in enumerate(values) if _holds(value, sign, wanted)}
+    return [record for n, record in enumerate(records) if n in places]
+
+
+def _facts(record: RunRecord) -> dict[str, Any]:
+    return {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
+
+
+def _fact(record: RunRecord, key: str) -> Any:
+    facts = _facts(record)
+    names = (key, f"{key}.name", f"cost/{key}", f"run.{key}", f"model.{key}")
+    return next((facts[name] for name in names if name in facts), None)
+
+
+def _holds(value: Any, sign: str, wanted: str) -> bool:
+    if value is None:
+        return sign == "!="
+    try:
+        return OPERATORS[sign](float(value), float(wanted))
+    except ValueError:
+        return OPERATORS[sign](str(value), wanted)

@@ -1,0 +1,161 @@
+"""Any pipeline of the albumentations catalogue, seeded slice by slice."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, TypeAlias
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import AfterValidator
+from torch import Tensor
+
+from bench.data.slice_random import SliceRandom
+from bench.errors import BadSetting, did_you_mean
+from bench.registry import augmentation
+
+Transform: TypeAlias = str | dict[str, dict[str, Any] | None]
+
+
+# They change what a pixel is; here images stay float32 in [0, 1] until they are normalised, after augmentation.
+_CONVERSIONS = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
+
+
+_ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose"}
+
+
+Pixels = NDArray[np.float32]
+
+
+def usable(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """The same transforms, after building them once. Raises `BadSetting` for those that cannot be built."""
+    _pipeline(_key(transforms))
+    return transforms
+
+
+@augmentation
+def albumentations(
+    images: Tensor,
+    masks: Tensor,
+    draws: SliceRandom,
+    *,
+    transforms: Annotated[tuple[Transform, ...], AfterValidator(usable)] = ("HorizontalFlip",),
+) -> tuple[Tensor, Tensor]:
+    """A list of albumentations transforms, such as [HorizontalFlip, {Rotate: {limit: 25, p: 0.8}}].
+
+    images: (B, C, H, W) in [0, 1], and clamped to it again; masks: (B, 1, H, W). Transforms that hold others take
+    them as a list of the same form: {OneOf: {transforms: [Blur, Sharpen]}}. Runs on the CPU, slice by slice.
+    Raises `BadSetting` when the transforms do not fit the slices.
+    """
+    pipeline = _pipeline(_key(transforms))
+    changed = [
+        _apply(pipeline, image, mask, int(generator.integers(2**63)))
+        for image, mask, generator in zip(
+            images.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), draws.generators, strict=True
+        )
+    ]
+    new_images = torch.from_numpy(np.stack([image for image, _ in changed])).permute(0, 3, 1, 2)
+    new_masks = torch.from_numpy(np.stack([mask for _, mask in changed]))[:, None]
+    return new_images.to(images.device).clamp(0, 1), new_masks.to(masks)
+
+
+def _apply(pipeline: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
+    _seed(pipeline, np.random.SeedSequence(seed))
+    try:
+        result = pipeline(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
+    except (ValueError, TypeError, KeyError, cv2.error) as error:
+        raise BadSetting(
+            f"albumentations cannot apply these transforms to float32 slices of shape {image.shape}: "
+            f"{' '.join(str(error).split())}. Leave out the one that fails."
+        ) from error
+    changed = result["image"]
+    if changed.shape != image.shape or changed.dtype != np.float32:
+        raise BadSetting(
+            f"the albumentations transforms turn a float32 slice of shape {image.shape} into {changed.dtype} of "
+            f"shape {changed.shape}, but slices must keep both. Leave out crops and conversions."
+        )
+    return changed, (result["mask"] > 0).astype(np.float32)
+
+
+def _seed(transform: Any, seed: np.random.SeedSequence) -> None:
+    """Give every transform a stream of its own.
+
+    `Compose.set_random_seed` gives all of them the same one: two flips with p=0.5 would always happen together.
+    """
+    inner = getattr(transform, "transforms", ())
+    transform.set_random_seed(int(seed.generate_state(1)[0]))
+    for child, own in zip(inner, seed.spawn(len(inner)), strict=True):
+        _seed(child, own)
+
+
+def _key(transforms: Sequence[Transform]) -> str:
+    try:
+        return json.dumps(transforms)
+    except TypeError as error:
+        raise BadSetting(f"albumentations: a transform's settings must be plain values; {error}.") from None
+
+
+@lru_cache(maxsize=8)
+def _pipeline(key: str) -> A.Compose:
+    return A.Compose([_built(transform) for transform in json.loads(key)])
+
+
+def _built(transform: Transform) -> Any:
+    """One transform, with those inside it. Raises `BadSetting`."""
+    name, settings = _name_and_settings(transform)
+    kind = _kind(name)
+    known = list(inspect.signature(kind).parameters)
+    for setting in settings:
+        if setting not in known:  # albumentations itself would warn and leave it out
+            raise BadSetting(
+                f"albumentations' {name} has no setting '{setting}'; it has {', '.join(known)}."
+                f"{did_you_mean(setting, known)}"
+            )
+    if issubclass(kind, A.BaseCompose):
+        if not (isinstance(inner := settings.get("transforms"), list) and inner):
+            raise BadSetting(f"albumentations' {name} needs transforms, a list of at least one transform.")
+        settings["transforms"] = [_built(each) for each in inner]
+    try:
+        return kind(**settings)
+    except (ValueError, TypeError) as error:
+        raise BadSetting(f"albumentations' {name} refuses its settings: {_reason(error)}.") from None
+
+
+def _name_and_settings(transform: Transform) -> tuple[str, dict[str, Any]]:
+    if isinstance(transform, str):
+        return transform, {}
+    if isinstance(transform, dict) and len(transform) == 1:
+        [(name, settings)] = transform.items()
+        if isinstance(settings, dict) or settings is None:
+            return name, dict(settings or {})
+    raise BadSetting(
+        f"{transform!r} is no albumentations transform. Write a name, or {{name: {{setting: value}}}}."
+    )
+
+
+def _kind(name: str) -> Any:
+    """The class of this name. Raises `BadSetting`."""
+    if name in _CONVERSIONS:
+        raise BadSetting(f"albumentations' {name} has no place here: the suite converts and normalises by itself.")
+    catalogue = {
+        name: kind
+        for name, kind in vars(A).items()
+        if inspect.isclass(kind) and issubclass(kind, A.BasicTransform | A.BaseCompose) and name not in _ABSTRACT
+    }
+    if name not in catalogue:
+        raise BadSetting(f"albumentations has no transform '{name}'.{did_you_mean(name, catalogue)}")
+    return catalogue[name]
+
+
+def _reason(error: Exception) -> str:
+    """The first complaint, in one line: albumentations passes on pydantic's, which takes several."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if "validation error" in lines[0] and len(lines) > 2:
+        return f"{lines[1].split('.')[0]}: {lines[2].partition(' [type=')[0].strip()}"
+    return lines[0].rstrip(".")

@@ -1,0 +1,109 @@
+"""Scores of finished runs as a folder of files, out of one store and into another.
+
+What is published is what ranks: every patient's scores, settings, costs and the folds. Masks, models and curves
+stay behind. Where it is imported, cells of a suite that others have run are done, and a run of one's own is ranked
+beside theirs without training them again.
+
+    runs.json          of every run its id, name, settings, scores and costs over all patients, and tags
+    cases.csv          a row a run and patient
+    slices.csv         a row a run and slice, of presence runs alone
+    split-<hash>.csv   which part each patient plays in each fold
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.analysis.filters import filter_records
+from bench.console import Display, console
+from bench.derived.published_files import (
+    BOARD,
+    RUNS,
+    Published,
+    read_published,
+    write_published,
+)
+from bench.derived.ranks import update_ranks
+from bench.errors import BadSetting
+from bench.tracking import KIND, PARENT, connect, open_run, read_table, records, runs_with
+from bench.tracking.selection import SOURCE
+from bench.tracking.tags import IMPORTED
+from bench.types import RunRecord
+
+PLACES = ("dataset.folder", "run.plugins")  # settings that name places on the machine of a run
+
+
+def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None) -> None:
+    """Write the finished runs of which these conditions hold to the folder `out`, beside those that are there.
+
+    Raises `BenchError`.
+    """
+    store = connect(uri)
+    found = filter_records(records(store), where)[::-1]
+    if not found:
+        raise BadSetting(f"no finished run in {store.address} is meant. `bench leaderboard` shows them all.")
+    before = read_published(out) if (out / RUNS).exists() else Published((), {})
+    splits = dict(before.splits)
+    for record in found:
+        if record.tags["bench.split"] not in splits:
+            run = store.client.get_run(record.run_id)
+            splits[record.tags["bench.split"]] = read_table(store, run, "split")
+    new = [_public(record) for record in found]
+    ids = {record.run_id for record in new}
+    runs = (*(record for record in before.runs if record.run_id not in ids), *new)
+    write_published(out, Published(runs, splits))
+    patients = len({case for record in runs for case in record.cases["case"]})
+    console().print(f"{_runs(len(runs))} in {out}, whose tables name {patients} patients", markup=False)
+
+
+def import_runs(folder: Path, *, uri: str | None = None) -> None:
+    """Log the runs of a published folder as finished runs of this store; those that it has are left alone.
+
+    Each is tagged with the id that it was published under, and ranked. Raises `BenchError`.
+    """
+    published, store = read_published(folder), connect(uri)
+    runs = [run for run in runs_with(store, {KIND: PARENT}) if run.info.status == "FINISHED"]
+    there = {run.info.run_id for run in runs} | {run.data.tags.get(IMPORTED) for run in runs}
+    new = [record for record in published.runs if record.run_id not in there]
+    boards: dict[tuple[object, ...], str] = {}
+    with Display() as display:
+        for done, record in enumerate(new, 1):
+            tags = {**record.tags, KIND: PARENT, IMPORTED: record.run_id}
+            with open_run(store, record.name, tags["bench.dataset"], tags, say=display.say) as recorder:
+                recorder.settings(record.settings)
+                recorder.metrics(record.metrics)
+                recorder.table("cases", record.cases)
+                recorder.table("split", published.splits[tags["bench.split"]])
+                if record.slices is not None:
+                    recorder.table("slices", record.slices)
+            if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank
+                boards[(*map(tags.get, BOARD), frozenset(record.cases["case"]))] = recorder.run_id
+            display.bar(done, len(new), "importing", "runs")
+    for run_id in boards.values():
+        update_ranks(store, run_id)
+    known = len(published.runs) - len(new)
+    before = f"; {_runs(known)} there already" * bool(known)
+    console().print(f"{_runs(len(new))} imported into {store.address}{before}", markup=False)
+
+
+def _runs(count: int) -> str:
+    return "1 run is" if count == 1 else f"{count} runs are"
+
+
+def _public(record: RunRecord) -> RunRecord:
+    """Under the id that it was first logged with, without its rank and what belongs to its machine or store."""
+    tags = {k: v for k, v in record.tags.items() if k.startswith(("bench.", "env.", "plan."))}
+    tags.pop("env.platform", None)
+    if "mlflow.note.content" in record.tags:
+        tags["mlflow.note.content"] = record.tags["mlflow.note.content"]
+    first = tags.pop(IMPORTED, record.run_id)
+    tags.pop(SOURCE, None)
+    return replace(
+        record,
+        run_id=first,
+        settings={k: v for k, v in record.settings.items() if k not in PLACES},
+        metrics={k: v for k, v in record.metrics.items() if not k.startswith(("rank", "system/"))},
+        tags=tags,
+    )

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from bench import registry
+from bench.data.splits import split_hash
+from bench.errors import DataError, LeakageError
+from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
+from bench.metrics.classification import CALLED, summarise_calls
+from bench.metrics.confusion import dice_of
+from bench.types import Fold, RunRecord
+
+FORMAT = 1
+
+
+RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
+
+
+BOARD = (
+    "bench.task",
+    "bench.data",
+    "bench.split",
+    "bench.convention",
+)  # what runs of one board have in common
+
+
+NEEDED = (*BOARD, "bench.dataset", "bench.fingerprint")
+
+
+TOLERANCE = 1e-4  # of a score, relative: tables may have been written to six digits
+
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
+
+
+class _Run(BaseModel):
+    """A run as RUNS tells of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    name: str
+    settings: dict[str, str]
+    metrics: dict[str, Number]
+    tags: dict[str, str]
+
+
+class _File(BaseModel):
+    """What RUNS holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    runs: tuple[_Run, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Runs, the oldest first, and the split that each names, by its hash: a row a fold and patient."""
+
+    runs: tuple[RunRecord, ...]
+    splits: Mapping[str, pd.DataFrame]
+
+
+def write_published(folder: Path, published: Published) -> None:
+    """Write the files of a folder that `read_published` reads, to full precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = [_Run.model_validate(run, from_attributes=True) for run in published.runs]
+    content = _File(format=FORMAT, runs=tuple(told)).model_dump(mode="json")
+    (folder / RUNS).write_text(f"{json.dumps(content, indent=1, sort_keys=True)}\n", encoding="utf-8")
+    for name, tables in (
+        (CASES, {run.run_id: run.cases for run in published.runs}),
+        (SLICES, {run.run_id: run.slices for run in published.runs if run.slices is not None}),
+    ):
+        if tables:
+            pd.concat(tables, names=["run_id", ""]).droplevel(1).to_csv(folder / name)
+    for split, table in published.splits.items():
+        table.to_csv(folder / f"split-{split}.csv", index=False)
+
+
+def read_published(folder: Path) -> Published:
+    """The runs of a published folder. Raises `DataError` where files are lacking, or contradict one another."""
+    try:
+        told = _File.model_validate_json((folder / RUNS).read_bytes())
+    except OSError:
+        raise DataError(f"{folder} holds no {RUNS}. Give a folder that `bench publish` wrote.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise DataError(f"{folder / RUNS} is not of format {FORMAT}: {where}: {first['msg']}.") from None
+    cases, slices = _tables(folder / CASES), _tables(folder / SLICES)
+    runs: dict[str, RunRecord] = {}
+    splits: dict[str, pd.DataFrame] = {}
+    for one in told.runs:
+        called = f"{folder}: run {one.name} ({one.run_id[:8]})"
+        if one.run_id in runs:
+            raise DataError(f"{called} is there twice.")
+        lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
+        if one.tags.get("bench.task") == "presence" and one.run_id not in slices:
+            lacking.append(SLICES)
+        if lacking:
+            raise DataError(f"{called} lacks {' and '.join(lacking)}.")
+        if not re.fullmatch(r"\w[\w.-]*", one.tags["bench.dataset"]):  # a folder of the store has this name
+            raise DataError(f"{called} is of '{one.tags['bench.dataset']}', which is no name of a data set.")
+        split = one.tags["bench.split"]
+        if split not in splits:
+            splits[split] = _split(folder / f"split-{split}.csv", split)
+        record = RunRecord(**one.model_dump(), cases=cases[one.run_id], slices=slices.get(one.run_id))
+        try:
+            problem = _contradiction(record, splits[split])
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{called} cannot be read, its tables are no numbers: {error}.") from None
+        if problem:
+            raise DataError(f"{called} cannot be believed: {problem}.")
+        runs[record.run_id] = record
+    return Published(tuple(runs.values()), splits)
+
+
+def _tables(path: Path) -> dict[str, pd.DataFrame]:
+    """The part of a table that belongs to each run, without columns that say nothing of it."""
+    if not path.exists():
+        return {}
+    try:
+        whole = pd.read_csv(path, dtype={"case": str, "run_id": str})
+        parts = whole.groupby("run_id", sort=False)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
+    return {
+        str(run_id): part.drop(columns="run_id").dropna(axis=1, how="all").reset_index(drop=True)
+        for run_id, part in parts
+    }
+
+
+def _split(path: Path, expected: str) -> pd.DataFrame:
+    """A table of folds, which must be those that its hash stands for."""
+    try:
+        table = pd.read_csv(path, dtype={"case": str})
+        folds = _folds(table)
+    except (OSError, ValueError, KeyError, LeakageError) as error:
+        raise DataError(f"{path} does not hold the folds of a split: {error}") from None
+    if (found := split_hash(folds)) != expected:
+        raise DataError(f"{path} holds the folds of split {found}. Put the right file there.")
+    return table
+
+
+def _folds(table: pd.DataFrame) -> list[Fold]:
+    """The folds of a `bench.data.splits.split_table`."""
+    return [
+        Fold(number, *(frozenset(rows["case"][rows["part"] == part]) for part in ("train", "val", "test")))
+        for number, rows in ((n, table[table["fold"] == n]) for n in sorted({*map(int, table["fold"])}))
+    ]
+
+
+def _places(table: pd.DataFrame) -> set[tuple[str, int]]:
+    """The patients of a table, each with its fold."""
+    return {*zip(table["case"], table["fold"], strict=True)}
+
+
+def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
+    """In what a run's scores of all patients, its scores of each, its pixels and its folds disagree; else None."""
+    cases = record.cases
+    needed: dict[str, tuple[pd.DataFrame, tuple[str, ...]]] = {CASES: (cases, ("case", "fold", *COUNTS))}
+    if record.slices is not None:
+        needed = {
+            CASES: (cases, ("case", "fold")),
+            SLICES: (record.slices, ("case", *CALLED)),
+        }
+    for name, (table, columns) in needed.items():
+        if lost := [column for column in columns if column not in table]:
+            return f"{name} has no {' and no '.join(lost)} of it"
+    if cases["case"].duplicated().any():
+        return f"a patient is there twice in {CASES}"
+    if not _places(cases) <= _places(split[split["part"] == "test"]):
+        return f"its patients are not those that the folds of split {record.tags['bench.split']} test"
+    if record.slices is not None:
+        expected = summarise_calls(record.slices, with_interval=False)
+    else:
+        mine = [name for name in cases if name in NOT_METRICS or name in registry.metric]
+        expected = summarise(cases[mine], with_interval=False)
+        counted = dice_of(*cases[["tp", "fp", "fn"]].to_numpy().T)
+        if "dice" in cases and not np.allclose(cases["dice"], counted, rtol=TOLERANCE, equal_nan=True):
+            return f"Dice of some patients in {CASES} is not that of their pixels"
+    for name, value in expected.items():
+        logged = record.metrics.get(name, value)
+        if not np.isclose(logged, value, rtol=TOLERANCE, equal_nan=True):
+            return f"{name} is {logged:g} in {RUNS}, and {value:g} by its patients"
+    return None

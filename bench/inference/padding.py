@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+STRIDE = 32  # every model takes sides that are multiples of this
+
+
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Logits (B, 1, H, W) float32 for images of any size: padded to the model's stride, cropped again."""
+    height, width = images.shape[-2:]
+    bottom, right = -height % STRIDE, -width % STRIDE
+    if bottom or right:
+        images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+    logits: Tensor = model(images)
+    return logits[..., :height, :width].float()

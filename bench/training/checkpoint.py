@@ -1,0 +1,112 @@
+"""What must survive the process: weights as safetensors beside a JSON that rebuilds the model, and checkpoints.
+
+A checkpoint holds all that the next epoch depends on. It appears whole or not at all, carries its own checksum,
+and has a predecessor. Nothing is unpickled but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import math
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import StoreError
+from bench.files import write_atomically
+
+
+class Best:
+    """The weights with the highest validation score so far, kept in memory. The first of equals stays."""
+
+    def __init__(self) -> None:
+        self.score = float("-inf")
+        self.epoch = 0
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def consider(self, model: nn.Module, score: float, epoch: int) -> bool:
+        """Keep the model's weights if `score` beats all before; the first epoch is always kept."""
+        if self._weights and (math.isnan(score) or score <= self.score):  # a number beats an earlier NaN
+            return False
+        self.score, self.epoch = score, epoch
+        self._weights = copy.deepcopy(model.state_dict())
+        return True
+
+    def restore(self, model: nn.Module) -> None:
+        model.load_state_dict(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "weights": self._weights}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.score, self.epoch, self._weights = state["score"], state["epoch"], dict(state["weights"])
+
+
+class Checkpoints:
+    """The checkpoints of one fold, in a folder of their own: the last `KEPT` of those taken.
+
+    One is due `every` so many seconds (0: after every epoch). `say` hears of one that cannot be used.
+    """
+
+    KEPT = 2
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: float = 30.0,
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.every, self.say, self.clock = folder, every, say, clock
+        self._last = clock()
+
+    def due(self) -> bool:
+        return self.clock() - self._last >= self.every
+
+    def save(self, epoch: int, state: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_state(self.folder / f"epoch-{epoch:06d}.state", state)
+        for old in self._all()[self.KEPT :]:
+            old.unlink()
+        self._last = self.clock()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest that is whole; None where there is none."""
+        for path in self._all():
+            try:
+                return dict(read_state(path))
+            except StoreError as error:
+                self.say(f"{error} An older one is used, if there is one.")
+                path.unlink(missing_ok=True)  # or it would count among the newest
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.state"), reverse=True)
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Write tensors and plain values, with their checksum in front, as a whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, hashlib.sha256(content).digest() + content)
+
+
+def read_state(path: Path) -> Any:
+    """What `write_state` wrote, its tensors on the CPU. Raises `StoreError`."""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise StoreError(f"the checkpoint {path} is damaged (its checksum differs).")
+        return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
+        raise StoreError(f"the checkpoint {path} cannot be read: {error}.") from None

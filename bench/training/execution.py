@@ -1,0 +1,99 @@
+"""How to run the training step of a model here: measured once, by a few steps of each way, and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+
+from bench.data.loader import SliceLoader
+from bench.device import hardware
+from bench.files import cache_folder
+from bench.training.experiment import Experiment
+from bench.training.step import EAGER_STEPS, Execution
+
+STEPS = 3 * EAGER_STEPS  # measured, after as many that are not
+
+
+COMPILE_WORTH = 1800.0  # seconds of training from which on compiling, 60 to 165 s a model, is tried at all
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How the steps of a run are taken, why, and the images a second that were measured of each way."""
+
+    execution: Execution
+    why: str
+    rates: Mapping[str, float]
+
+
+def choose_execution(
+    experiment: Experiment,
+    loader: SliceLoader,
+    *,
+    rate: Callable[[Experiment, SliceLoader, Execution], float] | None = None,
+) -> ExecutionPlan:
+    """The plan asked for by `execution`; with 'auto', the fastest way on this device, from the cache if it knows.
+
+    On a CPU there is nothing to measure: graphs are for GPUs, and compiling pays only when it is asked for.
+    `rate(experiment, loader, execution)` gives images a second; by default they are measured.
+    """
+    asked, rate = experiment.config.execution, rate or throughput
+    if asked != "auto":
+        return ExecutionPlan(asked, "asked for", {})
+    if experiment.device.type != "cuda":
+        return ExecutionPlan("eager", "the device is a CPU", {})
+    file = cache_folder() / "plans.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        try:
+            known = TypeAdapter(dict[str, ExecutionPlan]).validate_json(file.read_bytes())
+        except (OSError, ValidationError):  # none yet, or another version's
+            known = {}
+        key = _key(experiment)
+        if key not in known:
+            known[key] = _measured(experiment, loader, rate)
+            file.write_text(json.dumps({k: asdict(v) for k, v in known.items()}, indent=1))
+    return known[key]
+
+
+def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution) -> float:
+    """Images a second of a throwaway model, over `STEPS` steps on the slices of the first fold."""
+    batch = experiment.config.train.batch_size
+    rows = experiment.pack.rows(experiment.folds[0].train)[: STEPS * batch]
+    once = experiment.config.train.model_copy(
+        update={"epochs": 2, "batch_size": min(batch, len(rows)), "freeze_epochs": 0, "positive_fraction": None}
+    )
+    loop = experiment.train(experiment.model(0), loader, rows, settings=once, seed=0, execution=execution)
+    return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
+
+
+def _measured(
+    experiment: Experiment, loader: SliceLoader, rate: Callable[[Experiment, SliceLoader, Execution], float]
+) -> ExecutionPlan:
+    rates = {how: rate(experiment, loader, how) for how in ("eager", "graph")}
+    best: Execution = "graph" if rates["graph"] > rates["eager"] else "eager"
+    images = sum(experiment.images_per_fold(fold) for fold in experiment.folds)
+    seconds = images / rates[best]
+    if seconds < COMPILE_WORTH:
+        return ExecutionPlan(best, "the fastest here; too short a run to compile", rates)
+    started = time.perf_counter()
+    rates["compile"] = rate(experiment, loader, "compile")
+    spent = time.perf_counter() - started
+    if images / rates["compile"] + spent < seconds:
+        return ExecutionPlan("compile", "saves more than compiling costs", rates)
+    return ExecutionPlan(best, "compiling costs more than it saves", rates)
+
+
+def _key(experiment: Experiment) -> str:
+    """What the choice depends on, hashed."""
+    config = experiment.config.model_dump(mode="json", include={"model", "loss", "input", "augment", "train"})
+    shape = experiment.pack.images.shape[1:3]
+    what = (config, experiment.channels, shape, str(torch.__version__), hardware(experiment.device))
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,202 @@
+"""A configuration with everything in it found, bound and checked: whatever can be wrong is said here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bench import registry
+from bench.config import RunConfig, Train
+from bench.data.loader import SliceLoader, channel_numbers
+from bench.data.pack import Pack, by_slice, load_or_pack
+from bench.data.patches import random_patch
+from bench.data.preprocessed import Tick, preprocessed
+from bench.data.source import Source
+from bench.data.splits import split_hash
+from bench.device import find_device
+from bench.errors import BadSetting, UnknownName
+from bench.training.checks import check_folds, check_settings, try_input, try_model
+from bench.training.loop import Augment, Progress, Schedule, steps_per_epoch, train
+from bench.training.step import Execution, Loss
+from bench.training.tasks import Task
+from bench.training.tasks.presence import Presence
+from bench.training.tasks.segmentation import Segmentation
+from bench.types import SILENT, Epoch, Fold, Watch
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run is made of."""
+
+    config: RunConfig
+    raw: Pack  # before preprocessing
+    pack: Pack
+    folds: tuple[Fold, ...]
+    device: torch.device
+    loss: Loss
+    augment: tuple[Augment, ...]
+    schedule: Schedule
+    task: Task
+    parameters: int
+
+    @property
+    def split_hash(self) -> str:
+        return split_hash(self.folds)
+
+    @property
+    def leaky(self) -> bool:
+        """Whether slices of one patient are on two sides of the split: to show the leak, never to be ranked."""
+        return _is_leaky(self.config)
+
+    @property
+    def channels(self) -> int:
+        """Of a model's input: those of a slice and of its neighbours."""
+        given = self.config.input
+        return len(channel_numbers(self.pack.manifest.channels, given.channels)) * (2 * given.neighbours + 1)
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest slices that the model can be trained on."""
+        return int(registry.model[self.config.model.name].facts.get("smallest_batch", 1))
+
+    def model(self, seed: int) -> nn.Module:
+        """A fresh model on the device, initialised from `seed`."""
+        return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
+
+    def train(
+        self,
+        model: nn.Module,
+        loader: SliceLoader,
+        rows: NDArray[np.int64],
+        *,
+        seed: int,
+        settings: Train | None = None,
+        scores: Sequence[float] = (),
+        execution: Execution = "eager",
+        watch: Watch = SILENT,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """`bench.training.loop.train` with all that the experiment is made of; `settings` are its own unless given."""
+        return train(
+            model,
+            loader,
+            rows,
+            loss=self.loss,
+            augment=self.augment,
+            schedule=self.schedule,
+            settings=settings or self.config.train,
+            seed=seed,
+            scores=scores,
+            execution=execution,
+            target=self.task.target,
+            smallest=self.smallest_batch,
+            tick=watch.images,
+            say=watch.say,
+            progress=progress,
+        )
+
+    def images_per_fold(self, fold: Fold) -> int:
+        """Training images of one fold at full length."""
+        settings = self.config.train
+        slices = len(self.pack.rows(fold.train))
+        return settings.epochs * steps_per_epoch(slices, settings.batch_size) * min(settings.batch_size, slices)
+
+
+def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT) -> Experiment:
+    """Look up, load and check everything that a run needs. Raises `BenchError` for whatever the user must fix.
+
+    `only` is the number of a fold that must exist.
+    """
+    for plugin in config.plugins:
+        registry.load_plugin(Path(plugin))
+    config = config.completed()
+    task, device, leaky = task_of(config), find_device(config.device), _is_leaky(config)
+    raw = raw_pack(config, tick=watch.packing)
+    pack = preprocessed(raw, config.input.preprocess, tick=watch.packing)
+    if leaky:
+        pack = by_slice(pack)
+    folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
+    check_folds(pack, folds, leaky=leaky)
+    if only is not None and only not in [f.number for f in folds]:
+        raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
+    experiment = Experiment(
+        config=config,
+        raw=raw,
+        pack=pack,
+        folds=tuple(folds),
+        device=device,
+        loss=registry.loss[config.loss.name].bind(config.loss.params),
+        augment=_augmentations(config),
+        schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
+        task=task,
+        parameters=0,
+    )
+    check_settings(experiment)
+    images, masks = try_input(experiment)
+    model = _build(config, experiment.channels, config.seed)
+    if config.train.freeze_epochs and not hasattr(model, "encoder"):
+        raise BadSetting(
+            f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
+        )
+    if config.plugins:
+        try_model(experiment, model, images, masks)
+    return replace(experiment, parameters=sum(p.numel() for p in model.parameters()))
+
+
+def raw_pack(config: RunConfig, *, tick: Tick = lambda done, of: None) -> Pack:
+    """The data set of a configuration, packed, before any preprocessing. Raises `BenchError`."""
+    return load_or_pack(source_of(config), tick=tick)
+
+
+def source_of(config: RunConfig) -> Source:
+    """The data set of a configuration as its loader finds it, before a pixel is read. Raises `BenchError`."""
+    source: Source = registry.dataset[config.dataset.name].bind(config.dataset.params)()
+    return source
+
+
+def source_like(config: RunConfig, folder: Path) -> Source:
+    """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder."""
+    chosen = registry.dataset[config.dataset.name]
+    if "folder" not in chosen.schema.model_fields:
+        chosen, how = registry.dataset["lgg"], {}
+    else:
+        how = config.dataset.params
+    source: Source = chosen.bind({**how, "folder": folder})()
+    return source
+
+
+def task_of(config: RunConfig) -> Task:
+    """What the model of a configuration is asked for. Raises `BenchError`."""
+    name = registry.model[config.model.name].facts.get("task", Segmentation.name)
+    kinds: dict[str, type[Segmentation] | type[Presence]] = {k.name: k for k in (Segmentation, Presence)}
+    return kinds[name](config.evaluate, config.train.precision)
+
+
+def _is_leaky(config: RunConfig) -> bool:
+    return bool(registry.split[config.split.name].facts.get("leaky"))
+
+
+def _augmentations(config: RunConfig) -> tuple[Augment, ...]:
+    """The augmentations in their order; a patch is cut out of what they give."""
+    given = [registry.augmentation[n].bind(p) for n, p in config.augment.items()]
+    if (patch := config.input.patch) is not None:
+        given.append(partial(random_patch, size=patch.size, tumour_share=patch.tumour_share))
+    return tuple(given)
+
+
+def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
+    with _building:
+        torch.manual_seed(seed)
+        model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
+    return model
+
+
+_building = Lock()  # folds that run at once share torch's generator

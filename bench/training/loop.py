@@ -1,0 +1,193 @@
+"""The training loop: a generator that yields an `Epoch` after each pass.
+
+It knows neither validation nor tracking. Whoever iterates scores the model, records, keeps the best weights
+and stops early with `break`; `scores` is the caller's list of validation scores, which schedules read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bench.config import Train
+from bench.data.loader import SliceLoader
+from bench.data.slice_random import SliceRandom
+from bench.errors import BadSetting, TrainingError
+from bench.training.step import Execution, Loss, Stepper
+from bench.types import Epoch
+
+Augment = Callable[[Tensor, Tensor, SliceRandom], tuple[Tensor, Tensor]]
+
+
+Schedule = Callable[[float, Sequence[float]], float]
+
+
+class Progress:
+    """Where training stands, beside weights and scores: what `train` leaves here it can go on from.
+
+    `state()` is taken between two epochs. On one device with the same threads, going on gives the same weights.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._from = state
+        self.epoch = int(state["epoch"]) if state else 0
+        self._step: Stepper | None = None
+
+    def state(self) -> dict[str, Any]:
+        assert self._step is not None
+        device = self._step.device
+        return {
+            "epoch": self.epoch,
+            "optimizer": self._step.optimizer.state_dict()["state"],
+            "parts": self._step.parts,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def enter(self, step: Stepper, first: int) -> None:
+        """Take over a stage's stepper that is to go on in `first`; restore it where that is amidst the stage."""
+        self._step, given = step, self._from
+        if given is None:
+            return
+        self._from = None
+        if self.epoch >= first:
+            own = step.optimizer.state_dict()["param_groups"]
+            step.optimizer.load_state_dict({"state": given["optimizer"], "param_groups": own})
+            step.parts = given["parts"]
+        torch.set_rng_state(given["random"])
+        if given["random_cuda"] is not None and step.device.type == "cuda":
+            torch.cuda.set_rng_state(given["random_cuda"], step.device)
+
+
+def train(
+    model: nn.Module,
+    loader: SliceLoader,
+    rows: NDArray[np.int64],
+    *,
+    loss: Loss,
+    augment: Sequence[Augment],
+    schedule: Schedule,
+    settings: Train,
+    seed: int,
+    scores: Sequence[float] = (),
+    target: Callable[[Tensor], Tensor] = lambda masks: masks,
+    execution: Execution = "eager",
+    smallest: int = 1,
+    tick: Callable[[int], None] = lambda images: None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
+) -> Iterator[Epoch]:
+    """Train `model` in place on these rows of the pack, yielding after every epoch.
+
+    With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
+    its own run of the schedule. `execution`, `smallest` and `say` are those of `bench.training.step.Stepper`.
+    `target` makes of masks (B, 1, H, W) what the loss sees. `tick(images)` is called after each step. `progress`
+    is where to go on from: `model` and `scores` must be those of then. Raises
+    `TrainingError` on a loss that is not a number, naming the slices of the batch.
+    """
+    positive = loader.pack.index["positive"].to_numpy()[rows]
+    size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
+    stages = (
+        [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
+    )
+    stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
+    encoder = _encoder_parameters(model) if settings.freeze_epochs else []
+    progress = progress or Progress()
+    for first, last, rate, frozen in stages:
+        if progress.epoch >= last:
+            continue
+        for parameter in encoder:
+            parameter.requires_grad_(not frozen)
+        step = Stepper(model, loss, settings, rate, loader.device, execution=execution, smallest=smallest, say=say)
+        progress.enter(step, first)
+        length = (last - first + 1) * steps
+        behind = min(first - 1, len(scores))
+        for epoch in range(max(first, progress.epoch + 1), last + 1):
+            _train_mode(model, frozen)
+            started = time.perf_counter()
+            losses, order = [], _order(rows, positive, settings, seed, epoch)
+            batches = [order[at : at + size] for at in range(0, steps * size, size)]
+            keys = order + len(loader.pack.index) * _times_before(order)  # a slice seen again is drawn for anew
+            units = loader.units(batches)
+            for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
+                done = (epoch - first) * steps + number
+                lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[behind:])
+                which = keys[number * size :][: len(batch)].tolist()
+                draws = SliceRandom(seed, epoch, which, loader.device, channels=loader.names)
+                for change in augment:
+                    images, masks = change(images, masks, draws)
+                losses.append(step(loader.standard(images, batch), target(masks), lr))
+                tick(len(batch))
+            values = torch.stack(losses).cpu()  # the only wait for the device in an epoch
+            if not values.isfinite().all():
+                first_bad = int((~values.isfinite()).nonzero()[0])
+                raise TrainingError(_not_a_number(loader, batches[first_bad], epoch, first_bad))
+            seconds = time.perf_counter() - started
+            progress.epoch = epoch
+            yield Epoch(
+                epoch, float(values.mean()), lr, sum(map(len, batches)), seconds, how=step.how, parts=step.parts
+            )
+
+
+def steps_per_epoch(slices: int, batch_size: int) -> int:
+    """Full batches only; every epoch is shuffled, so the slices left over are others each time."""
+    return max(1, slices // batch_size)
+
+
+def _order(
+    rows: NDArray[np.int64], positive: NDArray[np.bool_], settings: Train, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The epoch's rows, shuffled; with `positive_fraction`, slices with tumour have that share."""
+    rng = np.random.default_rng((seed, epoch))
+    if settings.positive_fraction is None or not 0 < positive.sum() < len(rows):
+        return rng.permutation(rows)
+    # As many slices as before, so that the budget is the same; some are seen twice, some not at all.
+    wanted = round(settings.positive_fraction * len(rows))
+    parts = (_draw(rng, rows[positive], wanted), _draw(rng, rows[~positive], len(rows) - wanted))
+    return rng.permutation(np.concatenate(parts))
+
+
+def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each place, how often its row stood at an earlier one."""
+    return pd.Series(order).groupby(order).cumcount().to_numpy().astype(np.int64)
+
+
+def _draw(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` rows, none used twice before all were used."""
+    rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
+    return np.concatenate(rounds)[:count] if rounds else rows[:0]
+
+
+def _warmup(epochs_done: float, settings: Train) -> float:
+    return min(1.0, (epochs_done + 1e-2) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
+
+
+def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What freezing holds still; a layer that its model keeps still anyway is not among it."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise BadSetting("train.freeze_epochs needs a model with an encoder. Give --encoder, or leave it at 0.")
+    return [p for p in encoder.parameters() if p.requires_grad]
+
+
+def _train_mode(model: nn.Module, frozen: bool) -> None:
+    model.train()
+    if frozen:
+        assert isinstance(model.encoder, nn.Module)
+        model.encoder.eval()  # a frozen encoder keeps its batch statistics as well
+
+
+def _not_a_number(loader: SliceLoader, batch: NDArray[np.int64], epoch: int, step: int) -> str:
+    seen = loader.pack.index.iloc[batch]
+    names = ", ".join(f"{case} slice {number}" for case, number in zip(seen["case"], seen["slice"], strict=True))
+    return (
+        f"the loss is not a number in epoch {epoch}, step {step + 1}, on {names}. "
+        "Try a smaller train.lr, train.clip=1, or train.precision=float32."
+    )

@@ -1,0 +1,60 @@
+"""Losses that add cross-entropy, smooth everywhere, to Dice, indifferent to the size of the tumour.
+
+The literature calls three of them "combo": they have three names here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from bench.registry import loss
+from bench.training.losses.cross_entropy import bce
+from bench.training.losses.overlap import Over, Smooth, dice, soft_dice
+
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+
+@loss
+def bce_dice(
+    logits: Tensor, target: Tensor, *, bce_weight: Weight = 0.5, smooth: Smooth = 1.0, over: Over = "image"
+) -> Tensor:
+    """bce_weight * cross-entropy + (1 - bce_weight) * Dice loss.
+
+    logits, target: (B, 1, H, W). At 0.5 it is half of `bce_plus_dice`.
+    """
+    return bce_weight * bce(logits, target) + (1 - bce_weight) * dice(logits, target, smooth=smooth, over=over)
+
+
+@loss
+def bce_plus_dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "image") -> Tensor:
+    """Cross-entropy + Dice loss, unweighted: the sum that many code bases call combo or DiceCE loss.
+
+    logits, target: (B, 1, H, W). Twice `bce_dice` at its default weight: the same minimum, twice the gradient,
+    which matters to SGD and to gradient clipping and hardly to Adam.
+    """
+    return bce(logits, target) + dice(logits, target, smooth=smooth, over=over)
+
+
+@loss
+def combo(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: Weight = 0.5,
+    beta: Weight = 0.5,
+    smooth: Smooth = 1.0,
+    over: Over = "image",
+) -> Tensor:
+    """alpha * weighted cross-entropy - (1 - alpha) * soft Dice (Taghanaki et al. 2019, equation 3).
+
+    logits, target: (B, 1, H, W). The cross-entropy is the mean of -beta t ln p - (1 - beta) (1 - t) ln(1 - p);
+    `beta` above 0.5 punishes missed pixels more, below it false alarms. Soft Dice is subtracted as in the paper,
+    so that a perfect prediction gives alpha - 1, which is negative.
+    """
+    z, t = logits.float(), target.float()
+    entropy = -(beta * t * F.logsigmoid(z) + (1 - beta) * (1 - t) * F.logsigmoid(-z)).mean()
+    return alpha * entropy - (1 - alpha) * soft_dice(logits, target, smooth=smooth, over=over).mean()

@@ -1,0 +1,79 @@
+"""Several folds at once: a thread each, on one device and one copy of the data.
+
+Each thread has a CUDA stream of its own, or its share of the CPU's threads. Who stops one stops all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+from bench.types import Watch
+
+T = TypeVar("T")
+
+
+R = TypeVar("R")
+
+
+def run_in_parallel(
+    work: Callable[[T, Watch], R], items: Sequence[T], at_once: int, device: torch.device, watch: Watch
+) -> list[R]:
+    """`work(item, watch)` of every item, `at_once` at a time; results in the order of the items.
+
+    When one raises, or the user interrupts, the others end with a KeyboardInterrupt at their next step, and the
+    first exception is raised here.
+    """
+    if at_once == 1 or len(items) == 1:
+        return [work(item, watch) for item in items]
+    stop = Event()
+    threads = torch.get_num_threads()
+    listening = _Stoppable(watch, stop)
+
+    def alone(item: T) -> R:
+        if device.type == "cuda":
+            own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            own.wait_stream(torch.cuda.default_stream(device))  # where models may still be on their way
+            with torch.cuda.stream(own):
+                return work(item, listening)
+        torch.set_num_threads(max(1, threads // at_once))
+        return work(item, listening)
+
+    with ThreadPoolExecutor(at_once, "bench-fold") as pool:
+        futures = [pool.submit(alone, item) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            broken = [f for f in futures if f in done and f.exception() is not None]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+    return [future.result() for future in broken or futures]
+
+
+class _Stoppable(Watch):
+    """Passes everything on, until it is time to stop."""
+
+    def __init__(self, watch: Watch, stop: Event) -> None:
+        self.watch, self.stop = watch, stop
+
+    def say(self, text: str) -> None:
+        self.watch.say(text)
+
+    def fold(self, number: int, of: int, images: int) -> None:
+        self.watch.fold(number, of, images)
+
+    def images(self, count: int) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.watch.images(count)
+
+    def epoch(self, number: int, of: int, loss: float, score: float) -> None:
+        self.watch.epoch(number, of, loss, score)
+
+    def scored(self, number: int, values: Mapping[str, float]) -> None:
+        self.watch.scored(number, values)

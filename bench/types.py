@@ -1,0 +1,160 @@
+"""What the suite remembers, as plain values: no torch, no MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.errors import DataError, LeakageError
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training slices. `loss` is the mean over steps, `seconds` wall time.
+
+    `how` says how its steps were run (`bench.training.step`), `parts` into how many micro-batches each batch was cut.
+    """
+
+    number: int
+    loss: float
+    lr: float
+    images: int
+    seconds: float
+    how: str = "eager"
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One patient's stack, scored: metric name -> value (NaN where the metric is not defined).
+
+    `counts` are the integer pixels tp, fp, fn, tn of the whole stack; pooled metrics are made of them.
+    `slices` holds one row a slice: number, tp, fp, fn, tn, dice, hd95 ...
+    """
+
+    case: str
+    values: Mapping[str, float]
+    counts: Mapping[str, int]
+    slices: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What one fold left behind: its test patients, scored once, and what that cost."""
+
+    fold: int
+    scores: tuple[CaseScore, ...]
+    threshold: float
+    best_epoch: int
+    best_score: float
+    epochs: int
+    images: int
+    seconds: float  # of training
+    before: float  # seconds that processes spent on it before this one, which were broken off
+    peak_memory: int  # bytes; on the GPU where there is one, else of the process
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run as the leaderboard reads it back: one row a patient in `cases`."""
+
+    run_id: str
+    name: str
+    cases: pd.DataFrame  # case, fold, one column a metric, tp, fp, fn, tn
+    settings: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    slices: pd.DataFrame | None = None  # case, slice, truth, probability, called: of presence runs alone
+
+
+class Recorder(Protocol):
+    """Where a run writes. `bench.tracking` writes to MLflow, the tests to memory."""
+
+    def settings(self, values: Mapping[str, Any]) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None: ...
+    def table(self, name: str, rows: pd.DataFrame) -> None: ...
+    def image(self, name: str, pixels: NDArray[np.uint8]) -> None: ...
+    def files(self, folder: Path, into: str) -> None: ...
+    def model(self, folder: Path, channels: int) -> None: ...
+    def child(self, name: str, tags: Mapping[str, str] = ...) -> AbstractContextManager[Self]: ...
+
+
+class Watch:
+    """What a live display may want to hear; silent by default. Folds that run at once call from their threads."""
+
+    def say(self, text: str) -> None: ...
+    def packing(self, done: int, of: int) -> None: ...
+    def fold(self, number: int, of: int, images: int) -> None: ...
+    def images(self, count: int) -> None: ...
+    def epoch(self, number: int, of: int, loss: float, score: float) -> None: ...
+    def scored(self, number: int, values: Mapping[str, float]) -> None: ...
+
+
+SILENT = Watch()
+
+
+class SliceCounts:
+    """One case in four numbers a slice, its pixels counted: int64 (S,) each.
+
+    A metric whose argument is annotated so needs no more, and can be had without a pixel leaving the device.
+    """
+
+    def __init__(
+        self, tp: NDArray[np.int64], fp: NDArray[np.int64], fn: NDArray[np.int64], tn: NDArray[np.int64]
+    ) -> None:
+        self.tp, self.fp, self.fn, self.tn = tp, fp, fn, tn
+
+
+@dataclass(eq=False)
+class Stack(SliceCounts):
+    """One case as a metric sees it. It is compared and hashed by identity, and nobody changes it.
+
+    truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold. `device`
+    names where distances between outlines are to be found.
+    """
+
+    truth: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+    threshold: float = 0.5
+    device: str = "cpu"
+    prediction: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prediction = self.probability >= self.threshold
+        tp = _pixels(self.prediction & self.truth)
+        fp, fn = _pixels(self.prediction) - tp, _pixels(self.truth) - tp
+        super().__init__(tp, fp, fn, self.truth[0].size - tp - fp - fn)
+
+
+def _pixels(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """True pixels a slice; several times quicker than `sum`, which widens every pixel to an integer."""
+    return np.array([np.count_nonzero(mask) for mask in masks], np.int64)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Training patients fit, validation patients choose, test patients are scored once."""
+
+    number: int
+    train: frozenset[str]
+    val: frozenset[str]
+    test: frozenset[str]
+
+    def __post_init__(self) -> None:
+        if shared := (self.train & self.val) | (self.train & self.test) | (self.val & self.test):
+            raise LeakageError(f"fold {self.number} shares patients: {', '.join(sorted(shared))}.")
+        for name in ("train", "val", "test"):
+            if not getattr(self, name):
+                raise DataError(f"fold {self.number} has no {name} patients. Use fewer folds or more patients.")
+
+    def part(self, case: str) -> str | None:
+        """What a patient is for: train, val or test; None for one who takes no part."""
+        return next((name for name in ("train", "val", "test") if case in getattr(self, name)), None)

@@ -1,0 +1,43 @@
+"""`python -m benchmarks.speed`, from a clone of the repository."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.errors import BenchError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def speed(
+    figures: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="data, augment, step, ablation, roof, epoch, folds, eval, track; all of these if none is named. "
+            "Or nnunet (with the extra of that name), or scaling: what an epoch costs."
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one that is not timed.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny problem: to see that it works.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write JSON, tables and curves to this folder.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store.")] = None,
+) -> None:
+    """Time the suite side by side with its peers: ratio, spread, and the gate it has to reach."""
+    from benchmarks.speed.command import speed as command
+
+    command(figures or [], folder=data, repeats=repeats, quick=quick, device=device, out=out, uri=tracking_uri)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except BenchError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

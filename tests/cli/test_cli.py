@@ -1,0 +1,484 @@
+"""The commands as a person types them, on a phantom small enough to train in seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from typer.testing import CliRunner
+
+from bench.cli import app, main
+from bench.errors import BenchError
+from bench.tracking import connect, download_model, find_run, read_table
+
+
+def sets(**values: object) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+SMALL = sets(dataset__patients=6, dataset__size=32, dataset__slices=6, dataset__institutions=2)
+SHORT = ["--folds", "3", "--epochs", "2", "--batch-size", "4", "--lr", "0.01"]
+TINY = [*SMALL, *sets(model__base=4, model__depth=2), *SHORT]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory):
+    """A working folder and a cache of their own for all commands of this module."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder / "cache"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.chdir(folder)
+        yield folder
+
+
+def bench(*words: object) -> str:
+    """Run a command in this process; gives standard output. Raises what it raises."""
+    result = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*words: object) -> str:
+    with pytest.raises(BenchError) as caught:
+        bench(*words)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def ran(home: Path) -> str:
+    """The name of a finished run."""
+    bench("run", "--model", "unet", *TINY, "--name", "first", "--quiet")
+    return "first"
+
+
+@pytest.fixture(scope="module")
+def other(home: Path) -> Path:
+    """A folder of other patients in the same layout."""
+    bench("data", "phantom", home / "other", *sets(patients=3, size=32, slices=6, institutions=1, seed=9))
+    for scan in (home / "other").rglob("PHANTOM_*"):
+        if scan.is_dir():  # other patients have other names
+            for file in scan.iterdir():
+                file.rename(file.with_name(file.name.replace("_00", "_77", 1)))
+            scan.rename(scan.with_name(scan.name.replace("_00", "_77", 1)))
+    return home / "other"
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, bench.cli; print({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "set()\n"
+    )
+
+
+def test_a_run_prints_the_board_it_stands_on(home):
+    out = bench("run", "--model", "unet", *TINY, "--name", "loud", "--verbose")
+    assert "SYNTHETIC" in out
+    assert "loud [synthetic]" in out
+
+
+def test_a_run_leaves_parent_folds_tables_masks_figures_and_models(ran):
+    store = connect()
+    parent = find_run(store, ran)
+    assert parent.info.status == "FINISHED"
+    folds = store.client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert sorted(f.info.run_name for f in folds) == ["fold 0", "fold 1", "fold 2"]
+    names = {a.path for a in store.client.list_artifacts(parent.info.run_id)}
+    assert {"cases.csv", "split.csv", "overlays"} <= names
+    for fold in folds:
+        assert {"cases.csv", "slices.csv", "history.csv", "masks", "curves.png"} <= {
+            a.path for a in store.client.list_artifacts(fold.info.run_id)
+        }
+        assert fold.outputs.model_outputs
+    assert {"model.name", "train.lr", "run.seed", "augment.warp.rotate"} <= parent.data.params.keys()
+    assert {
+        "dice",
+        "dice_low",
+        "dice_high",
+        "hd95",
+        "dice_global",
+        "cost/parameters",
+    } <= parent.data.metrics.keys()
+    assert {"env.torch", "env.cpu", "bench.split", "bench.fingerprint"} <= parent.data.tags.keys()
+    assert parent.data.tags["bench.synthetic"] == "true"
+    assert "SYNTHETIC" in parent.data.tags["mlflow.note.content"]
+    assert parent.inputs.dataset_inputs[0].dataset.digest == parent.data.tags["bench.data"]
+
+
+def test_the_mlflow_model_gives_the_logged_prediction(ran, home, tmp_path):
+    from bench.data.pack import open_pack
+
+    store = connect()
+    parent = find_run(store, ran)
+    fold = store.client.search_runs(
+        [parent.info.experiment_id],
+        f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' and tags.`bench.fold` = '0'",
+    )[0]
+    logged = download_model(store, fold.outputs.model_outputs[0].model_id, tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(logged))
+    case = pd.read_csv(store.client.download_artifacts(fold.info.run_id, "cases.csv")).iloc[0]
+    packs = [open_pack(path.parent) for path in (home / "cache" / "packs").glob("*/manifest.json")]
+    pack = next(p for p in packs if p.manifest.key == parent.data.tags["bench.data"])
+    rows = pack.rows([case["case"]])
+    predicted = model.predict(pack.images[rows]) >= case["threshold"]
+    assert (predicted & pack.masks[rows].astype(bool)).sum() == case["tp"]
+    assert predicted.sum() == case["tp"] + case["fp"]
+
+
+def test_the_leaderboard_says_the_same_in_every_format(ran):
+    rows = list(csv.DictReader(io.StringIO(bench("leaderboard", "--format", "csv"))))
+    boards = json.loads(bench("leaderboard", "--format", "json"))
+    texts = [bench("leaderboard"), *(bench("leaderboard", "--format", form) for form in ("markdown", "html"))]
+    ranked = [row for board in boards for row in board["rows"]]
+    assert [row["run_id"] for row in rows] == [row["run_id"] for row in ranked]
+    for line, row in zip(rows, ranked, strict=True):
+        assert float(line["score"]) == row["score"] == pytest.approx(row["dice"])
+        assert row["synthetic"] is True
+        for text in texts:
+            assert f"{row['score']:.3f}" in text
+            assert f"{row['low']:.3f} to {row['high']:.3f}" in text
+            assert row["run_id"][:8] in text
+    assert all("SYNTHETIC" in text for text in texts)
+
+
+@pytest.fixture(scope="module")
+def three(template: Path, home: Path) -> str:
+    """A store with two seeds of one configuration and a smaller model, of one epoch each."""
+    shutil.copytree(template, home / "three")
+    uri = f"sqlite:///{home / 'three' / 'mlflow.db'}"
+    for name, *more in (["one"], ["two", "--seed", 1], ["small", "--set", "model.base=2"]):
+        bench("run", *TINY, "--epochs", 1, "--name", name, *more, "--quiet", "--tracking-uri", uri)
+    return uri
+
+
+def shown(uri: str, *words: object) -> dict[str, dict[str, object]]:
+    """The rows of the only board, by name."""
+    (board,) = json.loads(bench("leaderboard", "--tracking-uri", uri, "--format", "json", *words))
+    return {row["name"]: row for row in board["rows"]}
+
+
+def test_seeds_of_one_configuration_are_a_row_and_can_be_told_apart(three):
+    together, apart = shown(three), shown(three, "--group-by", "run")
+    assert together.keys() == {"two", "small"}
+    assert apart.keys() == {"one", "two", "small"}
+    assert (together["two"]["seeds"], together["small"]["seeds"]) == (2, 1)
+    assert together["two"]["score"] == pytest.approx((apart["one"]["score"] + apart["two"]["score"]) / 2)
+    (everything,) = shown(three, "--group-by", "loss.name").values()
+    assert everything["score"] == pytest.approx(sum(row["score"] for row in apart.values()) / 3)
+
+
+def test_a_leaderboard_can_be_narrowed_and_ranked_by_another_score(three):
+    assert shown(three, "--where", "model.base=2").keys() == {"small"}
+    assert shown(three, "--where", "seed=0", "--where", "name!=small").keys() == {"one"}
+    ranked = shown(three, "--primary", "hd95", "--group-by", "run").values()
+    assert [row["score"] for row in ranked] == pytest.approx(sorted(row["hd95"] for row in ranked))
+    cheapest = min(shown(three).values(), key=lambda row: row["parameters"])
+    assert cheapest["name"] in shown(three, "--pareto", "parameters")
+    assert next(iter(shown(three, "--sort", "parameters"))) == "small"
+
+
+def test_a_run_knows_its_rank_also_when_a_better_one_comes_after_it(three):
+    store = connect(three)
+    for row in shown(three).values():
+        for run_id in row["runs"].split():
+            values = store.client.get_run(run_id).data.metrics
+            assert (values["rank"], values["rank_low"], values["rank_high"]) == (
+                *(row["rank"], row["rank_low"], row["rank_high"]),
+            )
+            assert values["rank_first"] == pytest.approx(row["first"])
+
+
+@pytest.mark.parametrize(
+    ("component", "setting", "said"),
+    [
+        ("warp", "scale", "= 0.1  (float, >= 0, < 1)"),
+        ("unet", "up", "= 'transposed'  ('transposed' | 'nearest' | 'bilinear')"),
+        ("unet", "encoder", "= None  (str | None)"),
+        ("pairs", "resize", "= None  (int, >= 16, <= 4096 | None)"),
+        ("pairs", "folder", "required  (Path)"),
+        ("modality_dropout", "by", "= 0  (str | int, >= 0)"),
+    ],
+)
+def test_a_component_shows_its_settings_as_people_write_them(component, setting, said):
+    shown = CliRunner().invoke(app, ["show", component]).stdout
+    assert f"  {setting:<18} {said}\n" in shown
+
+
+def test_where_nothing_is_left_it_is_said(three):
+    words = ["leaderboard", "--tracking-uri", three, "--where", "model=none", "--where", "train.lr<1"]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "none of 3 runs is left by model=none and train.lr<1.\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--sort", "flop", "no column 'flop'; .*Did you mean 'flops'"),
+        ("--pareto", "flop", "no column 'flop'"),
+        ("--primary", "dise", "cannot rank by 'dise'; .*Did you mean 'dice'"),
+        ("--group-by", "loss.nam", "cannot group by 'loss.nam'.*Did you mean 'loss.name'"),
+        ("--where", "unet", "'unet' is no condition"),
+        ("--where", "modl=unet", "no run has 'modl'"),
+    ],
+)
+def test_what_a_leaderboard_cannot_do_is_refused(ran, option, value, said):
+    assert re.search(said, refused("leaderboard", option, value))
+
+
+def test_no_runs_is_no_error(template):
+    assert bench("leaderboard", "--tracking-uri", f"sqlite:///{template / 'mlflow.db'}") == ""
+
+
+def test_an_external_test_is_a_child_of_the_run(ran, other):
+    out = bench("evaluate", ran, "--data", other)
+    assert "mean of 3 fold models" in out
+    store = connect()
+    parent = find_run(store, ran)
+    (child,) = [
+        r
+        for r in store.client.search_runs([parent.info.experiment_id])
+        if r.data.tags.get("bench.kind") == "evaluation"
+        and r.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    ]
+    assert child.data.metrics["patients"] == 3
+    assert f"Dice {child.data.metrics['dice']:.3f}" in out
+    boards = json.loads(bench("leaderboard", "--format", "json"))
+    assert child.info.run_id not in {row["run_id"] for board in boards for row in board["rows"]}
+
+
+def test_patients_of_the_run_are_no_external_test(ran, home):
+    bench("data", "phantom", home / "same", *sets(patients=6, size=32, slices=6, institutions=2))
+    assert "took part in the run itself" in refused("evaluate", ran, "--data", home / "same")
+
+
+def test_nor_are_they_under_another_name(ran, home, other, tmp_path):
+    bench("data", "phantom", home / "again", *sets(patients=6, size=32, slices=6, institutions=2))
+    for folder, name in ((home / "again", "patient1"), (other, "patient2")):
+        one = next(path for path in folder.rglob("PHANTOM_*") if path.is_dir())
+        shutil.copytree(one, tmp_path / "mixed" / name)
+    said = refused("evaluate", ran, "--data", tmp_path / "mixed")
+    assert re.match(r"1 of the patients of \S+ took part in the run itself, .* their images \(patient1\)", said)
+
+
+def test_predict_writes_a_mask_and_an_overlay_for_every_image(ran, other, tmp_path):
+    images = tmp_path / "scans"
+    shutil.copytree(other, images)
+    for mask in images.rglob("*_mask.tif"):
+        mask.unlink()
+    out = bench("predict", ran, images, "--out", tmp_path / "out")
+    assert "masks and overlays of 18 images are in" in " ".join(out.split())
+    written = sorted((tmp_path / "out").rglob("*_mask.tif"))
+    assert len(written) == 18
+    for path in written:
+        mask = tifffile.imread(path)
+        assert mask.shape == (32, 32)
+        assert set(np.unique(mask)) <= {0, 255}
+        assert cv2.imread(str(path).replace("_mask.tif", "_overlay.png")).ndim == 3
+
+
+def test_predict_takes_one_png_and_one_fold(ran, other, tmp_path):
+    scan = next(p for p in sorted(other.rglob("*.tif")) if "_mask" not in p.name)
+    cv2.imwrite(str(tmp_path / "one.png"), tifffile.imread(scan)[..., ::-1])
+    out = bench("predict", ran, tmp_path / "one.png", "--out", tmp_path / "out", "--fold", "1")
+    assert "masks and overlays of 1 image are in" in " ".join(out.split())
+    assert tifffile.imread(tmp_path / "out" / "one_mask.tif").shape == (32, 32)
+
+
+def test_a_dry_run_trains_and_logs_nothing(home, tmp_path):
+    out = bench("run", *TINY, "--dry-run", "--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}")
+    assert "train.lr = 0.01" in out
+    assert "fold 2: train" in out
+    assert "estimated time" in out
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_flags_win_over_the_file_and_set_over_flags(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {name: resunet, depth: 2}\ntrain: {lr: 0.5, epochs: 7}\n")
+    out = bench(
+        "run", *SMALL, "--config", tmp_path / "mine.yaml", "--epochs", "3", "--set", "train.lr=0.25", "--dry-run"
+    )
+    for line in ("model.name = resunet", "train.epochs = 3", "train.lr = 0.25"):
+        assert line in out
+
+
+@pytest.mark.parametrize(
+    "kind", ["models", "losses", "augmentations", "metrics", "datasets", "schedules", "splits"]
+)
+def test_every_component_is_listed_with_one_line(kind):
+    from bench.registry import REGISTRIES
+
+    lines = bench("list", kind).splitlines()
+    assert [line.split()[0] for line in lines] == list(REGISTRIES[kind])
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_a_flag_that_the_chosen_component_does_not_have_is_refused():
+    assert "has no setting 'folds'" in refused("run", *SMALL, "--set", "split=institutions", "--folds", "3")
+
+
+def test_set_wins_over_a_flag_for_the_same_choice():
+    out = bench("run", *SMALL, "--model", "unet", "--set", "model.name=resunet", "--dry-run")
+    assert "model.name = resunet" in out
+
+
+def test_encoders_are_listed():
+    names = [line.split()[0] for line in bench("list", "encoders").splitlines()]
+    assert {"resnet50", "efficientnet-b0", "mit_b0"} <= set(names)
+
+
+def test_an_unknown_kind_is_refused():
+    assert "Did you mean 'losses'" in refused("list", "loses")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("focal_tversky", "Abraham"),
+        ("focal_tversky", "0.7  (float, > 0, < 1)"),
+        ("unet", "base"),
+        ("dice", "Dice"),
+        ("lgg", "folder"),
+    ],
+)
+def test_show_tells_settings_and_source(name, says):
+    assert says in bench("show", name)
+
+
+def test_show_of_nothing():
+    assert "Did you mean 'unet'" in refused("show", "unnet")
+
+
+TEN_LINES = '''
+"""A model of one's own."""
+import torch
+from bench.registry import model
+
+
+@model
+def one_layer(channels: int, *, width: int = 4) -> torch.nn.Module:
+    """Two convolutions and nothing else."""
+    layers = torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(width, 1, 1)
+    return torch.nn.Sequential(*layers)
+'''
+
+
+def test_a_model_of_ones_own_in_ten_lines(home, other, tmp_path):
+    from bench import registry
+
+    (home / "mine.py").write_text(TEN_LINES)
+    try:
+        bench(
+            "run", "--model", "one_layer", "--plugin", home / "mine.py", *SMALL, *SHORT, "--name", "own", "--quiet"
+        )
+        assert "one_layer" in bench("list", "models", "--plugin", home / "mine.py")
+        assert "own" in bench("leaderboard")
+        bench("predict", "own", other, "--out", tmp_path / "out")
+    finally:
+        registry.model._entries.pop("one_layer", None)
+        sys.modules.pop(f"bench_plugin_{(home / 'mine.py').resolve()}", None)
+
+
+def test_checking_whole_data_succeeds_and_broken_data_fails(other, tmp_path):
+    assert "0 errors" in bench("data", "check", other)
+    shutil.copytree(other, tmp_path / "broken")
+    next((tmp_path / "broken").rglob("*_mask.tif")).unlink()
+    result = CliRunner().invoke(app, ["data", "check", str(tmp_path / "broken")])
+    assert result.exit_code == 1
+    assert "has no mask" in result.stdout or "mask" in result.stdout
+
+
+def test_describing_writes_tables_and_figures(other, tmp_path):
+    out = bench("data", "describe", other, "--out", tmp_path / "out")
+    assert "institutions" in out
+    assert len(list((tmp_path / "out").glob("*.png"))) >= 4
+    assert pd.read_csv(tmp_path / "out" / "counts.csv")["patients"][0] == 3
+
+
+def test_packing_twice_finds_the_pack_again(other):
+    assert bench("data", "pack", other, "--verify") == bench("data", "pack", other, "--verify")
+
+
+def test_the_download_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)  # as if it were not installed
+    said = refused("data", "download", tmp_path / "lgg")
+    assert "medseg-bench[data]" in said
+    assert "By hand" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--model", "unnet"],
+        ["run", "--data", "/nowhere"],
+        ["run", "--set", "train.lrr=1"],
+        ["run", "--config", "/nowhere.yaml"],
+        ["run", "--tracking-uri", "http://127.0.0.1:9"],
+        ["evaluate", "nobody", "--data", "/nowhere"],
+        ["predict", "nobody", "/nowhere", "--out", "out"],
+        ["data", "check", "/nowhere"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+
+
+INTERRUPTED = """
+    import os, signal, sys
+    from bench import runner
+    from bench.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    finished = runner.run_fold
+    def run_fold(experiment, fold, *rest, **named):
+        if fold.number == 1:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        return finished(experiment, fold, *rest, **named)
+
+    runner.run_fold = run_fold
+    main()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    words = ["run", *TINY, "--name", "stopped", "--tracking-uri", uri]
+    code = textwrap.dedent(INTERRUPTED)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=os.environ | {"SIGNAL": name}
+    )
+    assert ended.returncode == 130
+    assert "the folds that were finished are kept" in ended.stderr
+    store = connect(uri)
+    parent = find_run(store, "stopped")
+    assert parent.info.status == "KILLED"
+    folds = store.client.search_runs([parent.info.experiment_id], "tags.`bench.kind` = 'fold'")
+    assert {f.info.run_name: f.info.status for f in folds} == {"fold 0": "FINISHED", "fold 1": "KILLED"}
+    fold = find_run(store, "fold 0")
+    assert len(read_table(store, fold, "cases")) == 2
+    assert bench("leaderboard", "--tracking-uri", uri) == ""  # half a run is not ranked

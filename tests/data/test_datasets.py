@@ -1,0 +1,350 @@
+"""LGG and the phantom: who is found, how slices are paired, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from bench import registry
+from bench.data.datasets.lgg import lgg
+from bench.data.datasets.phantom import phantom, write_phantom
+from bench.data.pack import load_or_pack
+from bench.data.readers.patient_folders import identify, read_table
+from bench.data.readers.tiff import BadFile
+from bench.data.source import Source
+from bench.errors import BadSetting, DataError
+from tests import fakes as tiffs
+from tests.fakes import write_case
+
+SMALL = {"patients": 4, "size": 32, "slices": 6, "institutions": 2}
+DIAGONAL = np.eye(16, dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_masks_are_paired_by_name_and_slices_ordered_by_number(tmp_path):
+    write_case(tmp_path, "TCGA_DU_7010_19860307", range(1, 13))
+    source = lgg(folder=tmp_path)
+    assert [s.number for s in source.slices] == list(range(1, 13))
+    for entry in source.slices:
+        assert entry.image.name == f"TCGA_DU_7010_19860307_{entry.number}.tif"
+        assert entry.mask == entry.image.with_name(f"TCGA_DU_7010_19860307_{entry.number}_mask.tif")
+    assert {(s.case, s.institution) for s in source.slices} == {("TCGA_DU_7010", "DU")}
+
+
+def test_read_gives_the_pixels_and_a_mask_of_zeros_and_ones(tmp_path):
+    write_case(tmp_path, "patient7", [3])
+    tiffs.write(tmp_path / "patient7" / "patient7_4.tif", tiffs.image_of("x"))
+    tiffs.write(tmp_path / "patient7" / "patient7_4_mask.tif", tiffs.mask_of() // 255)
+    source = lgg(folder=tmp_path)
+    for entry, name in zip(source.slices, ["patient7_3", "x"], strict=True):
+        image, mask = source.read(entry)
+        np.testing.assert_array_equal(image, tiffs.image_of(name))
+        np.testing.assert_array_equal(mask, tiffs.mask_of() > 0)
+        assert image.dtype == mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("TCGA_DU_7010_19860307", ("TCGA_DU_7010", "DU")),
+        ("TCGA_HT_A61B_19991127", ("TCGA_HT_A61B", "HT")),
+        ("PHANTOM_AA_0001_20000101", ("PHANTOM_AA_0001", "AA")),
+        ("patient7", ("patient7", "unknown")),
+        ("my_own_case_01", ("my_own_case_01", "unknown")),
+    ],
+)
+def test_a_case_is_the_first_three_fields_of_a_barcode(name, expected):
+    assert identify(Path("some/where") / name) == expected
+
+
+def test_the_doubled_tree_is_used_once_and_says_so(tmp_path):
+    for case in ("TCGA_CS_4941_19960909", "TCGA_DU_7010_19860307"):
+        write_case(tmp_path / "kaggle_3m", case)
+    shutil.copytree(tmp_path / "kaggle_3m", tmp_path / "lgg-mri-segmentation" / "kaggle_3m")
+    source = lgg(folder=tmp_path)
+    assert len(source.slices) == 6
+    assert all("lgg-mri-segmentation" not in str(s.image) for s in source.slices)
+    assert any("2 patient(s) are there twice" in n and "lgg-mri-segmentation" in n for n in source.notes)
+
+
+def test_the_more_complete_of_two_copies_is_used(tmp_path):
+    write_case(tmp_path / "a", "TCGA_CS_4941_19960909", [1, 2, 3])
+    write_case(tmp_path / "b" / "deeper", "TCGA_CS_4941_19960909", [1, 2, 3, 4])
+    assert [s.number for s in lgg(folder=tmp_path).slices] == [1, 2, 3, 4]
+
+
+def test_two_folders_of_one_patient_that_differ_are_refused(tmp_path):
+    write_case(tmp_path / "a", "patient1")
+    other = write_case(tmp_path / "b", "patient1")
+    for path in other.glob("*[0-9].tif"):
+        tiffs.write(path, tiffs.image_of("someone else"))
+    with pytest.raises(DataError, match="both say that they are patient1"):
+        lgg(folder=tmp_path)
+
+
+def test_a_patient_scanned_on_two_dates_is_refused_not_merged(tmp_path):
+    write_case(tmp_path, "TCGA_CS_4941_19960909")
+    write_case(tmp_path, "TCGA_CS_4941_19970909")
+    with pytest.raises(DataError, match="TCGA_CS_4941"):
+        lgg(folder=tmp_path)
+
+
+def test_a_missing_or_empty_folder_is_a_sentence(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        lgg(folder=tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no slices"):
+        lgg(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("removed", "says"),
+    [("patient1_2_mask.tif", r"patient1_2\.tif"), ("patient1_2.tif", r"patient1_2_mask\.tif")],
+)
+def test_orphans_are_named(tmp_path, removed, says):
+    (write_case(tmp_path, "patient1") / removed).unlink()
+    with pytest.raises(DataError, match=says):
+        lgg(folder=tmp_path)
+
+
+def test_a_slice_number_twice_is_refused(tmp_path):
+    folder = write_case(tmp_path, "patient1")
+    for end in ("", "_mask"):
+        shutil.copy(folder / f"patient1_2{end}.tif", folder / f"patient1_02{end}.tif")
+    with pytest.raises(DataError, match=r"patient1_02\.tif"):
+        lgg(folder=tmp_path)
+
+
+def test_notes_tell_gaps_strays_lone_institutions_and_the_table(tmp_path):
+    write_case(tmp_path, "TCGA_CS_4941_19960909", [1, 2, 5])
+    write_case(tmp_path, "TCGA_CS_4942_19970222")
+    write_case(tmp_path, "TCGA_EZ_7264_20010816")
+    tiffs.write(tmp_path / "overview.tif", tiffs.image_of("overview"))
+    (tmp_path / "data.csv").write_bytes(
+        b"Patient;RNASeqCluster\r\nTCGA_CS_4941;1\r\nTCGA_EZ_7264;\r\nTCGA_XX_0001;2\r\n"
+    )
+    source = lgg(folder=tmp_path)
+    notes = "\n".join(source.notes)
+    assert "TCGA_CS_4941 lacks slice(s) 3, 4" in notes
+    assert "overview.tif" in notes
+    assert "EZ has a single patient, TCGA_EZ_7264" in notes
+    assert "1 of 3 patients in data.csv have no images: TCGA_XX_0001" in notes
+    assert "1 of 3 patients have no row in data.csv: TCGA_CS_4942" in notes
+    assert {s.case for s in source.slices} == {"TCGA_CS_4941", "TCGA_CS_4942", "TCGA_EZ_7264"}
+
+
+def test_the_table_is_read_with_either_separator(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"Patient,RNASeqCluster,CNCluster\nP1,1,\nP2,,3\n")
+    (tmp_path / "b.csv").write_bytes(b"Patient;RNASeqCluster;CNCluster\r\nP1;1;\r\nP2;;3\r\n")
+    for name in ("a.csv", "b.csv"):
+        table = read_table(tmp_path / name)
+        assert table.loc["P1", "RNASeqCluster"] == 1
+        assert np.isnan(table.loc["P1", "CNCluster"])
+        assert table.loc["P2", "CNCluster"] == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "target", "code", "says"),
+    [
+        (tiffs.truncate, "patient1_2.tif", "truncated", "cut short"),
+        (tiffs.truncate, "patient1_2_mask.tif", "truncated", "cut short"),
+        (tiffs.sixteen_bits, "patient1_2.tif", "dtype", "uint16"),
+        (tiffs.sixteen_bits, "patient1_2_mask.tif", "dtype", "uint16"),
+        (tiffs.two_pages, "patient1_2.tif", "multi-page", "2 pages"),
+        (tiffs.giant, "patient1_2.tif", "giant", "100000x100000"),
+        (tiffs.garbage, "patient1_2.tif", "unreadable", "cannot be read"),
+        (tiffs.four_channels, "patient1_2.tif", "shape", r"\(16, 16, 4\)"),
+        (lambda p: p.write_bytes(b""), "patient1_2.tif", "unreadable", "cannot be read"),
+        (lambda p: p.write_bytes(p.read_bytes()[:150]), "patient1_2.tif", "unreadable", "cannot be read"),
+        (lambda p: tiffs.write(p, tiffs.mask_of()), "patient1_2.tif", "shape", r"\(16, 16\)"),
+        (lambda p: tiffs.write(p, tiffs.image_of("m")), "patient1_2_mask.tif", "shape", "without channels"),
+        (lambda p: tiffs.write(p, tiffs.mask_of() // 2), "patient1_2_mask.tif", "mask-values", "0, 127"),
+        (lambda p: tiffs.write(p, DIAGONAL + 254), "patient1_2_mask.tif", "mask-values", "254, 255"),
+        (lambda p: tiffs.write(p, tiffs.mask_of() | DIAGONAL), "patient1_2_mask.tif", "mask-values", "0, 1, 255"),
+        (lambda p: tiffs.write(p, tiffs.mask_of(8)), "patient1_2_mask.tif", "mask-size", "8x8, its image 16x16"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_refused_by_name(tmp_path, damage, target, code, says):
+    damage(write_case(tmp_path, "patient1") / target)
+    source = lgg(folder=tmp_path)
+    with pytest.raises(BadFile, match=says) as caught:
+        source.read(source.slices[1])
+    assert target in str(caught.value)
+    assert caught.value.code == code
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_resize_averages_the_image_and_keeps_the_mask_binary(tmp_path):
+    write_case(tmp_path, "patient1", [2], side=32)
+    source = lgg(folder=tmp_path, resize=16)
+    image, mask = source.read(source.slices[0])
+    full = tiffs.image_of("patient1_2", 32).astype(float)
+    blocks = full.reshape(16, 2, 16, 2, 3).mean((1, 3))
+    assert np.abs(image - blocks).max() <= 1  # rounding
+    truth = tiffs.mask_of(32) > 0
+    corners = [truth[i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    assert ((mask == 1) <= np.any(corners, axis=0)).all()
+    assert ((mask == 1) >= np.all(corners, axis=0)).all()
+    assert source.variant != lgg(folder=tmp_path).variant
+    assert source.variant != lgg(folder=tmp_path, resize=24).variant
+
+
+def test_a_resize_out_of_range_is_refused(tmp_path):
+    with pytest.raises(BadSetting, match="resize"):
+        registry.dataset["lgg"].bind({"folder": tmp_path, "resize": 3})
+    with pytest.raises(BadSetting, match="needs the setting 'folder'"):
+        registry.dataset["lgg"].bind({})
+
+
+def test_sizes_that_differ_pack_only_when_resized(tmp_path):
+    write_case(tmp_path / "data", "patient1")
+    write_case(tmp_path / "data", "patient2", side=24)
+    with pytest.raises(DataError, match=r"dataset\.resize"):
+        load_or_pack(lgg(folder=tmp_path / "data"), tmp_path / "cache")
+    assert load_or_pack(lgg(folder=tmp_path / "data", resize=16), tmp_path / "cache").images.shape == (
+        6,
+        16,
+        16,
+        3,
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def volumes(source: Source) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    pairs = {}
+    for entry in source.slices:
+        pairs.setdefault(entry.case, []).append(source.read(entry))
+    return {case: (np.stack([i for i, _ in p]), np.stack([m for _, m in p]) > 0) for case, p in pairs.items()}
+
+
+def test_equal_settings_give_equal_bytes_and_another_seed_others(tmp_path):
+    first, again = write_phantom(tmp_path / "a", **SMALL), write_phantom(tmp_path / "b", **SMALL)
+    assert digest(first) == digest(again)
+    other = digest(write_phantom(tmp_path / "c", **SMALL, seed=1))
+    assert not set(digest(first).values()) & {d for name, d in other.items() if re.search(r"_[34]\.tif", name)}
+
+
+def test_the_phantom_says_that_it_is_one_wherever_it_is_read(tmp_path):
+    folder = write_phantom(tmp_path / "p", **SMALL)
+    assert json.loads((folder / "PHANTOM.json").read_text())["patients"] == 4
+    source = lgg(folder=folder)
+    assert source.synthetic
+    assert source.name == "phantom"
+    assert "synthetic" in source.licence
+    assert source.notes == (
+        "institution BB has a single patient, PHANTOM_BB_0004: no fold can be stratified by it.",
+    )
+    case = source.slices[0].image.parent
+    shutil.copytree(case, tmp_path / "p2" / case.name)
+    assert not lgg(folder=tmp_path / "p2").synthetic  # without its marker nobody can tell
+    assert lgg(folder=case).synthetic  # the marker lies above
+
+
+def test_a_phantom_among_real_patients_is_refused(tmp_path):
+    write_phantom(tmp_path / "p", **SMALL)
+    write_case(tmp_path, "TCGA_CS_4941_19960909")
+    with pytest.raises(DataError, match="TCGA_CS_4941"):
+        lgg(folder=tmp_path)
+
+
+def test_the_phantom_is_made_once_and_mended_when_a_file_is_gone():
+    source = phantom(**SMALL)
+    assert replace(source, read=lgg) == replace(phantom(**SMALL), read=lgg)
+    before = source.slices[0].image.stat().st_mtime_ns
+    assert phantom(**SMALL).slices[0].image.stat().st_mtime_ns == before
+    source.slices[5].image.unlink()
+    assert phantom(**SMALL).slices[5].image.is_file()
+
+
+def test_the_phantom_is_not_written_over_anything(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match="not an empty folder"):
+        write_phantom(tmp_path, **SMALL)
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["thesis.txt"]
+    with pytest.raises(BadSetting, match="patients"):
+        write_phantom(tmp_path / "new", patients=0)
+    with pytest.raises(BadSetting, match="institutions"):
+        write_phantom(tmp_path / "new", patients=2, institutions=3)
+
+
+@pytest.mark.parametrize(
+    "settings", [SMALL, {"patients": 6, "size": 48, "slices": 9, "institutions": 3, "seed": 5}]
+)
+def test_every_phantom_patient_has_a_tumour_and_the_set_has_empty_slices(settings):
+    source = phantom(**settings)
+    stacks = volumes(source)
+    assert len(stacks) == settings["patients"]
+    assert len({s.institution for s in source.slices}) == settings["institutions"]
+    assert all(image.shape[:2] == (settings["slices"], settings["size"]) for image, _ in stacks.values())
+    assert all(mask.any() for _, mask in stacks.values())
+    assert 0.2 < np.mean([mask.any((1, 2)).mean() for _, mask in stacks.values()]) < 0.8
+    substituted = [case[-4:] for case, (image, _) in stacks.items() if (image[..., 2] == image[..., 1]).all()]
+    assert substituted == ["0003"]
+
+
+def test_no_threshold_on_flair_segments_the_phantom_but_its_channels_together_do():
+    """Best thresholds over the whole set, chosen with the truth in hand: an upper bound for any threshold."""
+    stacks = volumes(phantom())
+
+    def standard(x: np.ndarray) -> np.ndarray:
+        return (x - x.mean()) / x.std()
+
+    def best_dice(score) -> float:
+        scored = [(standard(score(image.astype(float))), truth) for image, truth in stacks.values()]
+        return max(
+            np.mean([2 * ((s > t) & m).sum() / ((s > t).sum() + m.sum()) for s, m in scored])
+            for t in np.arange(0, 5, 0.25)
+        )
+
+    assert best_dice(lambda image: image[..., 1]) < 0.5
+    assert best_dice(lambda image: standard(image[..., 1]) - standard(image[..., 0])) > 0.75
+
+
+def test_institutions_of_the_phantom_are_unequal_and_the_last_is_alone():
+    cases = {(s.institution, s.case) for s in phantom().slices}
+    sizes = {name: sum(i == name for i, _ in cases) for name in ("AA", "BB", "CC", "DD")}
+    assert sum(sizes.values()) == 16
+    assert sizes["AA"] > sizes["BB"] > sizes["CC"] > sizes["DD"] == 1
+
+
+def test_the_real_data_are_all_there_and_paired(lgg_folder):
+    """Against a recount by glob and by file name."""
+    source = lgg(folder=lgg_folder)
+    images = {p for p in lgg_folder.rglob("*.tif") if not p.name.endswith("_mask.tif")}
+    assert {s.image for s in source.slices} == images
+    assert all(str(s.mask) == str(s.image)[:-4] + "_mask.tif" for s in source.slices)
+    assert all(re.search(rf"_{s.number}\.tif$", s.image.name) for s in source.slices)
+    keys = [(s.case, s.number) for s in source.slices]
+    assert keys == sorted(keys)
+    assert not source.synthetic
+    image, mask = source.read(source.slices[10])
+    np.testing.assert_array_equal(image, tifffile.imread(source.slices[10].image))
+    assert mask.shape == (256, 256)
+    if len({s.case for s in source.slices}) == 88:  # the copy at hand; the full set has 110
+        assert len(source.slices) == 3093
+        assert any("22 of 110 patients in data.csv have no images" in note for note in source.notes)
+
+
+def test_your_own_data_is_called_as_its_folder_and_has_no_licence_of_ours(tmp_path):
+    write_case(tmp_path / "hospital", "patient7")
+    own = lgg(folder=tmp_path / "hospital")
+    write_case(tmp_path / "kaggle_3m", "TCGA_DU_7010_19860307")
+    theirs = lgg(folder=tmp_path / "kaggle_3m")
+    assert (own.name, own.licence) == ("hospital", "not stated")
+    assert (theirs.name, theirs.licence) == ("lgg", "CC BY-NC-SA 4.0")

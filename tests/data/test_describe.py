@@ -1,0 +1,439 @@
+"""Tables against arrays made by hand, figures against the tables, and the page as a browser has to read it."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from bench.data.census import REST, TUMOUR, census, head_of, otsu
+from bench.data.datasets.lgg import lgg
+from bench.data.datasets.phantom import write_phantom
+from bench.data.describe import Description, brighter, describe
+from bench.data.pack import Pack, load_or_pack
+from bench.data.source import SliceFile, Source
+from bench.errors import DataError
+from bench.overrides import configure
+from bench.reports.dataset.figures import by_depth, example_patients, figures
+from bench.reports.dataset.page import WORDS, page, readable
+from bench.reports.dataset.printing import show_description
+from tests.fakes import pack_of, tiny_pack
+
+# case, institution, tumour pixels of its slices
+CASES = [("p1", "AA", [0, 4, 9]), ("p2", "AA", [1, 0]), ("p3", "BB", [0, 0, 0, 16])]
+NAMES = [
+    "class_balance", "patient_balance", "tumour_area", "tumour_location", "tumour_levels", "intensity", "examples",
+]  # fmt: skip
+
+
+def pixels(entry: SliceFile) -> tuple[np.ndarray, np.ndarray]:
+    """An image and a square of tumour in the corner."""
+    rng = np.random.default_rng([int(entry.case[1]), entry.number])
+    image = rng.integers(0, 60 * int(entry.case[1]), (10, 10, 2), dtype=np.uint8)
+    side = int(np.sqrt({c: areas for c, _, areas in CASES}[entry.case][entry.number - 1]))
+    mask = np.zeros((10, 10), np.uint8)
+    mask[:side, :side] = 1
+    return image, mask
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    folder = tmp_path_factory.mktemp("pack")
+    (folder / "file").write_text("only its size and time count")
+    slices = tuple(
+        SliceFile(case, number, institution, folder / "file", None)
+        for case, institution, areas in CASES
+        for number in range(1, len(areas) + 1)
+    )
+    return load_or_pack(Source("toy", slices, pixels, ("pre", "flair"), "none"), folder)
+
+
+@pytest.fixture(scope="module")
+def about(pack: Pack) -> Description:
+    return describe(pack)
+
+
+# --- tables
+
+
+def test_counts(about):
+    (row,) = about.counts.to_dict("records")
+    assert row == {
+        "patients": 3, "slices": 9, "positive_slices": 4, "empty_slices": 5, "positive_share": 4 / 9,
+        "tumour_pixels": 30, "tumour_share": 30 / 900,
+    }  # fmt: skip
+
+
+def test_institutions(about):
+    table = about.institutions
+    assert table.loc["AA"].to_dict() == {
+        "patients": 2, "slices": 5, "positive_slices": 3, "positive_share": 0.6, "median_tumour_area": 4,
+    }  # fmt: skip
+    assert table.loc["BB", ["patients", "slices", "median_tumour_area"]].tolist() == [1, 4, 16]
+
+
+def test_patients(about):
+    assert about.patients.index.tolist() == ["p1", "p2", "p3"]
+    assert about.patients.loc["p1"].tolist() == ["AA", 3, 2, 13, 9, 2 / 3]
+    assert about.patients.loc["p3"].tolist() == ["BB", 4, 1, 16, 16, 1 / 4]
+
+
+def test_tumour_quantiles_are_over_positive_slices(about):
+    assert about.tumours.loc["min"].tolist() == [1, 0.01, 1]
+    assert about.tumours.loc["median"].tolist() == [6.5, 0.065, 13]  # of 1, 4, 9, 16 and of 13, 1, 16
+    assert about.tumours.loc["max"].tolist() == [16, 0.16, 16]
+
+
+def test_intensity_is_that_of_the_whole_volume(pack, about):
+    for case in pack.cases:
+        for c, channel in enumerate(pack.manifest.channels):
+            volume = pack.images[pack.rows([case])][..., c].astype(float).ravel()
+            row = about.intensity.loc[(case, channel)]
+            assert row["mean"] == pytest.approx(volume.mean())
+            assert row["sd"] == pytest.approx(volume.std())
+            assert row["zeros"] == pytest.approx((volume == 0).mean())
+            for name, share in (("p1", 0.01), ("median", 0.5), ("p99", 0.99)):
+                assert row[name] == np.quantile(volume, share, method="inverted_cdf")
+
+
+# --- one pass over the slices: a head of 4 x 4 pixels in the dark, with a cavity, and tumour in its upper left
+
+
+def head_on_paper() -> Pack:
+    """Two patients of two slices of 8 x 8; the second patient is twice as bright and has no tumour."""
+    images, masks = np.full((4, 8, 8, 2), 3, np.uint8), np.zeros((4, 8, 8), np.uint8)
+    images[:, 2:6, 2:6, 0] = 100
+    images[:, 3, 3, 0] = 0  # a cavity, as dark as what is outside
+    masks[1, 2, 2:4] = 1
+    images[1, 2, 2:4, 0] = [100, 140]
+    images[2:] *= 2
+    return pack_of(images, masks, ["a", "a", "b", "b"], ["AA", "AA", "BB", "BB"])
+
+
+def test_the_head_is_what_is_bright_and_all_that_it_encloses():
+    pack = head_on_paper()
+    head = np.zeros((8, 8), bool)
+    head[2:6, 2:6] = True
+    assert np.array_equal(head_of(pack.images[0], [3, 255]), head)
+    assert not head_of(pack.images[0], [255, 255]).any()
+    assert np.array_equal(census(pack).head, 4 * head)
+    assert census(pack).tumour.tolist() == pack.masks.sum(0).tolist()
+
+
+def test_grey_levels_are_counted_for_tumour_and_for_the_rest_of_the_head():
+    levels = census(head_on_paper()).levels
+    assert levels.shape == (2, 2, 2, 256)
+    first = {kind: {level: n for level, n in enumerate(levels[0, 0, kind]) if n} for kind in (REST, TUMOUR)}
+    assert first == {
+        TUMOUR: {100: 1, 140: 1},
+        REST: {0: 2, 100: 28},
+    }  # two slices of 15 bright pixels and a cavity
+    assert levels[1, 0, REST, 200] == 30
+    assert levels[1, 0, TUMOUR].sum() == 0
+    assert levels[0, 1, REST, 3] == 30  # the other channel is dark all over: counted, but no part of the outline
+
+
+def test_contrast_is_that_of_the_counted_pixels():
+    table = describe(head_on_paper()).contrast
+    assert table.loc[("a", "pre"), "tumour_mean"] == 120
+    assert table.loc[("a", "pre"), "rest_mean"] == pytest.approx(2800 / 30)
+    # Of 2 x 30 pairs, 100 beats the 2 zeros and ties with 28, and 140 beats all 30.
+    assert table.loc[("a", "pre"), "auroc"] == pytest.approx((2 + 14 + 30) / 60)
+    assert table.loc[("a", "flair")].tolist() == [3, 3, 0.5]
+    assert table.loc[("b", "pre")].isna().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("some", "others", "share"), [([9], [1], 1), ([1], [9], 0), ([4, 4], [4], 0.5), ([1, 9], [5, 9], 3 / 8)]
+)
+def test_brighter_counts_pairs(some, others, share):
+    assert brighter(np.bincount(some, minlength=256), np.bincount(others, minlength=256)) == share
+
+
+def test_otsu_parts_where_the_variance_within_is_least():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        values = np.concatenate([rng.integers(0, 40, 60), rng.integers(30, 256, 30)])
+        within = [
+            sum(len(v) * v.var() for v in (values[values <= t], values[values > t]) if len(v)) for t in range(256)
+        ]
+        assert within[otsu(np.bincount(values, minlength=256))] == pytest.approx(min(within))
+    assert otsu(np.bincount([7, 7, 7], minlength=256)) == 255
+
+
+# --- figures
+
+
+def test_figures_show_what_the_tables_say(pack, about, tmp_path):
+    drawn = figures(pack, about)
+    assert list(drawn) == NAMES
+    for name, figure in drawn.items():
+        assert isinstance(figure, Figure)
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for axes, counted in zip(drawn["tumour_area"].axes, (4, 3), strict=True):  # slices, and patients with tumour
+        assert sum(bar.get_height() for bar in axes.patches) == counted
+    (image,) = drawn["tumour_location"].axes[0].images
+    location = image.get_array()
+    assert location[0, 0] == pytest.approx(100)  # every positive slice has tumour in the corner
+    assert location[3, 3] == pytest.approx(25)  # only the 4 x 4 square reaches this far
+    assert location[4, 4] == 0
+    assert sum(bar.get_width() for bar in drawn["class_balance"].axes[0].patches) == 9
+    red = [bar.get_height() for bar in drawn["patient_balance"].axes[0].patches if bar.get_y() == 0]
+    assert sorted(red) == pytest.approx([1 / 4, 1 / 2, 2 / 3])
+
+
+def test_every_patient_is_a_dot_at_the_level_of_its_head(pack, about):
+    panels = figures(pack, about)["intensity"].axes
+    for axes, channel in zip(panels, pack.manifest.channels, strict=True):
+        dots = [y for cloud in axes.collections if (o := cloud.get_offsets()).size for y in np.asarray(o)[:, 1]]
+        means = about.contrast["rest_mean"].xs(channel, level="channel")
+        assert set(means.round(6)) <= set(np.round(dots, 6))
+
+
+def test_in_the_pooled_levels_every_patient_weighs_the_same():
+    def lone(level: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slices with a bright head, whose upper half is tumour of one level."""
+        images, masks = np.zeros((count, 8, 8, 1), np.uint8), np.zeros((count, 8, 8), np.uint8)
+        images[:, 2:6, 2:6], images[:, 2:4, 2:6] = 240, level
+        masks[:, 2:4, 2:6] = 1
+        return images, masks
+
+    few, many = lone(100, 1), lone(200, 9)
+    images, masks = (np.concatenate(parts) for parts in zip(few, many, strict=True))
+    pack = pack_of(images, masks, ["a"] + 9 * ["b"])
+    raw = figures(pack, describe(pack))["tumour_levels"].axes[0]
+    rest, _, tumour, _ = [stairs.get_data() for stairs in raw.patches]
+    assert {int(edge): share for edge, share in zip(tumour.edges, tumour.values, strict=False) if share} == {
+        100: 0.5,
+        200: 0.5,
+    }
+    assert rest.values[60] == 1
+
+
+def test_place_in_the_stack_does_not_depend_on_its_length(pack):
+    share = by_depth(pack)
+    assert share[0] == pytest.approx(1 / 3)  # only p2 has tumour on its first slice
+    assert share[-1] == pytest.approx(2 / 3)  # p1 and p3 on their last
+    assert share[20] == pytest.approx(2 / 3)  # half way: the second of three, the first of two (rounded to even)
+
+
+def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(pack, about):
+    assert example_patients(about.patients) == {"small": "p2", "median": "p1", "large": "p3"}
+    axes = figures(pack, about)["examples"].axes
+    masks = [np.asarray(a.images[0].get_array()).sum() for a in axes[2:12:4]]
+    assert masks == [1, 9, 16]
+    assert "tumour: 13 px\nslice 3: 9 px" in axes[4].get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [([0, 5], {"median": "P1"}), ([5, 7], {"median": "P0", "large": "P1"}), ([0, 0], {})],
+)
+def test_no_patient_is_an_example_twice(about, sizes, chosen):
+    few = about.patients.iloc[:2].set_axis(["P0", "P1"]).assign(tumour_pixels=sizes)
+    assert example_patients(few) == chosen
+
+
+def test_a_pack_without_tumour_is_described_too(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+
+    def empty(entry: SliceFile) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8), np.uint8)
+
+    source = Source("none", (SliceFile("p1", 1, "AA", tmp_path / "file", None),), empty, ("t2",), "none")
+    pack = load_or_pack(source, tmp_path)
+    about = describe(pack)
+    assert about.counts["positive_slices"].tolist() == [0]
+    assert about.tumours["slice_area"].isna().all()
+    drawn = figures(pack, about)
+    assert list(drawn) == NAMES[:-1]
+    assert read(page(pack, about, drawn)).figures == len(NAMES) - 1
+
+
+# --- the page
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every tag that opens closes, in order."""
+
+    VOID = ("meta", "img", "link", "br", "hr", "input", "source")
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def figures(self) -> int:
+        return self.tags.count("figure")
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.loader(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+@pytest.fixture(scope="module")
+def whole(pack: Pack, about: Description) -> str:
+    return page(pack, about, figures(pack, about))
+
+
+def test_the_page_needs_nothing_beside_it(whole):
+    reader = read(whole)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(reader.tags)
+    for tag, name, value in reader.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "srcset", "poster", "data", "style"):
+            assert (tag, name) == ("img", "src")
+            assert value.startswith("data:image/png;base64,")
+    assert "http:" not in whole
+    assert "https:" not in whole
+    assert not re.search(r"url\(|@import|@font-face", whole)
+
+
+def test_the_page_has_every_figure_with_its_sentence_below(whole):
+    assert list(WORDS) == NAMES
+    reader = read(whole)
+    images = [value for tag, name, value in reader.attributes if (tag, name) == ("img", "src")]
+    assert len(images) == reader.figures == reader.tags.count("figcaption") == len(NAMES)
+    assert all(base64.b64decode(image.partition(",")[2]).startswith(b"\x89PNG") for image in images)
+    for number, (title, sentence) in enumerate(WORDS.values(), start=1):
+        assert f"Figure {number}. {title}." in reader.words
+        assert sentence.partition("{")[0] in reader.words
+        assert sentence.endswith(".")
+        assert ". " not in sentence
+    assert "small: p2 of AA, median: p1 of AA, large: p3 of BB" in reader.words
+
+
+def test_the_page_says_what_the_tables_say(whole, pack):
+    words = read(whole).words
+    assert "3 patients, 9 slices" in words
+    assert (
+        f"Licence none Images 10 × 10 pixels of 8 bits Channels pre, flair Content key {pack.manifest.key}"
+        in words
+    )
+    assert "44.4% share of slices with tumour" in words
+    assert "AA 2 5 3 60.0% 4" in words
+    assert "p3 BB 4 1 16 16 25.0%" in words
+    assert "its share of the image 1.0%" in words
+
+
+def test_numbers_are_written_for_people(about):
+    table = readable(about.tumours)
+    assert table.loc["median"].tolist() == ["6.5", "6.5%", "13"]
+    tiny = about.counts.assign(tumour_share=0.0004, tumour_pixels=1234567.5, positive_share=np.nan)
+    (row,) = readable(tiny).to_dict("records")
+    assert row["share of pixels with tumour"] == "0.04%"
+    assert row["tumour pixels"] == "1,234,568"
+    assert row["share of slices with tumour"] == "–"
+
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> {patients} $a$ & co"
+
+
+def test_names_from_the_data_cannot_become_html():
+    clean = tiny_pack(cases=3)
+    index = clean.index.assign(case=clean.index["case"] + HOSTILE, institution=HOSTILE)
+    manifest = replace(
+        clean.manifest, dataset=HOSTILE, licence=HOSTILE, notes=(HOSTILE,), channels=(HOSTILE, "b", "c")
+    )
+    pack = replace(clean, index=index, manifest=manifest)
+    about = describe(pack)
+    text = page(pack, about, figures(pack, about))
+    reader = read(text)
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
+    assert reader.figures == len(NAMES)
+    for said in ("The data set ", "Licence ", "Channels ", "small: P0"):
+        assert f"{said}{HOSTILE}" in reader.words
+
+
+def test_a_synthetic_data_set_says_so_on_the_page_and_in_every_figure():
+    real = tiny_pack()
+    made = replace(real, manifest=replace(real.manifest, synthetic=True))
+    about = describe(made)
+    drawn = figures(made, about)
+    assert all("SYNTHETIC" in figure.get_suptitle() for figure in drawn.values())
+    assert "Synthetic: drawn phantoms, not patients." in read(page(made, about, drawn)).words
+    assert "ynthetic" not in page(real, about, figures(real, about))
+
+
+def test_the_source_is_stated_for_data_that_is_known_and_not_for_a_folder_of_its_name():
+    real = tiny_pack()
+    about = describe(real)
+
+    def words(licence: str) -> str:
+        pack = replace(real, manifest=replace(real.manifest, dataset="lgg", licence=licence))
+        return read(page(pack, about, figures(pack, about))).words
+
+    assert "Mazurowski" in words("CC BY-NC-SA 4.0")
+    assert "Source not stated" in words("not stated")
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(
+        tmp_path_factory.mktemp("data") / "heads <b>", patients=4, size=32, slices=6, institutions=2
+    )
+
+
+def test_the_command_writes_the_page_and_says_where(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "new" / "data.html"
+    show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), tmp_path / "out", file)
+    assert read(file.read_text(encoding="utf-8")).figures == len(NAMES)
+    assert {f.stem for f in (tmp_path / "out").glob("*.png")} == set(NAMES)
+    assert {f.stem for f in (tmp_path / "out").glob("*.csv")} == {
+        "counts", "institutions", "patients", "tumours", "intensity", "contrast",
+    }  # fmt: skip
+    assert f"the page is {file} (" in capsys.readouterr().out
+
+
+def test_a_page_cannot_take_the_place_of_a_folder(folder, tmp_path):
+    with pytest.raises(DataError, match=r"is a folder\. Give --html the name of a file"):
+        show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
+
+
+def test_the_real_data_is_described_in_seconds_and_its_page_can_be_mailed(lgg_folder):
+    pack = load_or_pack(lgg(folder=lgg_folder))
+    started = time.process_time()
+    about = describe(pack)
+    assert time.process_time() - started < 4 * max(len(pack.index) / 1000, 1)
+    assert 0.7 < about.contrast["auroc"].xs("flair", level="channel").median() < 1
+    text = page(pack, about, figures(pack, about))
+    assert len(text) < 3e6
+    assert read(text).figures == len(NAMES)

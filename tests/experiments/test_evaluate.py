@@ -1,0 +1,195 @@
+"""Logged models on other images: truth is drawn where it lies beside, and what is not defined is no error."""
+
+from __future__ import annotations
+
+from math import isnan
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from sklearn import metrics
+from torch import nn
+
+from bench import registry
+from bench.data.readers.images import find_images, read_slice
+from bench.errors import DataError
+from bench.experiments.evaluate import evaluate_external
+from bench.experiments.predict import predict_folder
+from bench.inference.fold_models import FoldModels
+from bench.inference.overlays import PREDICTION, TRUTH
+from bench.models.io import save_model
+from bench.overrides import configure
+from bench.tracking import EVALUATION, KIND, Store, find_run, open_run, read_table, records
+from tests.fakes import image_of, mask_of, write, write_case
+
+TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
+UNET = {"model": "unet", "model.base": 2, "model.depth": 1}
+CLASSIFIER = {"model": "classifier", "model.encoder": "mobilenetv3_small_050"}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def saved(folder: Path, settings: dict[str, object], *, lean: float = 0.0, threshold: float = 0.5) -> Path:
+    """A model that nobody trained, as a folder; `lean` is added to every logit."""
+    config = configure(settings)
+    torch.manual_seed(0)
+    model = registry.model[config.model.name].bind(config.model.params)(3)
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.bias += lean
+    described = {"config": config.model_dump(mode="json"), "channels": 3, "threshold": threshold}
+    save_model(folder, model, described | {"channel_names": ["pre", "flair", "post"]})
+    return folder
+
+
+def logged(store: Store, model: Path) -> str:
+    """A finished run of one fold with this model, whose patients are others; gives its name."""
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.table("split", pd.DataFrame({"case": ["somebody"]}))
+        run.table("cases", pd.DataFrame({"case": ["somebody"]}))
+        with run.child("fold 0", {"bench.fold": "0"}) as fold:
+            fold.model(model, 3)
+    return "mine"
+
+
+def predict(model: Path, images: Path, out: Path, *, threshold: float | None = None) -> None:
+    predict_folder(str(model), images, out, fold=None, threshold=threshold, device="cpu", uri=None)
+
+
+def evaluate(store: Store, run: str, folder: Path) -> str:
+    return evaluate_external(run, folder, fold=None, threshold=None, device="cpu", uri=store.uri)
+
+
+def near(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """Where the colour is, bool (H, W)."""
+    return np.abs(pixels.astype(int) - np.array([round(255 * c) for c in to_rgb(colour)])).max(-1) < 40
+
+
+def overlay(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right half of an overlay, RGB."""
+    pixels = cv2.imread(str(path))[..., ::-1]
+    half = pixels.shape[1] // 2
+    return pixels[:, :half], pixels[:, half:]
+
+
+# Pictures
+
+
+def test_an_overlay_shows_the_truth_that_lies_beside_the_image(tmp_path):
+    """Slice 1 has a mask without tumour, slices 2 and 3 with one; slice 4 has no mask."""
+    folder = write_case(tmp_path / "scans", "a", (1, 2, 3))
+    write(folder / "a_4.tif", image_of("a_4"))
+    predict(saved(tmp_path / "model", UNET, lean=-50), tmp_path / "scans", tmp_path / "out")
+    for number, there in ((1, False), (2, True), (3, True), (4, False)):
+        left, right = overlay(tmp_path / "out" / "a" / f"a_{number}_overlay.png")
+        assert near(right, TRUTH).any() == there
+        assert not near(left, TRUTH).any()
+        assert not near(right, PREDICTION).any()
+    assert len(list((tmp_path / "out").rglob("*_mask.tif"))) == 4
+
+
+def test_an_overlay_shows_the_prediction_beside_the_truth(tmp_path):
+    write_case(tmp_path / "scans", "a", (2,))
+    predict(saved(tmp_path / "model", UNET, lean=50), tmp_path / "scans", tmp_path / "out")
+    _, right = overlay(tmp_path / "out" / "a" / "a_2_overlay.png")
+    assert near(right, PREDICTION).any()
+    assert near(right, TRUTH).any()
+
+
+def test_masks_by_any_name_and_hidden_files_are_no_scans(tmp_path):
+    for name in ("a_1.png", "a_1_mask.png", "a_2_Mask.png", "a_3_segmentation.png", "._a_1.png"):
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == {tmp_path: [tmp_path / "a_1.png"]}
+
+
+def test_a_mask_may_be_a_png(tmp_path):
+    (tmp_path / "scans").mkdir()
+    cv2.imwrite(str(tmp_path / "scans" / "x_1.png"), image_of("x"))
+    cv2.imwrite(str(tmp_path / "scans" / "x_1_mask.png"), mask_of())
+    predict(saved(tmp_path / "model", UNET, lean=-50), tmp_path / "scans", tmp_path / "out")
+    assert near(overlay(tmp_path / "out" / "x_1_overlay.png")[1], TRUTH).any()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x_1_mask.tif", "x_1_overlay.png"]
+
+
+def test_a_mask_of_another_size_is_refused_by_name(tmp_path):
+    folder = write_case(tmp_path / "scans", "a", (2,))
+    write(folder / "a_2_mask.tif", mask_of(12))
+    with pytest.raises(DataError, match=r"the mask beside .*a_2\.tif has another size than the image"):
+        predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / "out")
+
+
+# Classifiers
+
+
+def test_a_presence_model_leaves_one_table_and_no_masks(tmp_path, capsys):
+    for name in "ab":
+        write_case(tmp_path / "scans", name, (1, 2, 10))
+    model = saved(tmp_path / "model", CLASSIFIER)
+    probability = {}
+    for name in "ab":
+        files = [tmp_path / "scans" / name / f"{name}_{number}.tif" for number in (1, 2, 10)]
+        found = FoldModels([model]).predict(np.stack([read_slice(file, 3) for file in files]))
+        probability |= {f"{name}/{file.name}": float(p) for file, p in zip(files, found[:, 0, 0], strict=True)}
+    middle = sorted(probability.values())[3]
+    predict(model, tmp_path / "scans", tmp_path / "out", threshold=middle)
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["presence.csv"]
+    said = pd.read_csv(tmp_path / "out" / "presence.csv").set_index("image")
+    assert list(said.index) == list(probability)
+    assert said["probability"].to_dict() == pytest.approx(probability, abs=1e-6)
+    assert said["called"].tolist() == [p >= middle for p in probability.values()]
+    assert said["called"].sum() == 3
+    assert "presence.csv tells of 6 images; 3 of them with tumour" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("lean", "called"), [(-50, 0), (50, 2)])
+def test_a_presence_model_of_the_store_judges_by_the_threshold_of_its_run(store, tmp_path, lean, called):
+    write_case(tmp_path / "scans", "a", (1, 2))
+    name = logged(store, saved(tmp_path / "model", CLASSIFIER, lean=lean, threshold=0.3))
+    predict_folder(name, tmp_path / "scans", tmp_path / "out", fold=0, threshold=None, device="cpu", uri=store.uri)
+    assert pd.read_csv(tmp_path / "out" / "presence.csv")["called"].sum() == called
+
+
+def test_a_presence_model_is_evaluated_on_other_patients(store, tmp_path, capsys):
+    for name in "abc":
+        write_case(tmp_path / "others", name, (1, 2, 3))
+    run = logged(store, saved(tmp_path / "model", CLASSIFIER))
+    child = store.client.get_run(evaluate(store, run, tmp_path / "others"))
+    assert child.data.tags[KIND] == EVALUATION
+    assert child.data.tags["bench.task"] == "presence"
+    slices = read_table(store, child, "slices")
+    assert len(slices) == 9
+    assert slices["truth"].tolist() == [False, True, True] * 3
+    auroc = metrics.roc_auc_score(slices["truth"], slices["probability"])
+    assert child.data.metrics["auroc"] == pytest.approx(auroc)
+    assert len(read_table(store, child, "report")) == 2
+    said = capsys.readouterr().out
+    assert f"AUROC {auroc:.3f}" in said
+    assert "undefined: no negative patients" in said
+    assert [record.name for record in records(store)] == ["mine"]
+
+
+# Nothing to be found, and nothing found
+
+
+def test_patients_of_whom_no_dice_is_defined_are_evaluated_and_get_a_dash(store, tmp_path, capsys):
+    for name in "ab":
+        folder = write_case(tmp_path / "others", name, (1, 2))
+        for mask in folder.glob("*_mask.tif"):
+            write(mask, mask_of(positive=False))
+    run = logged(store, saved(tmp_path / "model", UNET, lean=-50))
+    child = store.client.get_run(evaluate(store, run, tmp_path / "others"))
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == find_run(store, run).info.run_id
+    assert isnan(child.data.metrics["dice"])
+    assert child.data.metrics["dice_undefined"] == child.data.metrics["patients"] == 2
+    assert "dice_low" not in child.data.metrics
+    assert read_table(store, child, "cases")["dice"].isna().all()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Dice – (95% interval – to –), median –, HD95 – px, missed slices 0, pooled over all pixels –" in said

@@ -1,0 +1,215 @@
+"""What tests are made of: packs in memory, a recorder, patients on disk, and tiny real runs on a phantom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.data.pack import Pack, pack_in_memory
+
+CHANNELS = ("pre", "flair", "post")
+
+
+def pack_of(images: np.ndarray, masks: np.ndarray, cases: Sequence[str], institutions: Sequence[str] = ()) -> Pack:
+    """A pack of these slices; the slices of each case are numbered from 1."""
+    whole = pack_in_memory(images, CHANNELS[: images.shape[-1]], masks)
+    names = pd.Series(cases)
+    numbers = names.groupby(names).cumcount() + 1
+    where = list(institutions) or ["DU"] * len(names)
+    return replace(whole, index=whole.index.assign(case=names, slice=numbers, institution=where))
+
+
+def tiny_pack(cases: int = 4, slices: int = 5, size: int = 32, channels: int = 3, seed: int = 0) -> Pack:
+    """Noise with one bright square a slice, which the mask marks; the first slice of each case has none."""
+    rng = np.random.default_rng(seed)
+    count = cases * slices
+    images = rng.integers(0, 80, (count, size, size, channels), np.uint8)
+    masks = np.zeros((count, size, size), np.uint8)
+    for row in range(count):
+        if row % slices:
+            top, left = rng.integers(0, size - 8, 2)
+            masks[row, top : top + 8, left : left + 8] = 1
+    images[masks.astype(bool)] += 120
+    return pack_of(images, masks, [f"P{case}" for case in range(cases) for _ in range(slices)])
+
+
+class MemoryRecorder:
+    """Implements `bench.types.Recorder`; children are kept by name."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+        self.values: dict[str, list[tuple[int, float]]] = {}
+        self.labels: dict[str, str] = {}
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.images: dict[str, np.ndarray] = {}
+        self.paths: dict[str, dict[str, bytes]] = {}
+        self.children: dict[str, MemoryRecorder] = {}
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        self.params |= values
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append((step, value))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.labels |= values
+
+    def table(self, name: str, rows: pd.DataFrame) -> None:
+        self.tables[name] = rows
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        self.images[name] = pixels
+
+    def files(self, folder: Path, into: str) -> None:
+        self.paths[into] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def model(self, folder: Path, channels: int) -> None:
+        self.files(folder, "model")
+
+    @contextmanager
+    def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[MemoryRecorder]:
+        self.children[name] = MemoryRecorder()
+        self.children[name].tags(tags or {})
+        yield self.children[name]
+
+    def last(self, name: str) -> float:
+        return self.values[name][-1][1]
+
+
+SIDE = 16
+
+
+def image_of(name: str, side: int = SIDE) -> NDArray[np.uint8]:
+    """Noise that differs from name to name and never has two equal channels."""
+    return np.random.default_rng(crc32(name.encode())).integers(1, 255, (side, side, 3), dtype=np.uint8)
+
+
+def mask_of(side: int = SIDE, *, positive: bool = True) -> NDArray[np.uint8]:
+    mask = np.zeros((side, side), np.uint8)
+    mask[2:5, 3:7] = 255 * positive
+    return mask
+
+
+def write_case(root: Path, name: str, numbers: Iterable[int] = (1, 2, 3), *, side: int = SIDE) -> Path:
+    """A whole patient; returns the folder. Slice 1 shows no tumour."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    for number in numbers:
+        write(folder / f"{name}_{number}.tif", image_of(f"{name}_{number}", side))
+        write(folder / f"{name}_{number}_mask.tif", mask_of(side, positive=number != 1))
+    return folder
+
+
+def write(path: Path, pixels: NDArray[np.generic]) -> None:
+    tifffile.imwrite(path, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def two_pages(path: Path) -> None:
+    page = tifffile.imread(path)
+    with tifffile.TiffWriter(path) as file:
+        for _ in range(2):
+            file.write(page, photometric="rgb" if page.ndim == 3 else "minisblack")
+
+
+def giant(path: Path, side: int = 100_000) -> None:
+    """122 bytes whose header promises 30 GB: tag, type (3 short, 4 long), count, value."""
+    tags = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, 8), (277, 3, 1, 3), (278, 4, 1, side), (279, 4, 1, 3 * side * side & 0xFFFFFFFF)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0))
+
+
+def sixteen_bits(path: Path) -> None:
+    write(path, tifffile.imread(path).astype(np.uint16) * 257)
+
+
+def four_channels(path: Path) -> None:
+    page = tifffile.imread(path)
+    tifffile.imwrite(path, np.dstack([page, page[..., :1]]), photometric="rgb", extrasamples=["unassalpha"])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a TIFF at all")
+
+
+SMALL = {"patients": 6, "size": 32, "slices": 6, "institutions": 2}
+SHORT = ["--folds", "3", "--batch-size", "4", "--lr", "0.01", "--quiet"]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A folder with a store, a phantom that the runs were made on, and one of other patients."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlruns' / 'mlflow.db'}"
+
+    @property
+    def phantom(self) -> Path:
+        return self.folder / "phantom"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"BENCH_CACHE": str(self.folder / "cache"), "MLFLOW_TRACKING_URI": self.uri}
+
+
+def make_home(folder: Path, template: Path, *names: str) -> Home:
+    """A run of each name: of three folds and two epochs, each with another seed."""
+    home = Home(folder)
+    shutil.copytree(template, folder / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in home.environment.items():
+            patch.setenv(key, value)
+        patch.chdir(folder)
+        _bench("data", "phantom", home.phantom, *_sets("", SMALL))
+        for seed, name in enumerate(names):
+            train(name, "--seed", seed)
+    return home
+
+
+def train(name: str, *more: object) -> None:
+    """One run on the phantom, in the store of the environment."""
+    model = {"base": 4, "depth": 2}
+    _bench("run", *_sets("dataset.", SMALL), *_sets("model.", model), *SHORT, "--epochs", 2, "--name", name, *more)
+
+
+def inside(home: Home, patch: pytest.MonkeyPatch) -> None:
+    """Work in this home."""
+    for key, value in home.environment.items():
+        patch.setenv(key, value)
+    patch.chdir(home.folder)
+
+
+def server_environment(home: Home) -> dict[str, str]:
+    return os.environ | home.environment | {"OMP_NUM_THREADS": "1"}
+
+
+def _sets(prefix: str, values: dict[str, int]) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{prefix}{key}={value}")]
+
+
+def _bench(*words: object) -> None:
+    result = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output

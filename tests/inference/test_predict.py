@@ -1,0 +1,228 @@
+"""Prediction is a plain forward pass on the packed grid; scoring is counting."""
+
+from __future__ import annotations
+
+from math import isnan, nan
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench import registry
+from bench.config import Input
+from bench.data.loader import SliceLoader
+from bench.inference.predict import count, evened, predict, stacks, tallies
+from bench.inference.scoring import choose_threshold, needs_pixels, score_case
+from bench.types import SliceCounts, Stack
+from tests import reference
+from tests.fakes import tiny_pack
+
+CPU = torch.device("cpu")
+PACK = tiny_pack(cases=3, slices=4)
+ROWS = np.arange(12)
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+
+def plain(model: nn.Module, loader: SliceLoader, rows=ROWS) -> torch.Tensor:
+    """Logits (S, 1, h, w) of one forward pass over all rows."""
+    with torch.no_grad():
+        return model.eval()(loader.standard(loader.unit(rows)[0], rows))
+
+
+def test_predictions_are_a_plain_forward_pass_in_evaluation_mode():
+    model, loader = net().train(), SliceLoader(PACK, Input(), CPU)
+    probability = predict([model], loader, ROWS, batch_size=5)
+    assert probability.shape == (12, 32, 32)
+    assert probability.dtype == np.float32
+    assert probability == pytest.approx(plain(model, loader)[:, 0].sigmoid().numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 12, 100])
+def test_predictions_do_not_depend_on_the_batch_size(batch_size):
+    loader = SliceLoader(PACK, Input(), CPU)
+    assert predict([net()], loader, ROWS, batch_size=batch_size) == pytest.approx(
+        predict([net()], loader, ROWS, batch_size=4), abs=1e-6
+    )
+
+
+def test_rows_are_predicted_in_the_order_given():
+    loader, rows = SliceLoader(PACK, Input(), CPU), np.array([9, 2, 5])
+    everything = predict([net()], loader, ROWS, batch_size=4)
+    assert predict([net()], loader, rows, batch_size=2) == pytest.approx(everything[rows], abs=1e-6)
+
+
+def test_a_model_of_smaller_slices_is_scored_on_the_packed_grid():
+    model, loader = net(), SliceLoader(tiny_pack(cases=1, slices=4, size=48), Input(image_size=32), CPU)
+    probability = predict([model], loader, ROWS[:4], batch_size=4)
+    logits = plain(model, loader, ROWS[:4])
+    assert logits.shape == (4, 1, 32, 32)
+    assert probability.shape == (4, 48, 48)
+    expected = F.interpolate(logits, (48, 48), mode="bilinear").sigmoid()[:, 0]
+    assert probability == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    loader, models = SliceLoader(PACK, Input(), CPU), [net(seed) for seed in range(3)]
+    each = [predict([model], loader, ROWS, batch_size=4) for model in models]
+    assert predict(models, loader, ROWS, batch_size=4) == pytest.approx(np.mean(each, axis=0), abs=1e-6)
+
+
+def test_each_patient_comes_with_its_rows_and_its_truth():
+    loader, model = SliceLoader(PACK, Input(), CPU), net()
+    made = list(stacks([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3))
+    assert [case for case, _, _ in made] == ["P0", "P2"]
+    for case, rows, stack in made:
+        assert rows.tolist() == PACK.rows([case]).tolist()
+        assert np.array_equal(stack.truth, PACK.masks[rows] == 1)
+        assert stack.probability == pytest.approx(predict([model], loader, rows, batch_size=4), abs=1e-6)
+        assert np.array_equal(stack.prediction, stack.probability >= 0.4)
+
+
+# Counting on the device
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(None, 0.5), (48, 0.37)])
+def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
+    loader, model = SliceLoader(PACK, Input(image_size=size), CPU), net()
+    rows = np.array([9, 2, 5, 0, 11])
+    counted = count([model], loader, rows, threshold=threshold, batch_size=2)
+    probability = predict([model], loader, rows, batch_size=2)
+    truth = PACK.masks[rows] == 1
+    for row in range(len(rows)):
+        called = probability[row] >= np.float32(threshold)
+        expected = [
+            sum(bool(c) is wanted and bool(t) is there for c, t in zip(called.flat, truth[row].flat, strict=True))
+            for wanted, there in ((True, True), (True, False), (False, True), (False, False))
+        ]
+        assert counted[row].tolist() == expected
+
+
+def test_each_patient_is_tallied_apart():
+    loader, model = SliceLoader(PACK, Input(), CPU), net()
+    found = dict(tallies([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3))
+    assert list(found) == ["P0", "P2"]
+    for case, _, stack in stacks([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3):
+        for name in ("tp", "fp", "fn", "tn"):
+            assert np.array_equal(getattr(found[case], name), getattr(stack, name))
+
+
+def test_a_metric_says_by_its_annotation_whether_it_needs_pixels():
+    content = {name for name in registry.metric if not needs_pixels(registry.metric[name].bind({}))}
+    assert {"dice", "iou", "dice_positive_slices", "slice_sensitivity", "missed_slices"} <= content
+    assert content.isdisjoint({"hd95", "assd", "brier", "ece"})
+    assert needs_pixels(lambda stack: 0.0), "without an annotation it gets everything"
+
+
+@pytest.mark.parametrize("name", [n for n in registry.metric if not needs_pixels(registry.metric[n].bind({}))])
+def test_a_metric_of_counts_gives_the_same_from_counts_alone(name):
+    stack, metric = random_stack(3), registry.metric[name].bind({})
+    counted = SliceCounts(stack.tp, stack.fp, stack.fn, stack.tn)
+    assert metric(counted) == pytest.approx(metric(stack), nan_ok=True)
+
+
+def test_batches_that_do_not_fit_are_halved():
+    loader, model, seen = SliceLoader(PACK, Input(), CPU), net().eval(), []
+
+    class Fits(nn.Module):
+        def forward(self, images):
+            seen.append(len(images))
+            if len(images) > 3:
+                raise torch.OutOfMemoryError
+            return model(images)
+
+    found = predict([Fits()], loader, ROWS, batch_size=12)
+    assert seen == [12, 6, 3, 3, 3, 3]
+    assert found == pytest.approx(predict([model], loader, ROWS, batch_size=3))
+
+
+# Scoring
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "filled"),
+    [([5], 32, [5] * 8), ([1, 2, 3], 8, [1, 2, 3, 3, 3, 3, 3, 3]), ([4, 9], 3, [4, 9, 9]), ([7, 6], 2, [7, 6])],
+)
+def test_a_batch_is_filled_up_to_one_of_few_sizes(rows, most, filled):
+    assert evened(np.array(rows), most).tolist() == filled
+
+
+def test_a_whole_batch_stays_as_it_is():
+    assert evened(np.arange(24), 32).tolist() == list(range(24))
+
+
+def test_a_case_is_counted_as_a_whole_and_slice_by_slice():
+    truth = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]], bool)
+    probability = np.array([[[0.9, 0.2], [0.5, 0]], [[0.7, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
+    stack = Stack(truth, probability.astype(np.float32))
+    score = score_case("P1", [1, 2, 4, 7], stack, {"volume": lambda s: s.truth.sum(), "none": lambda s: nan})
+    assert score.case == "P1"
+    assert score.values["volume"] == 3
+    assert isinstance(score.values["volume"], float)
+    assert isnan(score.values["none"])
+    assert score.counts == {"tp": 1, "fp": 2, "fn": 2, "tn": 11}
+    table = score.slices
+    assert table["case"].tolist() == ["P1"] * 4
+    assert table["slice"].tolist() == [1, 2, 4, 7]
+    assert table[["tp", "fp", "fn", "tn"]].to_numpy().tolist() == [
+        [1, 1, 1, 1],
+        [0, 1, 0, 3],
+        [0, 0, 1, 3],
+        [0, 0, 0, 4],
+    ]
+    assert table["dice"].tolist() == pytest.approx([0.5, 0, 0, nan], nan_ok=True)
+
+
+# The threshold
+
+
+def random_stack(seed: int, tumour: bool = True) -> Stack:
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((2, 6, 5)) < 0.3) & tumour
+    probability = np.clip(rng.normal(0.25 + 0.4 * truth, 0.2), 0, 1)
+    return Stack(truth, probability.astype(np.float32))
+
+
+def tried(cases: list[Stack]) -> dict[float, float]:
+    """Mean per-patient Dice at every hundredth, from loops over pixels."""
+    scores = {}
+    for threshold in [k / 100 for k in range(1, 100)]:
+        dice = [reference.dice(s.truth, s.probability, np.float32(threshold)) for s in cases]
+        scores[threshold] = reference.mean(d for d in dice if not isnan(d))
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_threshold_chosen_is_the_best_of_all_tried(seed):
+    """Two patients with tumour; the third, in half of the trials, has none."""
+    cases = [random_stack(3 * seed), random_stack(3 * seed + 1), random_stack(3 * seed + 2, tumour=seed % 2 == 0)]
+    scores = tried(cases)
+    best = [t for t, score in scores.items() if score >= max(scores.values()) - 1e-12]
+    assert choose_threshold(cases) == min(best, key=lambda t: abs(t - 0.5))
+
+
+def test_a_probability_at_the_threshold_counts_as_the_stack_counts_it():
+    """Every probability is one of the thresholds: the two ways of comparing must agree to the bit."""
+    grid = (np.arange(1, 100) / 100).astype(np.float32).reshape(1, 9, 11)
+    for k in (1, 7, 29, 57, 58, 99):
+        truth = grid >= np.float32(k / 100)
+        assert (Stack(truth, grid, k / 100).prediction == truth).all()
+        assert choose_threshold([Stack(truth, grid)]) == k / 100
+
+
+def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_chosen():
+    truth = np.array([[[True, False]]])
+    assert choose_threshold([Stack(truth, np.array([[[0.9, 0.1]]], np.float32))]) == 0.5
+    assert choose_threshold([Stack(truth, np.array([[[0.4, 0.1]]], np.float32))]) == 0.4
+    assert choose_threshold([Stack(truth, np.array([[[0.9, 0.7]]], np.float32))]) == 0.71
+
+
+@pytest.mark.parametrize("height", [0.0, 0.3, 1.0])
+def test_without_tumour_there_is_nothing_to_choose_by(height):
+    empty = Stack(np.zeros((1, 2, 2), bool), np.full((1, 2, 2), height, np.float32))
+    assert choose_threshold([]) == choose_threshold([empty]) == choose_threshold([empty, empty]) == 0.5

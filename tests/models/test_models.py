@@ -1,0 +1,539 @@
+"""What every architecture promises, and what each of ours is by its paper."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench import registry
+from bench.errors import BadSetting, BenchError, DataError, UnknownName
+from bench.models.attention_unet import AttentionGate
+from bench.models.resunet import residual_unit
+from bench.models.smp import catalogue, encoder_exists, over_encoder
+
+torch.set_num_threads(1)
+
+
+def unless_missing(name: str) -> Any:
+    """The name as a parameter of a test, skipped where packages that the model needs are not installed."""
+    missing = [package for package in registry.model[name].facts.get("needs", ()) if find_spec(package) is None]
+    reason = f"{name} needs {' and '.join(missing)}: pip install 'medseg-bench[monai]'"
+    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=reason))
+
+
+EVERY = [unless_missing(name) for name in registry.model]
+
+
+def small(name: str) -> dict[str, Any]:
+    """Settings that make a model quick to build."""
+    fields = registry.model[name].schema.model_fields
+    if name == "dpt":
+        return {"encoder": "test_vit"}  # timm's own, for tests
+    if name == "segresnet":
+        return {"init_filters": 8}
+    if name == "swin_unetr":
+        return {"feature_size": 12}
+    if "base" in fields:
+        return {"base": 4}
+    return {"encoder": "mobilenetv3_small_050"} if "encoder" in fields else {}
+
+
+def build(name: str, channels: int = 3, *, seed: int = 0, **params: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    net: nn.Module = registry.model[name].bind(params or small(name))(channels)
+    return net
+
+
+@cache
+def built(name: str, channels: int) -> nn.Module:
+    return build(name, channels)
+
+
+def side(name: str) -> int:
+    return registry.model[name].facts.get("smallest_image", 64)
+
+
+def images(name: str, count: int, channels: int = 3, *, taller: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(count, channels, side(name) + taller, side(name), generator=generator)
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+# --- contracts, over everything that is registered
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_model_gives_one_float32_logit_a_pixel_or_a_slice(name: str, channels: int) -> None:
+    net = built(name, channels).eval()
+    for taller in (0, 32):
+        x = images(name, 1, channels, taller=taller)
+        with torch.no_grad():
+            logits = net(x)
+        whole = registry.model[name].facts.get("task") != "presence"  # which gives one logit a slice
+        assert logits.shape == (1, 1, *(x.shape[2:] if whole else (1, 1)))
+        assert logits.dtype == torch.float32
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_parameter_of_every_model_gets_a_finite_gradient(name: str) -> None:
+    net = built(name, 3).train()
+    net.zero_grad(set_to_none=True)
+    net(images(name, 2)).square().mean().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert any(p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_model_trains_on_the_smallest_batch_that_it_states_and_on_no_smaller(name: str) -> None:
+    net = built(name, 3).train()
+    if registry.model[name].facts.get("smallest_batch", 1) == 2:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            net(images(name, 1))
+    else:
+        assert net(images(name, 1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_seed_decides_every_models_weights_and_a_state_dict_carries_them(name: str) -> None:
+    first, again, other = built(name, 3), build(name), build(name, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    other.load_state_dict(first.state_dict())
+    x = images(name, 1)
+    with torch.no_grad():
+        assert torch.equal(first.eval()(x), other.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["unet", "pspnet", "pan"])
+def test_a_model_is_handed_over_ready_to_train(name: str) -> None:
+    net = build(name)
+    assert net.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in registry.model if "encoder" in registry.model[n].schema.model_fields])
+def test_a_model_over_an_encoder_shows_it_for_freezing(name: str) -> None:
+    net = build("unet", encoder="resnet18") if name == "unet" else built(name, 3)
+    assert 0 < parameters(net.get_submodule("encoder")) < parameters(net)
+
+
+@pytest.mark.parametrize("name", ["unet", "resunet", "attention_unet", "fpn"])
+def test_bf16_and_channels_last_give_what_float32_gives(name: str) -> None:
+    net, x = build(name).eval(), images(name, 1)
+    with torch.no_grad():
+        plain = net(x)
+        last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x)
+    assert torch.allclose(plain, last, atol=1e-4)
+    assert (half.float() - plain).abs().mean() < 0.2 * plain.std()  # bfloat16 keeps 8 bits: 0.4% a rounding
+
+
+# --- U-Net (Ronneberger et al. 2015)
+
+
+def unet_parameters(base: int, depth: int, channels: int = 3) -> int:
+    """Counted on paper: 3x3 convolutions without bias, norms of two values, 2x2 up-convolutions with bias."""
+
+    def double(a: int, b: int) -> int:
+        return 9 * a * b + 2 * b + 9 * b * b + 2 * b
+
+    w = [base << level for level in range(depth + 1)]
+    down = double(channels, base) + sum(double(w[i], w[i + 1]) for i in range(depth))
+    up = sum(4 * w[i + 1] * w[i] + w[i] + double(2 * w[i], w[i]) for i in range(depth))
+    return down + up + base + 1
+
+
+def on_paper(name: str, **params: Any) -> int:
+    with torch.device("meta"):
+        return parameters(registry.model[name].bind(params)(3))
+
+
+@pytest.mark.parametrize(("base", "depth"), [(32, 4), (64, 4), (8, 2), (5, 3)])
+def test_unet_has_the_parameters_counted_by_hand(base: int, depth: int) -> None:
+    assert on_paper("unet", base=base, depth=depth) == unet_parameters(base, depth)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "millions"),
+    [("unet", 32, 7.8), ("unet", 64, 31.0), ("resunet", 64, 32.4), ("attention_unet", 64, 34.9)],
+)
+def test_the_classics_are_of_their_known_size(name: str, base: int, millions: float) -> None:
+    assert on_paper(name, base=base) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_unet_that_upsamples_by_resizing_is_the_network_of_34_5_million() -> None:
+    assert on_paper("unet", base=64, up="nearest") == pytest.approx(34.5e6, rel=0.002)
+    assert on_paper("unet", base=64, up="bilinear") == on_paper("unet", base=64, up="nearest")
+
+
+@pytest.mark.parametrize("params", [{"depth": 5}, {"depth": 1}, {"up": "nearest"}, {"up": "bilinear"}])
+def test_every_shape_of_unet_keeps_the_image_size(params: dict[str, Any]) -> None:
+    assert build("unet", base=2, **params)(torch.randn(2, 3, 96, 64)).shape == (2, 1, 96, 64)
+
+
+@pytest.mark.parametrize(("dropout", "varies"), [(0.0, False), (0.5, True)])
+def test_unet_drops_out_at_its_deepest_level_in_training_only(dropout: float, varies: bool) -> None:
+    net, x = build("unet", base=4, dropout=dropout).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net(x), net(x))
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.train()
+        assert torch.equal(net(x), net(x)) is not varies
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"encoder": "resnet18", "base": 64, "up": "nearest"}, "base, up would have no effect .* Leave out them"),
+        ({"encoder": "resnet18", "dropout": 0.1}, "dropout would have no effect .* Leave out it"),
+        ({"weights": "imagenet"}, "weights = 'imagenet' would have no effect without an encoder"),
+        ({"depth": 6}, "depth = 6 is refused"),
+        ({"dropout": 1.0}, r"dropout = 1\.0 is refused"),
+        ({"up": "cubic"}, "up = 'cubic' is refused"),
+    ],
+)
+def test_unet_takes_no_setting_that_would_do_nothing(params: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadSetting, match=sentence):
+        build("unet", **params)
+
+
+# --- ResUNet (Zhang, Liu and Wang 2018)
+
+
+@pytest.mark.parametrize(("into", "out", "stride"), [(4, 4, 1), (4, 8, 2), (6, 3, 1)])
+def test_a_residual_unit_has_the_parameters_counted_by_hand(into: int, out: int, stride: int) -> None:
+    norms, convolutions = 2 * into + 2 * out, 9 * into * out + 9 * out * out + out
+    shortcut = 0 if into == out and stride == 1 else into * out
+    unit = residual_unit(into, out, stride)
+    assert parameters(unit) == norms + convolutions + shortcut
+    assert unit(torch.zeros(2, into, 8, 8)).shape == (2, out, 8 // stride, 8 // stride)
+
+
+@pytest.mark.parametrize(("x", "y"), [(4.0, 28.5), (-4.0, -3.5)])
+def test_a_residual_unit_activates_before_it_convolves_and_adds_the_input_as_it_came(x: float, y: float) -> None:
+    # A fresh norm in evaluation mode changes nothing; on one pixel only the centre tap of a 3x3 kernel counts:
+    # 4 + 3 * relu(2 * relu(4)) + 0.5 = 28.5, and -4 + 0 + 0.5 = -3.5.
+    unit = residual_unit(1, 1).eval()
+    convolutions = [m for m in unit.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        for convolution, tap in zip(convolutions, (2.0, 3.0), strict=True):
+            convolution.weight.fill_(99.0)[..., 1, 1] = tap
+        convolutions[-1].bias.fill_(0.5)
+        assert unit(torch.full((1, 1, 1, 1), x)).item() == pytest.approx(y, rel=1e-4)
+
+
+# --- Attention U-Net (Oktay et al. 2018)
+
+
+def gate_on_paper(gate: AttentionGate, skip: np.ndarray, gating: np.ndarray) -> np.ndarray:
+    """The paper's equations, one pixel at a time: skip (F, 2H, 2W), gating (G, H, W)."""
+    w = {name: p.detach().double().numpy() for name, p in gate.named_parameters()}
+    w_x, w_g, psi = (w[f"{part}.weight"][:, :, 0, 0] for part in ("of_skip", "of_gating", "psi"))
+    _, height, width = gating.shape
+    alpha = np.empty((height, width))
+    for i in range(height):
+        for j in range(width):
+            q = w_x @ skip[:, 2 * i, 2 * j] + w_g @ gating[:, i, j] + w["of_gating.bias"]
+            alpha[i, j] = 1 / (1 + np.exp(-(psi @ np.maximum(q, 0) + w["psi.bias"])[0]))
+    out = np.empty_like(skip)
+    for i in range(2 * height):  # bilinear between pixel centres, the border repeated
+        for j in range(2 * width):
+            y, x = np.clip((i + 0.5) / 2 - 0.5, 0, height - 1), np.clip((j + 0.5) / 2 - 0.5, 0, width - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = alpha[top, left] * (1 - x + left) + alpha[top, right] * (x - left)
+            lower = alpha[bottom, left] * (1 - x + left) + alpha[bottom, right] * (x - left)
+            out[:, i, j] = skip[:, i, j] * (upper * (1 - y + top) + lower * (y - top))
+    return out
+
+
+def test_the_attention_gate_is_the_papers() -> None:
+    torch.manual_seed(3)
+    gate, skip, gating = AttentionGate(3, 5, 4), torch.randn(2, 3, 8, 6), torch.randn(2, 5, 4, 3)
+    with torch.no_grad():
+        gated, alpha = gate(skip, gating), gate.coefficients(skip * 50, gating * 50)
+    for row in range(2):
+        expected = gate_on_paper(gate, skip[row].double().numpy(), gating[row].double().numpy())
+        np.testing.assert_allclose(gated[row].numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert alpha.shape == (2, 1, 8, 6)
+    assert alpha.min() >= 0
+    assert alpha.max() <= 1
+    assert parameters(gate) == 3 * 4 + (5 * 4 + 4) + (4 + 1)
+
+
+def test_a_gate_that_weighs_nothing_passes_the_same_share_everywhere() -> None:
+    gate, skip = AttentionGate(2, 4, 3), torch.randn(1, 2, 4, 4)
+    with torch.no_grad():
+        gate.psi.weight.zero_()
+        gate.psi.bias.fill_(np.log(3.0))  # sigmoid(log 3) = 3 / 4
+        assert torch.allclose(gate(skip, torch.randn(1, 4, 2, 2)), 0.75 * skip)
+
+
+def test_attention_unet_gates_every_skip_but_the_finest() -> None:
+    net = build("attention_unet", base=4, depth=3)
+    gates = [m for m in net.modules() if isinstance(m, AttentionGate)]
+    assert [(g.of_skip.in_channels, g.of_gating.in_channels) for g in gates] == [(16, 32), (8, 16)]
+
+
+# --- encoders by name
+
+
+def test_the_catalogue_holds_both_libraries_once() -> None:
+    names = [name for name, _ in catalogue()]
+    listed = dict(catalogue())
+    assert len(listed) == len(names)
+    assert (listed["resnet34"], listed["mit_b0"], listed["tu-convnext_tiny"]) == ("smp", "smp", "timm (tu-)")
+    assert all(encoder_exists(name) for name in names[::40])
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "tu-convnext_atto", "convnext_atto.d2_in1k", "resnet18"])
+def test_an_encoder_is_known_with_and_without_prefix_or_tag(name: str) -> None:
+    assert encoder_exists(name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("resnet43", "resnet34"),
+        ("tu-convnext_tny", "tu-convnext_tiny"),
+        ("convnext_atto.nonsense", "tu-convnext_atto"),
+    ],
+)
+def test_an_unknown_encoder_gets_a_suggestion(wrong: str, meant: str) -> None:
+    assert not encoder_exists(wrong)
+    with pytest.raises(
+        UnknownName, match=f"no encoder named '{wrong}'. Did you mean '{meant}'.*`bench list encoders`"
+    ):
+        build("fpn", encoder=wrong)
+
+
+def test_a_timm_name_without_its_prefix_is_the_same_encoder() -> None:
+    bare, prefixed = (
+        build("fpn", encoder="mobilenetv3_small_050"),
+        build("fpn", encoder="tu-mobilenetv3_small_050"),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), prefixed.parameters(), strict=True))
+
+
+# --- decoders over encoders
+
+WORKING = [
+    ("unet", "efficientnet-b0"),
+    ("linknet", "densenet121"),
+    ("unetplusplus", "convnext_atto"),
+    ("linknet", "mobilenet_v2"),
+    ("manet", "mobilenetv3_small_050"),
+    ("fpn", "pvt_v2_b0"),
+    ("fpn", "hrnet_w18_small"),
+    ("fpn", "swin_tiny_patch4_window7_224"),
+    ("pspnet", "efficientnet-b0"),
+    ("deeplabv3", "mobilenet_v2"),
+    ("deeplabv3plus", "convnext_atto"),
+    ("pan", "efficientnet-b0"),
+    ("segformer", "mit_b0"),
+]
+
+
+@pytest.mark.parametrize(("name", "encoder"), WORKING)
+def test_decoders_work_over_encoders_of_every_family(name: str, encoder: str) -> None:
+    net = build(name, 1, encoder=encoder)
+    x = images(name, 2, 1, taller=32)
+    logits = net(x)
+    assert logits.shape == (2, 1, *x.shape[2:])
+    logits.square().mean().backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None] == []
+
+
+KNOWN_MISFITS = [
+    ("deeplabv3", smp.DeepLabV3, "densenet121"),
+    ("deeplabv3plus", smp.DeepLabV3Plus, "tu-vgg11"),
+    ("deeplabv3plus", smp.DeepLabV3Plus, "xception"),
+    ("pan", smp.PAN, "inceptionv4"),
+    ("pan", smp.PAN, "tu-hrnet_w18_small"),
+    ("pan", smp.PAN, "tu-pvt_v2_b0"),
+    ("deeplabv3", smp.DeepLabV3, "tu-swin_tiny_patch4_window7_224"),
+    ("deeplabv3", smp.DeepLabV3, "tu-maxvit_rmlp_pico_rw_256"),
+    ("fpn", smp.FPN, "tu-maxvit_rmlp_pico_rw_256"),
+    ("fpn", smp.FPN, "tu-coatnet_pico_rw_224"),
+    ("fpn", smp.FPN, "tu-hiera_tiny_224"),
+    ("unetplusplus", smp.UnetPlusPlus, "mit_b0"),
+    ("linknet", smp.Linknet, "mit_b0"),
+    ("unet", smp.Unet, "tu-vit_tiny_patch16_224"),
+    ("dpt", smp.DPT, "resnet18"),
+]
+
+
+@pytest.mark.parametrize(("name", "decoder", "encoder"), KNOWN_MISFITS)
+def test_pairs_that_smp_cannot_run_are_refused_before_they_are_built(
+    name: str, decoder: type[nn.Module], encoder: str
+) -> None:
+    def never(**options: Any) -> nn.Module:
+        pytest.fail("it was built")
+
+    with pytest.raises(BadSetting, match=rf"^model '{name}' cannot use the encoder '{encoder}': .*\. Take .*\.$"):
+        over_encoder(name, never, 3, encoder, None)
+    with pytest.raises((AssertionError, RuntimeError, TypeError, ValueError)), torch.no_grad():
+        decoder(encoder_name=encoder, encoder_weights=None)(torch.zeros(2, 3, 96, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("deeplabv3", "edgenext_xx_small"),
+        ("fpn", "legacy_xception"),
+        ("upernet", "legacy_xception"),
+        ("dpt", "tu-resnet18"),
+    ],
+)
+def test_pairs_that_nobody_listed_are_refused_by_a_trial_image(name: str, encoder: str) -> None:
+    with pytest.raises(BadSetting, match=rf"model '{name}' cannot use the encoder 'tu-.*\(.+\)\. Take another"):
+        build(name, encoder=encoder)
+
+
+def test_an_encoder_that_minds_losing_its_idle_layers_keeps_them_untrained() -> None:
+    net = build("pspnet", encoder="tu-xception41")
+    net(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert {p.grad is not None for p in net.parameters() if p.requires_grad} == {True}
+    assert not all(p.requires_grad for p in net.parameters())
+
+
+def test_pan_says_which_images_are_too_small() -> None:
+    with pytest.raises(BadSetting, match="'pan' needs images of at least 128 pixels a side and got 160x96"):
+        built("pan", 3).eval()(torch.zeros(1, 3, 160, 96))
+
+
+def test_what_the_trial_removes_computes_nothing_and_it_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    whole = smp.PSPNet("resnet18", encoder_weights=None)
+    random_state = torch.get_rng_state()
+    net = build("pspnet", encoder="resnet18")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(not b.any() for n, b in net.named_buffers() if n.endswith("running_mean"))
+    deeper = parameters(whole.encoder.layer3) + parameters(whole.encoder.layer4)
+    assert parameters(net) == parameters(whole) - deeper
+    x = images("pspnet", 1)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), whole.eval()(x))
+
+
+# --- where an encoder starts
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(11)
+    file: Path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(smp.encoders.get_encoder("resnet18", weights=None).state_dict(), file)
+    return file
+
+
+def test_a_local_file_gives_the_encoder_its_weights(resnet_file: Path) -> None:
+    state = build("fpn", encoder="resnet18", weights=str(resnet_file)).get_submodule("encoder").state_dict()
+    wanted = load_file(resnet_file)
+    assert state.keys() == wanted.keys()
+    assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_rgb_weights_answer_a_grey_image_alike_on_any_number_of_channels(resnet_file: Path, channels: int) -> None:
+    net = build("fpn", channels, encoder="resnet18", weights=str(resnet_file))
+    rgb, grey = load_file(resnet_file)["conv1.weight"], torch.rand(1, 1, 16, 16)
+    adapted = net.get_parameter("encoder.conv1.weight")
+    assert adapted.shape[1] == channels
+    answer = F.conv2d(grey.expand(1, channels, 16, 16), adapted)
+    if channels == 2:  # red and green stand for all three
+        rgb = torch.stack([1.5 * rgb[:, 0], 1.5 * rgb[:, 1], 0 * rgb[:, 2]], 1)
+    if channels == 4:  # the fourth is red again
+        rgb = torch.stack([1.5 * rgb[:, 0], 0.75 * rgb[:, 1], 0.75 * rgb[:, 2]], 1)
+    assert torch.allclose(answer, F.conv2d(grey.expand(1, 3, 16, 16), rgb), atol=1e-5)
+
+
+def test_a_local_file_of_a_timm_encoder_works(tmp_path: Path) -> None:
+    name = "tu-mobilenetv3_small_050"
+    file = tmp_path / "encoder.safetensors"
+    save_file(build("fpn", seed=5, encoder=name).get_submodule("encoder").state_dict(), file)
+    loaded = build("fpn", encoder=name, weights=str(file)).get_submodule("encoder").state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in load_file(file).items())
+
+
+def test_a_file_that_does_not_fit_is_refused_with_what_is_wrong(resnet_file: Path, tmp_path: Path) -> None:
+    state = load_file(resnet_file)
+    cases = {
+        "1 tensors are missing, 0 are unknown and 0 have another shape, 'bn1.weight'": {
+            k: v for k, v in state.items() if k != "bn1.weight"
+        },
+        "0 tensors are missing, 1 are unknown and 0 have another shape, 'extra'": state
+        | {"extra": torch.zeros(1)},
+        "0 tensors are missing, 0 are unknown and 1 have another shape, 'bn1.bias'": state
+        | {"bn1.bias": torch.zeros(3)},
+    }
+    for sentence, content in cases.items():
+        save_file(content, tmp_path / "wrong.safetensors")
+        with pytest.raises(DataError, match=f"does not fit the encoder 'resnet18': {sentence}"):
+            build("fpn", encoder="resnet18", weights=str(tmp_path / "wrong.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "error", "sentence"),
+    [
+        ("resnet18", "nowhere/file.safetensors", DataError, "nowhere/file.safetensors does not exist"),
+        ("resnet18", "weights.pth", BadSetting, "only safetensors files are read"),
+        ("resnet18", "imagnet", BadSetting, "has no weights 'imagnet'; it has imagenet, ssl, swsl"),
+        ("convnext_atto", "in12k", BadSetting, r"it has imagenet\. Others are chosen by a tag"),
+        ("resnet18d_nothing", "imagenet", UnknownName, "no encoder named"),
+        ("test_convnext2", "noisy", BadSetting, "has no weights 'noisy'"),
+    ],
+)
+def test_weights_that_are_not_there_are_said_to_be(
+    encoder: str, weights: str, error: type[BenchError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        build("fpn", encoder=encoder, weights=weights)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "broken.safetensors"
+    file.write_bytes(b"not at all")
+    with pytest.raises(DataError, match="is no safetensors file"):
+        build("fpn", encoder="resnet18", weights=str(file))
+
+
+def test_a_hub_out_of_reach_is_one_sentence_with_a_way_out() -> None:
+    def unreachable(*, encoder_weights: str | bool | None, **options: Any) -> nn.Module:
+        raise ConnectionError(f"cannot fetch {encoder_weights}")
+
+    with pytest.raises(
+        DataError, match=r"'imagenet' of the encoder 'resnet18' cannot be fetched .* local safetensors"
+    ):
+        over_encoder("fpn", unreachable, 3, "resnet18", "imagenet")
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_its_client_is_left_as_it_was(monkeypatch):
+    from huggingface_hub import constants
+
+    from bench.models.pretrained import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    with hub():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE

@@ -1,0 +1,479 @@
+"""Two runs compared: every number by hand or by another library, and no claim that the numbers do not carry."""
+
+from __future__ import annotations
+
+import json
+import math
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+
+from bench.analysis.claims import Side, caveats, claim
+from bench.analysis.comparison import Comparison, compare_cases, rank_biserial, scale_of
+from bench.analysis.strata import groups_of
+from bench.data.datasets.lgg import lgg
+from bench.data.datasets.phantom import write_phantom
+from bench.data.pack import Pack, load_or_pack
+from bench.errors import BadSetting, DataError, UnknownName
+from bench.formatting import SYNTHETIC_WARNING
+from bench.reports.comparison import compare, comparison_figure
+from bench.stats import Interval, Paired, Procedure
+from bench.tracking import Store, find_run, open_run
+from tests.fakes import pack_of
+
+A, B = Side("first"), Side("second")
+SCORES = [0.9, 0.8, 0.7, 0.6, 0.5], [0.8, 0.82, 0.4, 0.6, 0.45]  # A - B: 0.1, -0.02, 0.3, 0, 0.05
+FOLDS = [0, 0, 1, 1, 1]
+DICE, HD95 = scale_of("dice"), scale_of("hd95")
+
+
+def cases(scores, folds=FOLDS, metric: str = "dice", sizes=None, names=None) -> pd.DataFrame:
+    """A row a patient; the tumour has 100 pixels, or `sizes`, half of them found."""
+    sizes = np.full(len(scores), 100) if sizes is None else np.asarray(sizes)
+    names = [f"TCGA_CS_{n}" for n in range(len(scores))] if names is None else names
+    return pd.DataFrame({"case": names, "fold": folds, metric: scores, "tp": sizes // 2, "fn": sizes - sizes // 2})
+
+
+def both(a, b, metric: str = "dice", groups=None, **table) -> Comparison:
+    tables = cases(a, metric=metric, **table), cases(b, metric=metric, **table)
+    return compare_cases(*tables, sides=(A, B), primary=metric, groups=groups)
+
+
+# numbers
+
+
+def test_the_patients_in_numbers():
+    found = both(*SCORES)
+    d = np.array([0.1, -0.02, 0.3, 0, 0.05])
+    assert found.means == pytest.approx((0.7, 0.614))
+    assert found.paired.difference == pytest.approx(0.086)
+    assert (found.paired.wins, found.ties, found.losses) == pytest.approx((0.6, 0.2, 0.2))
+    assert found.paired.p == pytest.approx(stats.wilcoxon(d).pvalue)
+    # ranks of what differs: 0.02 is 1, 0.05 is 2, 0.1 is 3, 0.3 is 4
+    assert found.rank_biserial == pytest.approx((2 + 3 + 4 - 1) / 10)
+    # deviations from 0.086: 0.014, -0.106, 0.214, -0.086, -0.036
+    assert found.d_z == pytest.approx(0.086 / math.sqrt(0.06592 / 4))
+
+
+def test_the_interval_is_the_bootstrap_of_the_mean_difference():
+    rng = np.random.default_rng(3)
+    a, b = rng.random(40), rng.random(40)
+    found = both(a, b, folds=[0, 1] * 20)
+    other = stats.bootstrap((a - b,), np.mean, method="BCa", n_resamples=20000, rng=5).confidence_interval
+    assert found.paired.interval.low == pytest.approx(other.low, abs=0.006)
+    assert found.paired.interval.high == pytest.approx(other.high, abs=0.006)
+
+
+def test_the_folds_in_numbers():
+    """Two folds leave one degree of freedom: a Cauchy distribution, whose tails are arc tangents."""
+    found = both(*SCORES).procedure
+    one, two = 0.04, 0.35 / 3  # means of 0.1, -0.02 and of 0.3, 0, 0.05
+    mean, variance = (one + two) / 2, (one - two) ** 2 / 2
+    width = math.sqrt((1 / 2 + (1 / 2) / (1 / 2)) * variance)
+
+    def above(limit: float) -> float:
+        return 0.5 - math.atan((limit - mean) / width) / math.pi
+
+    assert found.difference == pytest.approx(mean)
+    assert found.p == pytest.approx(2 * (0.5 - math.atan(mean / width) / math.pi))
+    assert found.better == pytest.approx(above(0.01))
+    assert found.worse == pytest.approx(1 - above(-0.01))
+    assert found.same == pytest.approx(above(-0.01) - above(0.01))
+
+
+def test_where_low_is_good_the_same_numbers_speak_for_the_other():
+    high, low = both(*SCORES), both(*SCORES, metric="brier")
+    assert low.paired.difference == high.paired.difference
+    assert (low.paired.wins, low.losses) == (high.losses, high.paired.wins)
+    assert (low.rank_biserial, low.d_z) == (-high.rank_biserial, -high.d_z)
+    assert (low.procedure.better, low.procedure.worse) == (high.procedure.worse, high.procedure.better)
+    assert low.gains["case"].tolist() == high.falls["case"].tolist() == ["TCGA_CS_1"]
+
+
+def test_equal_scores_have_no_effect_size_and_rounding_is_no_win():
+    found = both([0.3, 0.5, 0.7], [0.1 + 0.2, 0.5, 0.7], folds=[0, 0, 1])
+    assert (found.paired.wins, found.losses, found.ties, found.paired.p) == (0, 0, 1, 1)
+    assert math.isnan(found.rank_biserial)
+    assert math.isnan(found.d_z)
+    assert found.gains.empty
+    assert found.falls.empty
+
+
+def test_equal_ranks_are_shared():
+    assert rank_biserial(np.array([0.1, 0.1, -0.1, 0.2])) == pytest.approx((2 + 2 + 4 - 2) / 10)
+
+
+def test_order_of_the_rows_is_no_matter():
+    one = cases(SCORES[0]), cases(SCORES[1])
+    other = compare_cases(one[0].iloc[::-1], one[1].sample(frac=1, random_state=1), sides=(A, B))
+    wanted = compare_cases(*one, sides=(A, B))
+    assert other.claim == wanted.claim
+    assert other.paired == wanted.paired
+
+
+def test_who_has_no_score_in_either_run_is_named_and_left_out():
+    a, b = [0.9, nan, 0.7, 0.6, 0.5], [0.8, 0.82, 0.4, nan, 0.45]
+    found = both(a, b)
+    assert found.undefined == ("TCGA_CS_1", "TCGA_CS_3")
+    assert found.patients["case"].tolist() == ["TCGA_CS_0", "TCGA_CS_2", "TCGA_CS_4"]
+    assert found.paired.n == 3
+    assert found.paired.difference == pytest.approx(0.15)
+    assert found.procedure.difference == pytest.approx((0.1 + (0.3 + 0.05) / 2) / 2)
+    assert "2 more count for neither, as their dice is not defined in both." in found.claim
+
+
+def test_who_has_no_tumour_is_no_gap_that_models_choose():
+    scores = [nan, nan, 0.7, 0.6, 0.5], [0.0, nan, 0.4, 0.5, 0.45]
+    sizes = [0, 0, 100, 100, 100]
+    a, b = (cases(each, sizes=sizes).assign(fp=fp) for each, fp in zip(scores, (0, [3, 0, 9, 9, 9]), strict=True))
+    found = compare_cases(a, b, sides=(A, B))
+    assert (found.paired.n, found.undefined) == (3, ())
+    assert "2 patients without tumour count for neither: A predicts some in 0 of them, B in 1." in found.claim
+    assert "too many others" not in found.claim
+
+
+def test_of_one_fold_nothing_is_known_of_training():
+    found = both(*SCORES, folds=[0] * 5)
+    assert found.procedure.n == 1
+    assert math.isnan(found.procedure.p)
+    assert "One fold says nothing about training anew." in found.claim
+
+
+def test_those_who_gain_and_lose_most():
+    d = np.array([0.1, -0.3, 0.2, 0.4, -0.1, 0.3, 0.2, 0.6, 0, 0.5])
+    found = both(0.3 + d, np.full(10, 0.3), folds=[0, 1] * 5)
+    assert found.gains["case"].str[-1].tolist() == ["7", "9", "3", "5", "2"]  # 2 and 6 gain alike: by name
+    assert found.falls["case"].str[-1].tolist() == ["1", "4"]
+    assert found.gains.iloc[0][["a", "b", "difference"]].tolist() == pytest.approx([0.9, 0.3, 0.6])
+
+
+# strata
+
+
+def test_strata_of_size_and_of_given_groups():
+    """Of sizes 10 to 60 the thirds end at 26.7 and 43.3; a patient without a tumour is in none of them."""
+    sizes = [60, 10, 0, 20, 50, 30, 40]
+    a = [0.9, 0.2, 0.0, 0.4, 0.8, 0.5, 0.7]
+    b = [0.8, 0.3, 0.0, 0.2, 0.8, 0.6, 0.5]
+    groups = pd.DataFrame({"institution": list("XYXXXXX"), "same": "all"}, index=cases(a, folds=[0] * 7)["case"])
+    found = both(a, b, folds=[0, 1, 0, 1, 0, 1, 0], sizes=sizes, groups=groups)
+    rows = {s.name.split(",")[0]: s for s in found.strata}
+    assert [s.kind for s in found.strata] == ["tumour size"] * 4 + ["institution"] * 2  # all alike is no stratum
+    assert [s.name for s in found.strata[1:4]] == ["small, to 27 pixels", "middle, to 43", "large"]
+    assert {name: s.n for name, s in rows.items()} == {
+        "no tumour": 1,
+        "small": 2,
+        "middle": 2,
+        "large": 2,
+        "X": 6,
+        "Y": 1,
+    }
+    small, middle, large = rows["small"], rows["middle"], rows["large"]
+    assert (small.a, small.b, small.difference, small.wins) == pytest.approx((0.3, 0.25, 0.05, 0.5))
+    assert (middle.a, middle.b, middle.difference, middle.wins) == pytest.approx((0.6, 0.55, 0.05, 0.5))
+    assert (large.a, large.b, large.difference, large.wins) == pytest.approx((0.85, 0.8, 0.05, 0.5))
+    assert (small.interval.low, small.interval.high) == pytest.approx((-0.1, 0.2))  # of two, the bootstrap's ends
+    assert math.isnan(rows["Y"].interval.low)
+    assert rows["Y"].difference == pytest.approx(-0.1)
+
+
+def test_equal_sizes_are_never_parted():
+    found = both([0.5] * 6, [0.4] * 6, folds=[0, 1] * 3, sizes=[10, 10, 10, 10, 10, 90])
+    assert [(s.n, s.name) for s in found.strata] == [(5, "small, to 10 pixels"), (1, "large")]
+
+
+def test_institution_and_missing_sequences_come_from_the_pixels():
+    """Of six patients: complete, pre, post, both missing; one slice alike; and no FLAIR at all."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 255, (12, 16, 16, 3), np.uint8)  # two slices a patient
+    for rows, channels in (([2, 3], [0]), ([4, 5], [2]), ([6, 7], [0, 2]), ([8], [0, 2])):
+        for channel in channels:
+            images[rows, :, :, channel] = images[rows, :, :, 1]
+    images[10:] = 0
+    names = [f"P{n // 2}" for n in range(12)]
+    pack = pack_of(images, np.zeros((12, 16, 16), np.uint8), names, ["CS"] * 6 + ["DU"] * 6)
+    groups = groups_of(pack)
+    assert groups["missing sequences"].tolist() == ["none", "pre", "post", "pre and post", "none", "none"]
+    assert groups["institution"].tolist() == ["CS"] * 3 + ["DU"] * 3
+
+
+# what may be claimed
+
+
+def patients(difference: float, low: float, high: float, p: float, wins: float, n: int = 88) -> Paired:
+    return Paired(difference, Interval(low, high), p, wins, n)
+
+
+def folds(difference: float, p: float, same: float = 0.1) -> Procedure:
+    return Procedure(difference, Interval(nan, nan), p, 0.5, same, 0.4, 5)
+
+
+BETTER = patients(0.021, 0.008, 0.034, 0.002, 0.65)
+OPEN = folds(0.02, 0.08)
+A_BETTER, B_BETTER = "A's models are better on patients", "B's models are better on patients"
+NOT_SETTLED = "whether training A anew would again give better models is not settled"
+
+
+def test_the_whole_sentence():
+    assert claim(BETTER, 0.3, OPEN, DICE) == (
+        "On these 88 patients A scores 0.021 higher than B in mean dice (95% interval of A - B +0.008 to +0.034; "
+        "Wilcoxon p = 0.002; A better in 65%, B in 30% of them): A's models are better on patients like these. "
+        "Over 5 folds the difference is +0.020 (p = 0.08): whether training A anew would again give better models "
+        "is not settled."
+    )
+
+
+def test_the_sentence_where_low_is_good():
+    said = claim(patients(-3.26, -5, -1.02, 0.0004, 0.65), 0.3, folds(-3.1, 0.01), HD95)
+    assert said.startswith(
+        "On these 88 patients A scores 3.3 pixels lower than B in mean hd95, where low is good (95% interval of "
+        "A - B -5.0 to -1.0; Wilcoxon p < 0.001;"
+    )
+    assert A_BETTER in said
+    assert said.endswith("(p = 0.01): training A anew may be expected to give better models again.")
+
+
+@pytest.mark.parametrize(
+    ("found", "losses", "says"),
+    [
+        (BETTER, 0.3, A_BETTER),
+        (patients(-0.03, -0.05, -0.01, 0.01, 0.3), 0.7, B_BETTER),
+        (patients(0.01, -0.01, 0.03, 0.2, 0.6), 0.4, "they cannot be told apart"),
+        (patients(0.01, -0.01, 0.03, 0.02, 0.6), 0.4, "neither is called better"),
+        (patients(0.03, 0.01, 0.05, 0.01, 0.4), 0.6, "A is better in the mean, but not in most patients"),
+        (patients(0.03, 0.01, 0.05, 0.01, 0.4), 0.4, "A is better in the mean, but not in most patients"),
+        (patients(-0.03, -0.05, -0.01, 0.01, 0.6), 0.4, "B is better in the mean, but not in most patients"),
+        (patients(0.03, 0.01, 0.05, 0.3, 0.6), 0.4, "by rank it is not settled"),
+        (patients(0.003, -0.002, 0.008, 0.3, 0.6), 0.4, "in practice equal"),
+        (patients(0.006, 0.003, 0.009, 0.001, 0.9), 0.1, "in practice equal"),  # surely higher, and by nothing
+        (patients(0.006, 0.002, 0.01, 0.001, 0.9), 0.1, A_BETTER),  # the interval's end is no longer nothing
+        (patients(0.4, nan, nan, 1, 1, n=1), 0, "so few patients settle nothing"),
+    ],
+)
+def test_what_the_patients_say(found, losses, says):
+    said = claim(found, losses, OPEN, DICE)
+    assert says in said
+    assert [name for name in (A_BETTER, B_BETTER) if name in said] == [says] * (says in (A_BETTER, B_BETTER))
+
+
+@pytest.mark.parametrize(
+    ("found", "procedure", "says"),
+    [
+        (BETTER, folds(0.02, 0.08), NOT_SETTLED),
+        (BETTER, folds(0.02, 0.01), "training A anew may be expected to give better models again"),
+        (BETTER, folds(-0.02, 0.01), "which the patients do not bear out"),
+        (BETTER, folds(0.004, 0.01, same=0.97), "they would most likely differ by less than 0.01"),
+        (patients(0.01, -0.01, 0.03, 0.2, 0.6), folds(0.01, 0.01), "which the patients do not bear out"),
+        (patients(0.01, -0.01, 0.03, 0.2, 0.6), folds(0.01, 0.3), "what training anew would give is not settled"),
+        (BETTER, Procedure(0.02, Interval(nan, nan), nan, nan, nan, nan, 1), "One fold says nothing"),
+    ],
+)
+def test_what_the_folds_say(found, procedure, says):
+    said = claim(found, 0.3, procedure, DICE)
+    assert says in said
+    assert ("may be expected" in said) == ("may be expected" in says)
+
+
+def test_nothing_is_claimed_where_the_models_chose_who_has_a_score():
+    """Precision has no value where nothing was predicted: of 61 such patients none speaks."""
+    assert A_BETTER in claim(BETTER, 0.3, OPEN, DICE, undefined=4)  # 4 of 92
+    said = claim(BETTER, 0.3, OPEN, DICE, undefined=5)  # 5 of 93 are more than a twentieth
+    assert A_BETTER not in said
+    assert "too many others have no score for anything to be claimed" in said
+    assert "5 more count for neither" in said
+    assert "training" not in said
+    assert "trained" not in said
+
+
+def test_a_number_that_is_not_zero_does_not_look_like_it():
+    said = claim(patients(0.0003, 0.00004, 0.0006, 0.01, 0.6), 0.3, OPEN, DICE)
+    assert "A scores 0.0003 higher" in said
+    assert "+0.00004 to +0.0006" in said
+
+
+def test_the_same_scores_are_said_to_be_the_same():
+    said = both([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], folds=[0, 1, 1]).claim
+    assert "A and B score the same in mean dice" in said
+    assert "in practice equal" in said
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_claim_turns_with_the_sides(seed):
+    rng = np.random.default_rng(seed)
+    a = rng.random(30)
+    b = a + rng.normal(0.02 * seed, 0.1, 30)
+    one, other = both(a, b, folds=[0, 1, 2] * 10), both(b, a, folds=[0, 1, 2] * 10)
+    said, turned = (found.claim.split("): ")[1].split(". Over")[0] for found in (one, other))
+    assert turned == said.translate(str.maketrans("AB", "BA"))
+    assert other.paired.difference == pytest.approx(-one.paired.difference)
+    assert other.rank_biserial == pytest.approx(-one.rank_biserial)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "says"),
+    [
+        (Side("", images=2100), Side("", images=1000), "A saw 2.1 times as many images"),
+        (Side("", images=1000), Side("", images=1500), "B saw 1.5 times as many images"),
+        (Side("", images=1000), Side("", images=1090), None),
+        (Side("", images=1000), Side("", images=nan), None),
+        (Side("", weights="imagenet"), B, "A started from imagenet weights and B from random ones"),
+        (Side("", weights="imagenet"), Side("", weights="imagenet"), None),
+        (Side("", weights="imagenet"), Side("", weights=None, derived=True), "B is made of other runs"),
+        (Side("", post_hoc=True), B, "A was changed after its test scores were seen"),
+    ],
+)
+def test_what_else_differs_is_said(a, b, says):
+    said = caveats(a, b)
+    assert len(said) == (says is not None)
+    assert all(says in one for one in said)
+    assert ("Budgets differ" in "".join(said)) == (says is not None and ("saw" in says or "weights" in says))
+
+
+# what is refused
+
+
+def test_a_metric_that_does_not_fit():
+    with pytest.raises(UnknownName, match="Did you mean 'dice'"):
+        both(*SCORES, metric="dicee")
+    with pytest.raises(BadSetting, match="neither better high nor low"):
+        both(*SCORES, metric="relative_volume_difference")
+    with pytest.raises(BadSetting, match="run second has not scored dice"):
+        compare_cases(cases(SCORES[0]), cases(SCORES[1], metric="iou"), sides=(A, B))
+    with pytest.raises(BadSetting, match="no patient has a dice in both"):
+        both([nan, 0.5], [0.5, nan], folds=[0, 1])
+
+
+def test_other_patients_are_refused():
+    with pytest.raises(BadSetting, match=r"1 in one only, such as TCGA_CS_4\)\. Run all folds"):
+        compare_cases(cases(SCORES[0]), cases(SCORES[1]).iloc[:4], sides=(A, B))
+
+
+# the command
+
+
+PHANTOM = {"patients": 6, "size": 32, "slices": 6, "institutions": 2}
+NASTY = "[red]a\x1b[31m$x^$"
+
+
+@pytest.fixture
+def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
+    """A phantom in the folder `phantom`, packed."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    return load_or_pack(lgg(folder=write_phantom(tmp_path / "phantom", **PHANTOM)))
+
+
+def log(
+    store: Store, pack: Pack, name: str, shift: float = 0.0, images: int = 100, own: bool = True, **changes: str
+) -> str:
+    """A finished run as others log it, of patients who score 0.3 and up; one not its `own` is made of others."""
+    tags = {"bench.data": pack.manifest.key, "bench.split": "one", "bench.convention": "1"}
+    tags |= {"bench.task": "segmentation", "bench.synthetic": "true", "bench.fingerprint": name}
+    tags |= {f"bench.{key}": value for key, value in changes.items()}
+    scores = 0.3 + 0.05 * np.arange(6) + shift + np.linspace(0, 0.01, 6)
+    with open_run(store, name, "test", tags) as recorder:
+        recorder.settings({"dataset.name": "lgg", "dataset.folder": "phantom"} if own else {})
+        recorder.metrics({"cost/images": images})
+        recorder.table("cases", cases(scores, folds=[0, 0, 1, 1, 2, 2], names=pack.cases))
+    return recorder.run_id
+
+
+def test_two_logged_runs(store: Store, pack: Pack, tmp_path: Path, capsys):
+    log(store, pack, NASTY, 0.2, images=250)
+    log(store, pack, "plain")
+    found = compare(NASTY, "plain", out=tmp_path / "new" / "out", uri=store.uri)
+    out, _ = capsys.readouterr()
+    assert "\x1b" not in out
+    assert "A: [red]a?[31m$x^$ (" in out
+    for part in ("B: plain (", "rank-biserial", "P(within 0.01)", "Exploratory", "gains", found.claim):
+        assert part in out
+    assert found.paired.difference == pytest.approx(0.2)
+    assert "A saw 2.5 times as many images" in found.claim
+    assert found.claim.endswith(SYNTHETIC_WARNING)
+    # the phantom has one patient without a post sequence, and one alone in its institution
+    strata = {(s.kind, s.name): s.n for s in found.strata}
+    assert strata["missing sequences", "post"] == 1
+    assert strata["missing sequences", "none"] == 5
+    assert sorted(n for (kind, _), n in strata.items() if kind == "institution") == [1, 5]
+
+    written = json.loads((tmp_path / "new" / "out" / "comparison.json").read_text())
+    assert written["claim"] == found.claim
+    assert written["paired"]["interval"]["low"] == found.paired.interval.low
+    assert [p["case"] for p in written["patients"]] == pack.cases
+    alone = next(s for s in written["strata"] if s["kind"] == "missing sequences" and s["name"] == "post")
+    assert alone["interval"] == {"low": None, "high": None}
+    with Image.open(tmp_path / "new" / "out" / "comparison.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_without_the_data_one_line_says_what_is_left_out(store: Store, pack: Pack, tmp_path: Path, capsys):
+    log(store, pack, "one")
+    log(store, pack, "two")
+    (tmp_path / "phantom").rename(tmp_path / "moved")
+    found = compare("one", "two", uri=store.uri)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(
+        "missing sequences are left out, as the data are not at hand: the data folder phantom"
+    )
+    assert {s.kind for s in found.strata} == {"institution"}  # known by name; all tumours have one size here
+    again = compare("one", "two", data=tmp_path / "moved", uri=store.uri)
+    assert {s.kind for s in again.strata} == {"institution", "missing sequences"}
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        compare("one", "two", data=tmp_path / "nowhere", uri=store.uri)
+
+
+def test_a_run_that_is_made_of_others_borrows_the_data_of_the_other(store: Store, pack: Pack, capsys):
+    for name, own in (("made", False), ("made too", False), ("trained", True)):
+        log(store, pack, name, own=own)
+    found = compare("made", "trained", uri=store.uri)
+    assert {s.kind for s in found.strata} == {"institution", "missing sequences"}
+    assert "A is made of other runs" in found.claim
+    capsys.readouterr()
+    compare("made", "made too", uri=store.uri)
+    assert "none of these runs knows its data" in capsys.readouterr().err
+    trained = find_run(store, "trained").info.run_id
+    for name in ("newer", "newer too"):
+        log(store, pack, name, own=False, source=trained)
+    found = compare("newer", "newer too", uri=store.uri)  # through the run that they were made of
+    assert {s.kind for s in found.strata} == {"institution", "missing sequences"}
+
+
+def test_runs_that_cannot_be_compared(store: Store, pack: Pack):
+    first = log(store, pack, "first")
+    log(store, pack, "second", 0.1)
+    log(store, pack, "elsewhere", split="two")
+    log(store, pack, "older", convention="0")
+    log(store, pack, "gate", task="presence")
+    for other, says in (
+        ("first", "one run"),
+        (first[:8], "one run"),
+        ("elsewhere", "differ in split"),
+        ("older", "differ in convention"),
+        ("gate", "scored patient by patient"),
+    ):
+        with pytest.raises(BadSetting, match=says):
+            compare("first", other, uri=store.uri)
+    with pytest.raises(UnknownName, match="no run 'third'"):
+        compare("first", "third", uri=store.uri)
+    with pytest.raises(BadSetting, match="has not scored iou"):
+        compare("first", "second", primary="iou", uri=store.uri)
+
+
+def test_the_figure_shows_every_patient_on_the_side_of_its_winner():
+    found = both(*SCORES, metric="brier")
+    left, right = comparison_figure(found).axes
+    shown = {c.get_label(): np.asarray(c.get_offsets()).tolist() for c in left.collections}
+    assert shown == {
+        "A better: 1": [[0.82, 0.8]],
+        "B better: 3": [[0.45, 0.5], [0.8, 0.9], [0.4, 0.7]],  # b and a, in the order of their differences
+        "equal: 1": [[0.6, 0.6]],
+    }
+    bars = sorted((bar.get_x(), bar.get_height()) for some in right.containers for bar in some)
+    assert [height for _, height in bars] == pytest.approx([-0.02, 0, 0.05, 0.1, 0.3])
+    assert left.get_xlabel() == "B: second"
+    assert left.get_ylabel() == "A: first"

@@ -1,0 +1,460 @@
+"""The same values in every form, and nothing that a name can smuggle in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from math import isnan, nan
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from bench.analysis.board import Board, Row
+from bench.analysis.run_summary import headline, model_card
+from bench.console import frame_table
+from bench.formatting import between, decimal, duration, letter, p_value, signed
+from bench.reports.tables import (
+    board_csv,
+    board_html,
+    board_json,
+    board_markdown,
+    board_table,
+    cases_csv,
+    cost_columns,
+    frame_markdown,
+    legend,
+    score_columns,
+)
+from bench.types import RunRecord
+
+SCORES = {"dice": 0.81234, "dice_median": 0.85, "dice_p5": 0.4149, "dice_under_half": 7.0, "hd95": 6.25}
+SCORES |= {"dice_positive_slices": 0.7777, "slice_sensitivity": 0.9, "missed_slices": 42.0, "dice_global": 0.88}
+ROW = Row(
+    **{"rank": 1, "name": "first", "model": "unet", "encoder": "", "loss": "bce_dice", "weights": "scratch"},
+    **{"score": 0.81234, "low": 0.79, "high": 0.83456, "difference": 0.0, "difference_low": 0.0},
+    **{"difference_high": 0.0, "p": 1.0, "group": 1, "first": 0.987, "rank_low": 1, "rank_high": 2},
+    **{"seeds": 2, "folds": 5, "patients": 110, "budget": "24k x 64 px", "epochs": 12.5, "images": 99000.0},
+    **{"parameters": 31_037_633.0, "flops": 1.234e9, "wall_seconds": 3700.0, "device_seconds": 2399.6},
+    **{
+        "peak_memory_mb": 1024.4,
+        "latency_p50_ms": 12.34,
+        "latency_p95_ms": 20.06,
+        "hardware": "cpu",
+        "members": 1,
+        "searched": 0,
+    },
+    **{"seed": "0, 1", "data": "d" * 8, "split": "s" * 12, "synthetic": False, "run_id": "0123456789abcdef"},
+    **{"runs": ("0123456789abcdef", "fedcba"), "scores": SCORES},
+)
+SECOND = replace(
+    ROW,
+    **{"rank": 2, "name": "second", "score": 0.7, "low": 0.65, "high": 0.75, "difference": -0.11234, "p": 0.00012},
+    **{"difference_low": -0.15, "difference_high": -0.05, "group": 2, "first": 0.013, "rank_low": 2},
+    **{"run_id": "abcdef0123456789", "encoder": "resnet18", "flops": nan, "scores": {"dice": 0.7, "hd95": nan}},
+)
+WHO = ["1", "first"]
+STANDING = [
+    *("0.812", "0.790 to 0.835", "+0.000", "+0.000 to +0.000", "1.000", "A", "0.99", "1–2"),
+    *("0.850", "0.415", "7", "0.778", "0.900", "–", "6.2", "42"),
+]
+COSTS = [
+    *("2 x 5", "scratch", "24k x 64 px", "12.5", "31.0", "1.23", "2400", "1024", "12.3", "20.1", "0"),
+    *("1 h 01 min", "cpu", "ssssssss"),
+]
+ID = ["01234567"]
+SECOND_STANDING = [
+    *("0.700", "0.650 to 0.750", "-0.112", "-0.150 to -0.050", "<0.001", "B", "0.01", "2–2"),
+    *("–", "–", "–", "–", "–", "–", "–", "–"),
+]
+
+
+def record(run_id: str, seed: str, dice: list[float]) -> RunRecord:
+    cases = pd.DataFrame({"case": ["x,1", "y"], "fold": [0, 1], "dice": dice})
+    return RunRecord(run_id, "any", cases, {"run.seed": seed}, {}, {})
+
+
+def test_every_patient_by_every_run_of_every_row():
+    rows = replace(ROW, runs=("a", "b")), replace(SECOND, runs=("c",))
+    found = [record("c", "0", [0.25, nan]), record("b", "1", [0.5, 1 / 3]), record("a", "0", [0.75, 1.0])]
+    lines = list(csv.DictReader(io.StringIO(cases_csv([board(*rows), board(rows[1])], found))))
+    told = [(x["board"], x["rank"], x["name"], x["run_id"], x["seed"], x["case"], x["dice"]) for x in lines]
+    assert told == [
+        ("1", "1", "first", "a", "0", "x,1", "0.75"),
+        ("1", "1", "first", "a", "0", "y", "1"),
+        ("1", "1", "first", "b", "1", "x,1", "0.5"),
+        ("1", "1", "first", "b", "1", "y", "0.333333"),
+        ("1", "2", "second", "c", "0", "x,1", "0.25"),
+        ("1", "2", "second", "c", "0", "y", ""),
+        ("2", "2", "second", "c", "0", "x,1", "0.25"),
+        ("2", "2", "second", "c", "0", "y", ""),
+    ]
+    assert cases_csv([], found) == ""
+
+
+def board(*rows: Row, synthetic: bool = False, dataset: str = "lgg", **changes: object) -> Board:
+    made = Board(
+        **{"task": "segmentation", "primary": "dice", "dataset": dataset, "data_key": "d" * 16},
+        **{"split_hash": "s" * 12, "patients": 110, "synthetic": synthetic, "post_hoc": False, "left_out": ()},
+        rows=tuple(replace(row, synthetic=synthetic) for row in rows),
+    )
+    return replace(made, **changes)
+
+
+SLICES = {
+    "auroc": 0.91234,
+    "average_precision": 0.8765,
+    "accuracy": 0.84,
+    "sensitivity": 0.75,
+    "specificity": 0.92,
+}
+SLICES |= {"brier": 0.11, "ece": 0.05, "missed_slices": 4, "false_positive_slices": 3}
+PRESENT = board(replace(ROW, score=0.91234, scores=SLICES), task="presence", primary="auroc")
+BOTH = board(ROW, SECOND)
+
+
+def printed(table: Table) -> str:
+    console = Console(width=1000, record=True, file=io.StringIO(), color_system=None)
+    console.print(table)
+    return console.export_text()
+
+
+def terminal(shown: Board) -> str:
+    return printed(board_table(shown))
+
+
+def grid(table: Table) -> list[list[str]]:
+    """The cells of a table of the terminal, headings first."""
+    lines = [re.split("[│┃]", line)[1:-1] for line in printed(table).splitlines()]
+    return [[cell.strip() for cell in line] for line in lines if line]
+
+
+def markdown(*shown: Board) -> list[list[list[str]]]:
+    """The cells of each table, headings first; an escaped bar is no border."""
+    text = board_markdown(shown)
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    return [[cells(line) for n, line in enumerate(table) if n != 1] for table in tables]
+
+
+def cells(line: str) -> list[str]:
+    split = re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1]
+    return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in split]
+
+
+class Page(HTMLParser):
+    """What a browser would show: texts by the tag that holds them, and every tag met."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.met: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.loader(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.met.append(tag)
+        self.texts.setdefault(tag, []).append("")
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self.met[-1]][-1] += data
+
+
+def html(shown: Board) -> list[list[str]]:
+    page = Page(board_html(shown))
+    head, body = page.texts["th"], page.texts["td"]
+    return [head, *(body[n : n + len(head)] for n in range(0, len(body), len(head)))]
+
+
+# The same in every form
+
+
+def test_terminal_and_markdown_show_the_same_cells_scores_and_then_costs():
+    scores, costs = grid(board_table(BOTH)), grid(board_table(BOTH, cost_columns(BOTH)))
+    assert scores[1:] == [[*WHO, *STANDING, *ID], ["2", "second", *SECOND_STANDING, "abcdef01"]]
+    assert costs[1] == [*WHO, *COSTS, *ID]
+    assert costs[2][7] == "–"  # GFLOPs that nobody knows
+    assert markdown(BOTH) == [scores, costs]
+    assert scores[0][:4] == ["#", "run", "Dice", "95% interval"]
+
+
+def test_html_shows_the_cells_of_both_in_one_table():
+    scores, costs = markdown(BOTH)
+    assert html(BOTH) == [[*s[:-1], *c[2:]] for s, c in zip(scores, costs, strict=True)]
+    assert html(BOTH)[1] == [*WHO, *STANDING, *COSTS, *ID]
+
+
+def test_a_presence_board_shows_its_own_scores_in_every_form():
+    expected = [*WHO, "0.912", *STANDING[1:8], "0.876", "0.750", "0.920", "0.840", "4", "3", "0.110", "0.050", *ID]
+    table = grid(board_table(PRESENT))
+    assert table[1] == expected
+    assert table[0][2] == "AUROC"
+    assert "Dice" not in table[0]
+    assert markdown(PRESENT)[0] == table
+    assert html(PRESENT)[1] == [*expected[:-1], *COSTS, *ID]
+
+
+def test_csv_and_json_hold_every_field_at_full_precision():
+    (lines, (stored,)) = list(csv.DictReader(io.StringIO(board_csv([BOTH])))), json.loads(board_json([BOTH]))
+    for row, line, kept in zip((ROW, SECOND), lines, stored["rows"], strict=True):
+        fields = {k: v for k, v in asdict(row).items() if k not in ("runs", "repeats", "scores")}
+        for name, value in (fields | row.scores).items():
+            if isinstance(value, float) and isnan(value):
+                assert (line[name], kept[name]) == ("nan", None)
+            else:
+                assert (line[name], kept[name]) == (str(value), value)
+        assert line["runs"] == kept["runs"] == "0123456789abcdef fedcba"
+
+
+def test_the_numbers_of_csv_and_json_round_to_the_cells():
+    (line, _), ((kept, _),) = (
+        csv.DictReader(io.StringIO(board_csv([BOTH]))),
+        [b["rows"] for b in json.loads(board_json([BOTH]))],
+    )
+    heading = dict(zip(*html(BOTH)[:2], strict=True))
+    for name, (heads, digits, scale) in {
+        "score": ("Dice", 3, 1),
+        "p": ("p", 3, 1),
+        "first": ("P(1st)", 2, 1),
+        "dice_median": ("median", 3, 1),
+        "hd95": ("HD95 px", 1, 1),
+        "missed_slices": ("missed", 0, 1),
+        "parameters": ("params M", 1, 1e6),
+        "flops": ("GFLOPs", 2, 1e9),
+        "latency_p95_ms": ("ms p95", 1, 1),
+        "device_seconds": ("device-s", 0, 1),
+    }.items():
+        assert f"{float(line[name]) / scale:.{digits}f}" == f"{kept[name] / scale:.{digits}f}" == heading[heads]
+
+
+def test_json_says_what_a_board_is_and_its_notes():
+    (stored,) = json.loads(board_json([replace(BOTH, left_out=("a",))]))
+    assert (stored["task"], stored["primary"], stored["dataset"]) == ("segmentation", "dice", "lgg")
+    assert (stored["patients"], stored["left_out"], stored["post_hoc"]) == (110, ["a"], False)
+    assert stored["notes"][1:] == [
+        "1 patient counts for no row, as dice is undefined: a. What other rows got wrong there does not show."
+    ]
+
+
+def test_every_form_says_the_title_the_notes_and_what_headings_mean():
+    noted = replace(BOTH, left_out=("a", "b"), post_hoc=True)
+    for text in (
+        " ".join(terminal(noted).split()),  # whose lines are broken somewhere
+        board_markdown([noted]).replace("\\", ""),
+        " ".join(Page(board_html(noted)).texts["p"]),
+    ):
+        assert "2 patients count for no row, as dice is undefined: a, b." in text
+        assert "P(1st): probability of leading for patients drawn anew" in text
+    for text in (terminal(noted), board_markdown([noted]), board_html(noted)):
+        assert "RESCORED after the test scores were seen" in text
+        assert "lgg" in text
+    assert board_markdown([BOTH]).startswith("**lgg · data dddddddd · split ssssssssssss · 110 patients**\n")
+
+
+@pytest.mark.parametrize(("shown", "test"), [(BOTH, "Wilcoxon"), (PRESENT, "bootstrap")])
+def test_the_legend_names_the_test_behind_p(shown, test):
+    assert f"p: {test} over patients against the leader, Holm over all pairs" in legend(score_columns(shown))
+
+
+def test_boards_follow_one_another_under_their_titles():
+    two = [BOTH, board(ROW, dataset="phantom", synthetic=True), PRESENT]
+    assert len(re.findall(r"^\*\*.*\*\*$", board_markdown(two), re.M)) == 3
+    assert len(markdown(*two)) == 6
+    lines = list(csv.DictReader(io.StringIO(board_csv(two))))
+    assert [line["board"] for line in lines] == ["1", "1", "2", "3"]
+    assert [line["task"] for line in lines] == ["segmentation"] * 3 + ["presence"]
+    assert [(line["dice"], line["auroc"]) for line in lines[2:]] == [("0.81234", ""), ("", "0.91234")]
+    assert [b["dataset"] for b in json.loads(board_json(two))] == ["lgg", "phantom", "lgg"]
+
+
+def test_no_boards_are_nothing():
+    assert (board_markdown([]), json.loads(board_json([])), len(board_csv([]).splitlines())) == ("", [], 1)
+
+
+def test_a_rescored_board_can_be_told_in_csv():
+    lines = csv.DictReader(io.StringIO(board_csv([BOTH, replace(BOTH, post_hoc=True)])))
+    assert [line["post_hoc"] for line in lines] == ["False", "False", "True", "True"]
+
+
+def test_another_score_that_ranks_stands_first_and_dice_beside_it():
+    shown = board(replace(ROW, score=6.25, low=5.04, high=7.5), primary="hd95")
+    head, row = grid(board_table(shown))
+    assert head[2] == "HD95"
+    assert row[2:6] == ["6.2", "5.0 to 7.5", "+0.0", "+0.0 to +0.0"]
+    assert dict(zip(head[4:], row[4:], strict=True))["Dice"] == "0.812"
+    assert head.count("Dice") == 1
+
+
+def test_false_alarms_on_healthy_patients_have_a_column_where_there_are_such_patients():
+    alarmed = replace(ROW, scores=ROW.scores | {"false_positive_patients": 3})
+    shown = board(alarmed, SECOND)
+    assert [line[-2] for line in grid(board_table(shown))] == ["FP patients", "3", "–"]
+    assert "FP patients" not in terminal(BOTH)
+
+
+def test_what_is_not_defined_is_a_dash_or_null():
+    lost = dict.fromkeys(("score", "low", "difference", "difference_high", "p", "first", "wall_seconds"), nan)
+    undefined = board(replace(ROW, **lost))
+    row = html(undefined)[1]
+    assert row[2:7] == ["–"] * 5
+    assert (row[8], row[29]) == ("–", "–")
+    (stored,) = json.loads(board_json([undefined]))[0]["rows"]
+    assert {stored[name] for name in lost} == {None}
+    (line,) = csv.DictReader(io.StringIO(board_csv([undefined])))
+    assert isnan(float(line["score"]))
+
+
+def test_synthetic_is_said_on_every_row_and_in_the_title():
+    shown = board(ROW, SECOND, synthetic=True)
+    for text in (terminal(shown), board_markdown([shown]).replace("\\", ""), board_html(shown)):
+        assert "SYNTHETIC, not patients" in text
+        assert "first [synthetic]" in text
+        assert "second [synthetic]" in text
+    assert {line["synthetic"] for line in csv.DictReader(io.StringIO(board_csv([shown])))} == {"True"}
+    assert "ynthetic" not in terminal(BOTH)
+
+
+# Names that mean harm
+
+MARKUP = ["[bold]x[/bold]", "\\[red]x", "x[/]", "[link=http://x]y", "a|b", "*a*", "a*b_c`d`<b>[f](g)\\", "&amp;"]
+MARKUP += ["</td><script>alert(1)</script>", '" onclick="x', "<!--", "a\\|b", "\\"]
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_are_shown_as_they_are_in_every_form(name):
+    shown = board(replace(ROW, name=name, hardware=name), dataset=name)
+    assert grid(board_table(shown))[1][1] == name if "|" not in name else name in terminal(shown)
+    assert f"{name} · data" in terminal(shown)
+    assert html(shown)[1][1] == html(shown)[1][-3] == name
+    assert Page(board_html(shown)).texts["caption"][0].startswith(f"{name} · data")
+    assert set(Page(board_html(shown)).met) == {"table", "caption", "thead", "tr", "th", "tbody", "td", "p"}
+    assert markdown(shown)[0][1] == [WHO[0], name, *STANDING, *ID]
+
+
+def test_markdown_escapes_what_would_end_a_cell_or_start_a_style():
+    row = board_markdown([board(replace(ROW, name="a|b*c*_d_`e`<b>[f](g)\\"))])
+    assert r"| a\|b\*c\*\_d\_\`e\`\<b\>\[f\](g)" + "\\\\ |" in row
+    assert board_markdown([board(ROW, dataset="x**y")]).startswith(r"**x\*\*y ·")
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jx", "a\nb", "a\rb", "a\x07", "\u202eabc"])
+def test_control_characters_reach_no_form(name):
+    harmless = "".join(c if c.isprintable() else "?" for c in name)
+    harmful = set(name) - set(harmless)
+    for harmed in (board(replace(ROW, name=name)), board(ROW, dataset=name), board(ROW, left_out=(name,))):
+        plain, tidy = board_markdown([harmed]), board_markdown([board(ROW, left_out=harmed.left_out and ("x",))])
+        assert harmless in terminal(harmed)
+        assert harmless in plain.replace("\\", "")
+        assert len(plain.splitlines()) == len(tidy.splitlines())
+        for text in (terminal(harmed), plain, board_html(harmed)):
+            assert not harmful & set(text.replace("\n", ""))
+    (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))]), newline=""))
+    assert line["name"] == harmless
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "?=1"),
+        ("a\r\n=1", "a??=1"),
+    ],
+)
+def test_a_spreadsheet_does_not_run_a_name(name, said):
+    shown = board(replace(ROW, name=name, difference=-1.0))
+    (line,) = csv.DictReader(io.StringIO(board_csv([shown]), newline=""))
+    assert (line["name"], line["difference"]) == (said, "-1.0")
+
+
+def test_csv_survives_commas_and_quotes():
+    name = 'a,"b"'
+    (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))])))
+    assert line["name"] == name
+
+
+def test_brackets_in_a_frame_are_no_markup():
+    shown = printed(frame_table("[b]runs", pd.DataFrame({"[x]": ["cannot read [/data/x.tif]", "[red]p[/red]"]})))
+    for part in ("[b]runs", "[x]", "cannot read [/data/x.tif]", "[red]p[/red]"):
+        assert part in shown
+
+
+# Sentences and single cells
+
+
+def test_a_frame_as_markdown_leaves_out_columns_that_say_nothing():
+    frame = pd.DataFrame({"a": ["x|y", "z"], "empty": ["", ""], "b": [1, 2]})
+    assert frame_markdown(frame) == "| a | b |\n|---|---|\n| x\\|y | 1 |\n| z | 2 |"
+
+
+def test_a_model_card_says_the_headline_and_the_facts():
+    card = model_card("u*net", {"loss": "bce_dice"}, {"dice": 0.8, "dice_low": 0.75, "dice_high": 0.85})
+    assert card.startswith(r"**u\*net**: per-patient Dice **0.800** (95% interval 0.750 to 0.850)")
+    assert r"- loss: bce\_dice" in card.splitlines()
+    assert "**–**" in model_card("x", {}, {})
+
+
+def test_a_model_card_says_the_headline_of_its_task():
+    values = {"auroc": 0.912, "auroc_low": 0.85, "auroc_high": 0.96}
+    assert "**net**: AUROC of slices **0.912** (95% interval 0.850 to 0.960)" in model_card("net", {}, values)
+
+
+def test_the_headline_of_a_classifier_says_what_is_not_defined():
+    values = SLICES | {"auroc_low": 0.85, "auroc_high": 0.96}
+    values |= {"patient_sensitivity": 1.0, "patient_specificity": nan, "patient_auroc": nan}
+    said = headline(values)
+    assert "AUROC 0.912 (95% interval 0.850 to 0.960), average precision 0.876, sensitivity 0.750" in said
+    assert "of patients: sensitivity 1.000, specificity and AUROC undefined: no negative patients" in said
+    some = headline(values | {"patient_specificity": 0.5, "patient_auroc": 0.75})
+    assert "specificity and AUROC 0.500 and 0.750" in some
+    assert "undefined" not in some
+
+
+def test_the_headline_of_a_segmentation_is_its_dice():
+    said = headline({"dice": 0.81, "dice_low": 0.75, "dice_high": 0.9, "dice_median": 0.85, "missed_slices": 3.0})
+    assert said.startswith("Dice 0.810 (95% interval 0.750 to 0.900), median 0.850, HD95 – px, missed slices 3")
+    assert headline({"dice": nan}).startswith("Dice – (95% interval – to –)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *((0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s"), (3599.6, "1 h 00 min")),
+        *((3700, "1 h 01 min"), (90000, "25 h 00 min"), (nan, "–")),
+    ],
+)
+def test_durations_are_said_in_two_units(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(1.0, "1.000"), (0.05, "0.050"), (0.001, "0.001"), (0.00099, "<0.001"), (0.0, "<0.001"), (nan, "–")],
+)
+def test_a_p_value_is_never_said_to_be_zero(p, said):
+    assert p_value(p) == said
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [(1, "A"), (2, "B"), (26, "Z"), (27, "AA"), (52, "AZ"), (53, "BA"), (702, "ZZ"), (703, "AAA")],
+)
+def test_groups_are_counted_in_letters(group, said):
+    assert letter(group) == said
+
+
+def test_numbers_and_intervals_have_three_digits_a_sign_where_it_matters_and_a_dash_where_there_is_none():
+    assert (decimal(0.12345), decimal(6.25, 1), decimal(1e9, 0), decimal(nan)) == (
+        "0.123",
+        "6.2",
+        "1000000000",
+        "–",
+    )
+    assert (signed(0.1), signed(-0.1), signed(0.0), signed(nan)) == ("+0.100", "-0.100", "+0.000", "–")
+    assert (between(0.1, 0.25), between(-1, 2, signed)) == ("0.100 to 0.250", "-1.000 to +2.000")
+    assert between(nan, 1) == between(1, nan) == "–"
