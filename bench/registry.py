@@ -1,7 +1,7 @@
-"""Every choice that a run can make is a function, found here by its name.
+"""Registries of components: every choice that a run can make is a function with a name.
 
-A component is a function whose keyword-only defaults are its settings: the signature is the schema.
-Pydantic reads it, so `Annotated[float, Field(gt=0)]` states a range and a wrong value gets a sentence.
+The keyword-only parameters of a component are its settings: the signature is the schema. Pydantic validates them,
+so `Annotated[float, Field(gt=0)]` states a range and a wrong value raises a readable error.
 
     from bench.registry import loss
 
@@ -9,8 +9,8 @@ Pydantic reads it, so `Annotated[float, Field(gt=0)]` states a range and a wrong
     def my_loss(logits, target, *, smooth: float = 1.0):
         '''One line that `bench list losses` shows.'''
 
-The folder that belongs to a registry (`bench/losses` for losses) is imported when a name is first
-asked for; installed packages join by the entry point group `bench.<folder>`, a single file by `--plugin`.
+The folder of a registry (`bench/training/losses` for losses) is imported when a name is first looked up. Installed
+packages add components through an entry point group such as `bench.losses`, a single file through `--plugin`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component: its name, its function and the facts given to the decorator."""
+    """One registered component: its name, its function and the facts passed to the decorator."""
 
     kind: str
     name: str
@@ -55,7 +55,7 @@ class Entry:
 
     @cached_property
     def schema(self) -> type[BaseModel]:
-        """The keyword-only parameters as a pydantic model."""
+        """A pydantic model of the keyword-only parameters."""
         hints = get_type_hints(self.fn, include_extras=True)
         fields: dict[str, Any] = {
             p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
@@ -66,18 +66,18 @@ class Entry:
         return create_model(self.name, __config__=strict, **fields)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: `params` validated, the rest at their defaults. Raises `BadSetting`."""
+        """Return all settings: `params` validated, the others at their defaults. Raises `BadSetting`."""
         try:
             checked = self.schema.model_validate(dict(params))
         except ValidationError as error:
-            raise BadSetting(self._sentence(error)) from None
+            raise BadSetting(self._explain(error)) from None
         return {name: getattr(checked, name) for name in self.schema.model_fields}
 
     def bind(self, params: Mapping[str, Any]) -> Callable[..., Any]:
-        """The function with its settings filled in."""
+        """Return the function with its settings filled in."""
         return partial(self.fn, **self.settings(params))
 
-    def _sentence(self, error: ValidationError) -> str:
+    def _explain(self, error: ValidationError) -> str:
         known = ", ".join(self.schema.model_fields) or "no settings"
         first = error.errors()[0]
         setting = str(first["loc"][0]) if first["loc"] else ""
@@ -93,10 +93,10 @@ class Entry:
         return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason}."
 
 
-TAKES = {"model": ("channels",), "loss": ("logits", "target")}  # what these kinds are called with
+ARGUMENTS = {"model": ("channels",), "loss": ("logits", "target")}  # the positional arguments of these kinds
 
 
-def _takes(fn: Callable[..., Any], count: int) -> bool:
+def _accepts(fn: Callable[..., Any], count: int) -> bool:
     try:
         inspect.signature(fn).bind_partial(*range(count))
     except TypeError:
@@ -108,7 +108,7 @@ class Registry:
     """The components of one kind. Iterates over their names, sorted."""
 
     def __init__(self, kind: str, group: str, *, home: str | None = None, plural: str | None = None) -> None:
-        """`group` is the entry point group of installed packages, `home` the package of our own components."""
+        """`group` is the entry point group of installed packages, `home` our package with components."""
         self.kind, self.group = kind, group
         self.plural = plural or f"{kind}s"
         self._home = home or group
@@ -120,19 +120,20 @@ class Registry:
     @overload
     def __call__(self, fn: None = None, /, *, name: str | None = None, **facts: Any) -> Callable[[F], F]: ...
     def __call__(self, fn: F | None = None, /, *, name: str | None = None, **facts: Any) -> F | Callable[[F], F]:
-        """Register `fn` under its own name or `name`; `facts` are kept beside it."""
+        """Register `fn` under `name` or else its own name, together with `facts` about it."""
 
         def add(fn: F) -> F:
             entry = Entry(self.kind, name or fn.__name__, fn, MappingProxyType(facts))
-            if (wanted := TAKES.get(self.kind)) is not None and not _takes(fn, len(wanted)):
-                given = ", ".join(wanted)
+            arguments = ARGUMENTS.get(self.kind, ())
+            if not _accepts(fn, len(arguments)):
+                names = ", ".join(arguments)
                 raise BadSetting(
-                    f"the {self.kind} '{entry.name}' cannot be called with ({given}). It is a function "
-                    f"`def {entry.name}({given}, *, any_setting: float = 1.0)`."
+                    f"the {self.kind} '{entry.name}' cannot be called with ({names}). Define it as "
+                    f"`def {entry.name}({names}, *, any_setting: float = 1.0)`."
                 )
             if (known := self._entries.get(entry.name)) is not None:
                 raise BadSetting(
-                    f"two components want to be the {self.kind} '{entry.name}': "
+                    f"two components are registered as the {self.kind} '{entry.name}': "
                     f"{known.fn.__module__} and {fn.__module__}. Rename one of them."
                 )
             self._entries[entry.name] = entry
@@ -175,45 +176,29 @@ class Registry:
 
 
 model = Registry("model", "bench.models")
-
-
 loss = Registry("loss", "bench.losses", home="bench.training.losses", plural="losses")
-
-
 augmentation = Registry("augmentation", "bench.augment", home="bench.data.augment")
-
-
 metric = Registry("metric", "bench.metrics")
-
-
 dataset = Registry("dataset", "bench.datasets", home="bench.data.datasets")
-
-
 schedule = Registry("schedule", "bench.schedules", home="bench.training.schedules")
-
-
 split = Registry("split", "bench.splits", home="bench.data.splits")
-
-
 preprocessing = Registry("preprocessing", "bench.preprocess", home="bench.data.preprocess", plural="preprocessing")
-
-
 REGISTRIES = {r.plural: r for r in (model, loss, augmentation, preprocessing, metric, dataset, schedule, split)}
 
 
 def load_plugin(path: Path) -> None:
-    """Import one Python file, so that the components it decorates join their registries."""
+    """Import one Python file, which registers the components that it defines. Raises `UnknownName`."""
     if not path.is_file():
-        raise UnknownName(f"the plugin file {path} does not exist.")
+        raise UnknownName(f"the plugin file {path} does not exist. Pass the path of a Python file.")
     name = f"bench_plugin_{path.resolve()}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UnknownName(f"the plugin file {path} is no Python file; its name must end in .py.")
+        raise UnknownName(f"the plugin file {path} is not a Python file: its name must end in .py.")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # or the next attempt would find half a plugin and say nothing
+        del sys.modules[name]  # a half-imported plugin would make the next attempt succeed silently
         raise

@@ -1,3 +1,5 @@
+"""Recognise images by their pixels, whatever their patients are called."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,43 +9,41 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.data.pack import (
-    Pack,
-)
+from bench.data.pack import Pack
 
-TELLING = 32  # grey levels from which on a slice is like no other; blank ones are all alike
+MIN_GREY_LEVELS = 32  # slices with fewer levels are nearly blank, and so alike in all patients
 
 
 def fingerprints(histograms: NDArray[np.integer[Any]]) -> list[str]:
-    """What each slice is known by, however it is turned, mirrored or named: a digest of its histogram (N, C, 256).
+    """Return a digest of the histogram (N, C, 256) of each slice, which survives rotation, mirroring and renaming.
 
-    It is '' for slices of fewer than `TELLING` grey levels.
+    The digest is '' for slices with fewer than `MIN_GREY_LEVELS` grey levels.
     """
-    telling = (histograms > 0).sum(-1).max(-1) >= TELLING
+    distinctive = (histograms > 0).sum(-1).max(-1) >= MIN_GREY_LEVELS
     digests = (hashlib.blake2b(h.astype(np.uint32).tobytes(), digest_size=6).hexdigest() for h in histograms)
-    return [digest if tells else "" for digest, tells in zip(digests, telling, strict=True)]
+    return [digest if keep else "" for digest, keep in zip(digests, distinctive, strict=True)]
 
 
 def image_table(pack: Pack) -> pd.DataFrame:
-    """One row a patient and fingerprint of an image of it: who is in a pack, whatever others call them."""
+    """Return one row (case, image) per patient and fingerprint of one of its images."""
     table = pd.DataFrame({"case": pack.index["case"], "image": fingerprints(pack.histograms)})
     return table[table["image"] != ""].drop_duplicates(ignore_index=True)
 
 
 def shared_images(pack: Pack) -> list[NDArray[np.int64]]:
-    """Rows whose images are the same, pixel for pixel, in more than one patient: a group for each such image.
+    """Return one group of rows for each image that occurs, pixel for pixel, in more than one patient.
 
-    Images of one grey level, as at the ends of a stack, are alike everywhere and none of these.
+    Images of one grey level, as at the ends of a stack, are equal in all patients and are left out.
     """
-    several = (pack.histograms > 0).sum(-1).max(-1) > 1
-    # Equal images have equal histograms, so that hardly any image is read.
-    alike = _alike(pack, np.flatnonzero(several), pack.histograms)
-    found = [group for rows in alike for group in _alike(pack, rows, pack.images)]
-    return sorted(found, key=lambda rows: int(rows[0]))
+    not_blank = (pack.histograms > 0).sum(-1).max(-1) > 1
+    # Equal images have equal histograms, so hardly any image has to be read.
+    candidates = _equal_groups(pack, np.flatnonzero(not_blank), pack.histograms)
+    groups = [group for rows in candidates for group in _equal_groups(pack, rows, pack.images)]
+    return sorted(groups, key=lambda rows: int(rows[0]))
 
 
-def _alike(pack: Pack, rows: NDArray[np.int64], content: NDArray[Any]) -> list[NDArray[np.int64]]:
-    """Groups of these rows whose content is equal and who are not all of one patient."""
+def _equal_groups(pack: Pack, rows: NDArray[np.int64], content: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Group rows with equal content; keep the groups with more than one patient."""
     digests = [hashlib.blake2b(content[row].tobytes(), digest_size=16).digest() for row in rows]
     table = pd.DataFrame({"row": rows, "content": digests, "case": pack.index["case"].to_numpy()[rows]})
     return [group["row"].to_numpy() for _, group in table.groupby("content") if group["case"].nunique() > 1]

@@ -1,11 +1,11 @@
-"""The packed data set: every slice of every patient in two memory-mapped uint8 arrays.
+"""The packed dataset: all slices of all patients in two memory-mapped uint8 arrays.
 
-A `Source` says which slices a folder holds and how to read one; `packed` turns it into a `Pack` once and
-finds it again by content. A pack is a folder:
+A `Source` lists the slices of a folder and reads one; `load_or_pack` writes them to a `Pack` once and reuses it as
+long as the files are unchanged. A pack is a folder:
 
     images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), 0 or 1
     histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels
-    manifest.json   what it is, its content key and the SHA-256 of the files beside it
+    manifest.json   description, content key, and the SHA-256 of the other files
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.files import cache_folder
 
-FORMAT = 1  # raise it when the files below change their meaning
+FORMAT = 1  # increase when the meaning of the files above changes
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pack says of itself. `key` is the content key: equal keys hold equal pixels."""
+    """The description of a pack. `key` is the content key: equal keys mean equal pixels."""
 
     key: str
     dataset: str
@@ -42,19 +42,19 @@ class Manifest:
     channels: tuple[str, ...]
     licence: str
     notes: tuple[str, ...]
-    stamp: str  # of the files' names, sizes and times: finds the pack again without reading them
+    stamp: str  # hash of the names, sizes and times of the source files: identifies the pack without reading them
     sha256: dict[str, str]
     format: int = FORMAT
 
 
-def shown_channel(channels: Sequence[str]) -> int:
-    """The channel that people look at: FLAIR, where there is one."""
+def display_channel(channels: Sequence[str]) -> int:
+    """Return the index of the channel shown to people: FLAIR if present, else the first."""
     return list(channels).index("flair") if "flair" in channels else 0
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A packed data set, opened. Rows of `index` and of the arrays correspond."""
+    """An open packed dataset. Rows of `index` and of the arrays correspond."""
 
     folder: Path
     manifest: Manifest
@@ -65,15 +65,15 @@ class Pack:
 
     @property
     def cases(self) -> list[str]:
-        """Patients, in the order of the index."""
+        """The patients, in the order of the index."""
         return list(self.index["case"].unique())
 
     def rows(self, cases: Iterable[str]) -> NDArray[np.int64]:
-        """Row numbers of all slices of these patients, in the order of the index."""
+        """Return the row numbers of all slices of these patients, in the order of the index."""
         return np.flatnonzero(self.index["case"].isin(set(cases)).to_numpy())
 
     def profile(self) -> dict[str, Any]:
-        """What it holds, in numbers, for whoever logs it."""
+        """Return counts and facts to log with a run."""
         return {
             "patients": int(self.index["patient" if "patient" in self.index else "case"].nunique()),
             "slices": len(self.index),
@@ -86,11 +86,11 @@ class Pack:
 
 def open_pack(folder: Path, *, verify: bool = False) -> Pack:
     """Open a pack; with `verify`, compare the SHA-256 of every file. Raises `DataError`."""
-    said = _read_manifest(folder)
-    if said.get("format") != FORMAT:
-        raise DataError(f"the pack {folder} was written by another version. Remove it and it is made again.")
+    content = _read_manifest(folder)
+    if content.get("format") != FORMAT:
+        raise DataError(f"the pack {folder} was written by another version. Remove it; it will be written again.")
     try:
-        manifest = TypeAdapter(Manifest).validate_python(said)
+        manifest = TypeAdapter(Manifest).validate_python(content)
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "histograms")]
         index = pd.read_csv(folder / "index.csv", dtype={"case": str, "institution": str}, keep_default_na=False)
     except (OSError, ValueError, TypeError, EOFError) as error:
@@ -105,20 +105,20 @@ def load_or_pack(
     source: Source,
     cache: Path | None = None,
     *,
-    tick: Callable[[int, int], None] = lambda done, of: None,
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pack:
-    """The pack of `source`: found again when its files are unchanged, else written.
+    """Open the pack of `source` if its files are unchanged, else write it. Raises `DataError`.
 
-    It appears under its final name only when it is whole; an interrupted one is swept away by the next.
-    `tick(done, of)` is called after each slice. Raises `DataError`.
+    A pack gets its final name only when it is complete; the next call removes what an interrupted one left.
+    `tick(done, total)` is called after each slice.
     """
     if not source.slices:
-        raise DataError(f"the data set '{source.name}' has no slices.")
+        raise DataError(f"the dataset '{source.name}' has no slices.")
     cache = (cache or cache_folder()) / "packs"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"nothing can be kept in {cache}: {error.strerror}. Set BENCH_CACHE.") from None
+        raise DataError(f"cannot write to {cache}: {error.strerror}. Set BENCH_CACHE to another folder.") from None
     stamp = _stamp(source)
     with FileLock(cache / ".lock"):
         for leftover in cache.glob(".writing-*"):
@@ -128,9 +128,9 @@ def load_or_pack(
                 return open_pack(folder)
         writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=cache))
         try:
-            manifest_of = _write(source, writing, stamp, tick)
-            folder = cache / f"{source.name}-{manifest_of.key}"
-            if folder.exists():  # the same pixels under other paths: only the stamp is new
+            manifest = _write(source, writing, stamp, tick)
+            folder = cache / f"{source.name}-{manifest.key}"
+            if folder.exists():  # the same pixels from other paths: only the stamp differs
                 shutil.rmtree(folder)
             writing.rename(folder)
         finally:
@@ -138,24 +138,24 @@ def load_or_pack(
     return open_pack(folder)
 
 
-def by_slice(pack: Pack) -> Pack:
-    """The same pack as if every slice were a patient: `case` is <patient>#<slice>, `patient` its own."""
+def one_case_per_slice(pack: Pack) -> Pack:
+    """Return the pack with every slice as a case of its own, <patient>#<slice>; `patient` keeps the patient."""
     index = pack.index
-    alone = index["case"] + "#" + index["slice"].astype(str)
-    return replace(pack, index=index.assign(patient=index["case"], case=alone))
+    names = index["case"] + "#" + index["slice"].astype(str)
+    return replace(pack, index=index.assign(patient=index["case"], case=names))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from None
-    return said
+    return content
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:
-    why = " ".join(str(error).split())
-    return DataError(f"the pack {folder} is damaged ({why}). Remove it and it is made again.")
+    reason = " ".join(str(error).split())
+    return DataError(f"the pack {folder} is damaged ({reason}). Remove it; it will be written again.")
 
 
 def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], None]) -> Manifest:
@@ -172,26 +172,18 @@ def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], 
             raise DataError(
                 f"{entry.image} is {image.shape[0]}x{image.shape[1]} with {image.shape[2]} channels, but "
                 f"{source.slices[0].image.name} is {shape[0]}x{shape[1]} with {shape[2]}. "
-                "Give dataset.resize a size, and every slice is resized to it when packing."
+                "Set dataset.resize to resize every slice to one size when packing."
             )
         images[row], masks[row] = image, mask
-        histograms[row] = histograms_of([image])[0]
+        histograms[row] = compute_histograms([image])[0]
         digest.update(f"{entry.case}/{entry.number}/{entry.institution}".encode())
         digest.update(image.tobytes() + mask.tobytes())
         tick(row + 1, count)
-    pixels = masks.sum((1, 2), dtype=np.int64)
     images.flush()
     masks.flush()
     np.save(folder / "histograms.npy", histograms)
-    pd.DataFrame(
-        {
-            "case": [s.case for s in source.slices],
-            "slice": [s.number for s in source.slices],
-            "institution": [s.institution for s in source.slices],
-            "positive": pixels > 0,
-            "pixels": pixels,
-        }
-    ).to_csv(folder / "index.csv", index=False)
+    cases, numbers, places = zip(*((s.case, s.number, s.institution) for s in source.slices), strict=True)
+    _index(cases, numbers, places, masks).to_csv(folder / "index.csv", index=False)
     manifest = Manifest(
         key=digest.hexdigest()[:16],
         dataset=source.name,
@@ -206,19 +198,28 @@ def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], 
     return manifest
 
 
-def _stamp(source: Source) -> str:
-    """A hash over names, sizes and times of all files, and over what the loader made of them."""
+def _index(
+    case: str | Sequence[str], number: Sequence[int], institution: str | Sequence[str], masks: Pixels
+) -> pd.DataFrame:
+    """One row per slice; a single name holds for all slices."""
+    pixels = masks.sum((1, 2), dtype=np.int64)
+    columns = {"case": case, "slice": number, "institution": institution, "positive": pixels > 0, "pixels": pixels}
+    return pd.DataFrame(columns)
 
-    def of(path: Path | None) -> tuple[Any, ...]:
+
+def _stamp(source: Source) -> str:
+    """Hash the names, sizes and times of all files, and the facts that the dataset function derived from them."""
+
+    def signature(path: Path | None) -> tuple[Any, ...]:
         if path is None:
             return (None,)
         stat = path.stat()
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
-    rows = [(s.case, s.number, s.institution, *of(s.image), *of(s.mask)) for s in source.slices]
-    rows += [of(path) for path in source.beside]
-    what = (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows)
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    rows = [(s.case, s.number, s.institution, *signature(s.image), *signature(s.mask)) for s in source.slices]
+    rows += [signature(path) for path in source.extra_files]
+    content = (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -226,8 +227,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def histograms_of(images: Iterable[Pixels]) -> NDArray[np.uint32]:
-    """(N, C, 256): how often each image (H, W, C) has each grey level."""
+def compute_histograms(images: Iterable[Pixels]) -> NDArray[np.uint32]:
+    """Return (N, C, 256): how often each grey level occurs in each channel of each image (H, W, C)."""
     return np.array(
         [[np.bincount(i[..., c].ravel(), minlength=256) for c in range(i.shape[-1])] for i in images], np.uint32
     )
@@ -236,19 +237,8 @@ def histograms_of(images: Iterable[Pixels]) -> NDArray[np.uint32]:
 def pack_in_memory(
     images: Pixels, channels: tuple[str, ...], masks: Pixels | None = None, case: str = "input"
 ) -> Pack:
-    """A pack of one case that lives in memory: slices (S, H, W, C) to predict on."""
-    count = len(images)
-    histograms = histograms_of(images)
+    """Return a pack of one case that exists only in memory: slices (S, H, W, C) to predict on."""
     masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
-    pixels = masks.sum((1, 2), dtype=np.int64)
-    index = pd.DataFrame(
-        {
-            "case": case,
-            "slice": range(1, count + 1),
-            "institution": "unknown",
-            "positive": pixels > 0,
-            "pixels": pixels,
-        }
-    )
+    index = _index(case, range(1, len(images) + 1), "unknown", masks)
     manifest = Manifest("transient", "memory", False, channels, "", (), "", {})
-    return Pack(Path(), manifest, images, masks, histograms, index)
+    return Pack(Path(), manifest, images, masks, compute_histograms(images), index)

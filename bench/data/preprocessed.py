@@ -1,12 +1,13 @@
-"""Packed slices after a run's preprocessing: made once, kept beside the pack, found again.
+"""Packed slices after the preprocessing of a run: computed once, cached beside the pack, and reused.
 
-Preprocessing is part of the method, not of the data: a prepared pack keeps the manifest and so the key of the raw
-one, and runs with and without it are ranked on one board. In the pack's folder lie, for each chain of steps,
+Preprocessing is part of the method, not of the data. A preprocessed pack keeps the manifest, and so the key, of
+the raw one: runs with and without preprocessing are ranked on one board. The folder of the pack holds, for each
+chain of steps,
 
     prepared-<hash>/images.npy      uint8 (N, H, W, C)
     prepared-<hash>/histograms.npy  uint32 (N, C, 256)
 
-which may be removed at any time, by hand or with the pack: they are made again.
+These folders may be removed at any time; they are computed again.
 """
 
 from __future__ import annotations
@@ -27,27 +28,22 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from bench import registry
-from bench.data.pack import Pack, histograms_of
+from bench.data.pack import Pack, compute_histograms
 from bench.data.source import Pixels
 from bench.errors import BadSetting, DataError
 
-FORMAT = 1  # raise it when the files above change their meaning, or what steps import from other files
-
+FORMAT = 1  # increase when the meaning of the files above changes, or when code that the steps import changes
 
 Steps: TypeAlias = Mapping[str, Mapping[str, Any]]
-
-
 Histograms: TypeAlias = NDArray[np.uint32]
-
-
 Tick: TypeAlias = Callable[[int, int], None]
 
 
-def preprocessed(pack: Pack, steps: Steps, *, tick: Tick = lambda done, of: None) -> Pack:
-    """The pack after `steps`, name -> settings, one after another on every slice; itself where there are none.
+def preprocess_pack(pack: Pack, steps: Steps, *, tick: Tick = lambda done, total: None) -> Pack:
+    """Apply `steps`, name -> settings, in order to every slice. Without steps, return the pack itself.
 
-    Found again where the same steps, with all settings and the source files they are in, were prepared before; a
-    pack in memory is prepared in memory. `tick(done, of)` is called after each slice. Raises `BenchError`.
+    A cached result is reused if the steps, all their settings and their source files are the same. A pack in
+    memory is preprocessed in memory. `tick(done, total)` is called after each slice. Raises `BenchError`.
     """
     if not steps:
         return pack
@@ -62,15 +58,15 @@ def preprocessed(pack: Pack, steps: Steps, *, tick: Tick = lambda done, of: None
     try:
         images, histograms = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "histograms"))
     except (OSError, ValueError, EOFError) as error:
-        why = " ".join(str(error).split())
-        raise DataError(f"{folder} is damaged ({why}). Remove that folder and it is made again.") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{folder} is damaged ({reason}). Remove that folder; it will be written again.") from None
     return replace(pack, images=images, histograms=histograms)
 
 
 def _write(folder: Path, raw: Pixels, change: Callable[[Pixels], Pixels], tick: Tick) -> None:
-    """Make `folder`, whole or not at all."""
+    """Write `folder` completely or not at all."""
     writing = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(writing, ignore_errors=True)  # left by a process that was killed
     writing.mkdir()
     try:
         images = np.lib.format.open_memmap(writing / "images.npy", mode="w+", dtype=np.uint8, shape=raw.shape)
@@ -82,26 +78,25 @@ def _write(folder: Path, raw: Pixels, change: Callable[[Pixels], Pixels], tick: 
 
 
 def _fill(images: Pixels, raw: Pixels, change: Callable[[Pixels], Pixels], tick: Tick) -> Histograms:
-    """Put every changed slice of `raw` into `images`. Gives the histograms.
+    """Write every changed slice of `raw` into `images`, and return the histograms.
 
-    In threads: OpenCV and ITK do not hold Python's lock while they compute.
+    Threads are enough: OpenCV and ITK release Python's lock while they compute.
     """
 
-    def one(row: int) -> Histograms:
-        image = change(np.array(raw[row]))
-        images[row] = image
-        return histograms_of([image])
+    def change_slice(row: int) -> Histograms:
+        images[row] = image = change(np.array(raw[row]))
+        return compute_histograms([image])
 
     histograms = np.zeros((len(raw), raw.shape[-1], 256), np.uint32)
     with ThreadPoolExecutor(torch.get_num_threads(), "bench-prepare") as pool:
-        for row, found in enumerate(pool.map(one, range(len(raw)))):
-            histograms[row] = found[0]
+        for row, histogram in enumerate(pool.map(change_slice, range(len(raw)))):
+            histograms[row] = histogram[0]
             tick(row + 1, len(raw))
     return histograms
 
 
 def _chain(steps: Steps) -> Callable[[Pixels], Pixels]:
-    """All steps as one function of a slice (H, W, C). Raises `BenchError` for what is not there."""
+    """Combine the steps into one function of a slice (H, W, C). Raises `BenchError` for unknown settings."""
     bound = [(name, registry.preprocessing[name].bind(params)) for name, params in steps.items()]
 
     def change(image: Pixels) -> Pixels:
@@ -111,7 +106,7 @@ def _chain(steps: Steps) -> Callable[[Pixels], Pixels]:
             if image.shape != shape or image.dtype != np.uint8:
                 raise BadSetting(
                     f"the preprocessing '{name}' turns a uint8 slice of shape {shape} into {image.dtype} of shape "
-                    f"{image.shape}, but slices must keep both. Mend it or leave it out."
+                    f"{image.shape}, but it must keep both. Fix it or leave it out."
                 )
         return image
 
@@ -119,19 +114,18 @@ def _chain(steps: Steps) -> Callable[[Pixels], Pixels]:
 
 
 def _key(steps: Steps) -> str:
-    """What the result depends on besides the raw pixels, hashed. What a source file imports is not looked at."""
+    """Hash all that the result depends on besides the raw pixels. What a source file imports is not included."""
     entries = [(registry.preprocessing[name], params) for name, params in steps.items()]
-    what = [(entry.name, entry.settings(params), _source(entry)) for entry, params in entries]
-    return hashlib.sha256(json.dumps([FORMAT, what], default=str).encode()).hexdigest()[:16]
+    content = [(entry.name, entry.settings(params), _source_digest(entry)) for entry, params in entries]
+    return hashlib.sha256(json.dumps([FORMAT, content], default=str).encode()).hexdigest()[:16]
 
 
-def _source(entry: registry.Entry) -> str:
-    """The SHA-256 of the file that holds the function: a step that was edited gives other slices."""
+def _source_digest(entry: registry.Entry) -> str:
+    """Return the SHA-256 of the file that defines the step: an edited step must not reuse old slices."""
     try:
-        file = Path(inspect.getfile(entry.fn))
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(Path(inspect.getfile(entry.fn)).read_bytes()).hexdigest()
     except (TypeError, OSError):
         raise BadSetting(
-            f"the preprocessing '{entry.name}' was defined in no file, so its slices could not be found again. "
-            "Put it into a file and give --plugin."
+            f"the preprocessing '{entry.name}' is not defined in a file, so its cached slices could not be "
+            "recognised. Put it into a file and load that with --plugin."
         ) from None

@@ -1,7 +1,7 @@
 """Random numbers that belong to a slice, not to a batch.
 
-Every slice of every epoch has a counter-based generator of its own, keyed by (seed, epoch, slice): what is
-drawn for it depends on neither batch order, batch size nor the number of workers (Salmon et al. 2011, Philox).
+Every slice has a counter-based generator in every epoch, keyed by (seed, epoch, slice). Its numbers do not depend
+on batch order, batch size or the number of workers (Salmon et al. 2011, Philox).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.device import onto
 class SliceRandom:
     """Random numbers for one batch: row i always comes from the generator of `slices[i]`.
 
-    `channels` are the names of one slice's channels. Where a model sees neighbouring slices, an image has them
-    several times over, slice by slice: what is one scan must be drawn for once.
+    `channels` are the channel names of one slice. If a model sees neighbouring slices, an image holds these
+    channels once per slice, and all copies of a channel must get the same number.
     """
 
     def __init__(
@@ -39,26 +39,19 @@ class SliceRandom:
             for s in slices
         ]
 
-    def __len__(self) -> int:
-        return len(self.generators)
-
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
-        """float32 (B, *shape) in [low, high); rounding may reach `high` of another range than [0, 1)."""
-        unit = self._tensor([g.random(shape, dtype=np.float32) for g in self.generators])
+        """Draw float32 (B, *shape) from [low, high). In ranges other than [0, 1), rounding may reach `high`."""
+        unit = self._to_tensor([g.random(shape, dtype=np.float32) for g in self.generators])
         return low + (high - low) * unit
 
-    def of_channels(self, low: float, high: float, count: int, channels: int) -> Tensor:
-        """`uniform` (B, count, channels, 1, 1), the same for a channel in all slices that the model sees."""
+    def uniform_per_channel(self, low: float, high: float, count: int, channels: int) -> Tensor:
+        """Draw (B, count, channels, 1, 1), equal for the same channel of neighbouring slices."""
         each = len(self.channels) or channels
         return self.uniform(low, high, count, each, 1, 1).repeat(1, 1, channels // each, 1, 1)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal float32 (B, *shape)."""
-        return self._tensor([g.standard_normal(shape, dtype=np.float32) for g in self.generators])
+        """Draw standard normal float32 (B, *shape)."""
+        return self._to_tensor([g.standard_normal(shape, dtype=np.float32) for g in self.generators])
 
-    def chance(self, probability: float) -> Tensor:
-        """bool (B,): true with this probability."""
-        return self.uniform() < probability
-
-    def _tensor(self, rows: list[np.ndarray | float]) -> Tensor:
+    def _to_tensor(self, rows: list[np.ndarray | float]) -> Tensor:
         return onto(self.device, np.asarray(rows, dtype=np.float32))

@@ -1,27 +1,22 @@
+"""What a dataset function returns: which slices a folder holds, and how to read one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 
 
-def by_area(image: Pixels, side: int) -> Pixels:
-    """An image (H, W, C) at `side` pixels square, each the mean of what it covers."""
-    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8).reshape(side, side, -1)  # OpenCV drops a single channel
-
-
 @dataclass(frozen=True)
 class SliceFile:
-    """One slice on disk and whose it is. `mask` is None for a scan without a truth.
+    """One slice on disk. `mask` is None for an image without a reference mask.
 
-    `place` is that of a slice in a file that holds several, from 0.
+    `position` is the index of the slice, from 0, in a file that holds several; else None.
     """
 
     case: str
@@ -29,15 +24,15 @@ class SliceFile:
     institution: str
     image: Path
     mask: Path | None
-    place: int | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set found on disk, before its pixels are read.
+    """A dataset on disk, before its pixels are read.
 
-    `read` gives an image uint8 (H, W, C) and a mask uint8 (H, W) of 0 and 1, or raises `DataError`.
-    `notes` are things that a user must hear, such as a second copy of the tree that was left out.
+    `read` returns an image uint8 (H, W, C) and a mask uint8 (H, W) of 0 and 1, or raises `DataError`.
+    `notes` are sentences that the user must see, such as one about a duplicated folder that is not used.
     """
 
     name: str
@@ -47,5 +42,5 @@ class Source:
     licence: str
     synthetic: bool = False
     notes: tuple[str, ...] = ()
-    variant: str = ""  # whatever else `read` depends on, such as a resize
-    beside: tuple[Path, ...] = ()  # files that `read` opens and no slice names, such as further channels
+    variant: str = ""  # settings that change what `read` returns, such as a resize
+    extra_files: tuple[Path, ...] = ()  # files that `read` opens and no slice names, such as further channels

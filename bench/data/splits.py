@@ -1,7 +1,6 @@
-"""Who trains, who chooses, who is tested: three disjoint sets of patients in every fold.
+"""Cross-validation splits: disjoint training, validation and test patients in every fold.
 
-A split scheme is a function of a pack's index (case, slice, institution, positive). A scheme of your own
-is one decorated function that returns folds.
+A split is a registered function of the index of a pack (case, slice, institution, positive) that returns folds.
 """
 
 from __future__ import annotations
@@ -28,60 +27,61 @@ def patients(
 ) -> list[Fold]:
     """Grouped k-fold over patients, balanced by the share of slices with tumour (StratifiedGroupKFold).
 
-    `validation` is the share of the patients outside the test set that choose, rounded to one part in k. Every
-    patient is tested once.
+    `validation` is the share of the patients outside the test set that are used for validation, rounded to one
+    part in k. Every patient is tested once.
     """
     cases = index["case"].unique()
     if len(cases) < max(folds, 3):
+        count = f"{len(cases)} patient{'s' * (len(cases) != 1)}"
         raise DataError(
-            f"{_count(len(cases), 'patient')} cannot make {folds} folds of train, validation and test patients. "
-            + (f"Give --folds {len(cases)} or fewer." if len(cases) >= 3 else "At least three are needed.")
+            f"{count} cannot be split into {folds} folds of train, validation and test patients. "
+            + (f"Set --folds to {len(cases)} or fewer." if len(cases) >= 3 else "At least three are needed.")
         )
-    made = []
-    for number, (rest, test) in enumerate(_stratified(index, folds, seed)):
-        train, val = _choosers(index.iloc[rest], validation, seed)
-        made.append(Fold(number, train, val, frozenset(index["case"].iloc[test])))
-    return made
+    result = []
+    for number, (rest, test) in enumerate(_stratified_folds(index, folds, seed)):
+        train, val = _split_off_validation(index.iloc[rest], validation, seed)
+        result.append(Fold(number, train, val, frozenset(index["case"].iloc[test])))
+    return result
 
 
 @split
 def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0) -> list[Fold]:
-    """Leave one institution out: each is the test set once, so scores tell how a model travels."""
+    """Leave one institution out: each is the test set once, so scores show how a model generalises."""
     names = sorted(index["institution"].unique())
     if len(names) < 2:
         raise DataError(f"all patients come from one institution ({names[0]}). Use --set split=patients.")
-    made = []
+    result = []
     for number, name in enumerate(names):
         inside = index["institution"] == name
         if index.loc[~inside, "case"].nunique() < 2:
             raise DataError(
                 f"without institution {name}, fewer than two patients are left. Use --set split=patients."
             )
-        train, val = _choosers(index[~inside], validation, seed)
-        made.append(Fold(number, train, val, frozenset(index.loc[inside, "case"])))
-    return made
+        train, val = _split_off_validation(index[~inside], validation, seed)
+        result.append(Fold(number, train, val, frozenset(index.loc[inside, "case"])))
+    return result
 
 
 @split(leaky=True)
 def leaky_slices(
     index: pd.DataFrame, *, folds: Annotated[int, Field(ge=2)] = 5, validation: Share = 0.2, seed: int = 0
 ) -> list[Fold]:
-    """LEAKY: slices at random, whoever they are of, as many notebooks split them. To show the leak, never to rank.
+    """LEAKY: slices at random, regardless of the patient, as many notebooks do. To show the leak, never to rank.
 
-    Each slice counts as a patient of its own, so that nearly every test slice has its neighbour in the training
-    set. Such a run is scored patient by patient like any other, marked, and kept off every leaderboard.
+    Each slice counts as a patient, so nearly every test slice has its neighbour in the training set. Such a run is
+    scored per patient like any other, marked, and kept off every leaderboard.
     """
     return patients(index, folds=folds, validation=validation, seed=seed)
 
 
 def split_hash(folds: Sequence[Fold]) -> str:
-    """The content of a split as 12 hex digits: equal exactly when the same patients play the same parts."""
+    """Hash a split to 12 hex digits, which are equal only if the same patients have the same parts."""
     content = [[f.number, sorted(f.train), sorted(f.val), sorted(f.test)] for f in folds]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def split_table(index: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
-    """One row a patient and fold: which part it plays, its institution and its slices."""
+    """Return one row per patient and fold: part, institution and numbers of slices."""
     facts = index.groupby("case").agg(
         institution=("institution", "first"), slices=("slice", "size"), positive=("positive", "sum")
     )
@@ -92,28 +92,28 @@ def split_table(index: pd.DataFrame, folds: Sequence[Fold]) -> pd.DataFrame:
         for case in sorted(getattr(f, part))
     ]
     table = pd.DataFrame(rows)
-    if "patient" in index:  # a leaky split: said of the patients that there really are
+    if "patient" in index:  # a leaky split: name the real patients
         table["case"] = table["case"].map(index.set_index("case")["patient"])
     return table
 
 
-def _stratified(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _stratified_folds(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the rows outside and inside of the test set of each fold."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     positive = index["positive"].to_numpy()
-    # scikit-learn warns when a class has fewer slices than folds; then the balance has nothing to balance.
+    # scikit-learn warns if a class has fewer slices than folds; such a class cannot be balanced anyway.
     stratum = positive if min(positive.sum(), (~positive).sum()) >= folds else np.zeros(len(index), bool)
     return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(index, stratum, index["case"]))
 
 
-def _choosers(rest: pd.DataFrame, share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
-    """Training and validation patients out of the rest, balanced like the folds."""
+def _split_off_validation(rest: pd.DataFrame, share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+    """Divide the patients outside the test set into training and validation patients, balanced like the folds."""
     if rest["case"].nunique() < 2:
-        raise DataError("a fold leaves a single patient, but one must train and another choose. Add patients.")
+        raise DataError(
+            "a fold has a single patient outside its test set, but training and validation need one each. "
+            "Add patients."
+        )
     parts = min(round(1 / share), rest["case"].nunique())
-    train, val = _stratified(rest, parts, seed)[0]
+    train, val = _stratified_folds(rest, parts, seed)[0]
     return frozenset(rest["case"].iloc[train]), frozenset(rest["case"].iloc[val])
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,1 +1,1 @@
-"""Metrics: each scores one case's `Stack`; none averages over cases."""
+"""Metrics: functions that score one patient's stack. No metric averages over patients."""

@@ -1,8 +1,8 @@
-"""Do the probabilities mean what they say?
+"""Calibration of the predicted probabilities around the tumour.
 
-Most of an image is background that any model gets right: over all pixels a constant 0 has a Brier score of
-about 0.01. So only pixels within `margin` pixels (Euclidean, in 2D) of the union of truth and prediction count.
-As that region follows the prediction, models are judged where they themselves see tumour, and where there is some.
+Most of an image is background that any model gets right: over all pixels a constant 0 has a Brier score of about
+0.01. So only pixels within `margin` pixels (Euclidean, in 2D) of the union of truth and prediction count. This
+region depends on the prediction: a model is scored where there is tumour and where it predicts tumour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Margin: TypeAlias = Annotated[int, Field(ge=0, le=100)]
 
 
 def region(stack: Stack, margin: int) -> NDArray[np.bool_]:
-    """The union of truth and prediction dilated slice by slice by a disc of radius `margin`; bool (S, H, W)."""
+    """Return the union of truth and prediction, dilated per slice by a disc of radius `margin`; bool (S, H, W)."""
     y, x = np.ogrid[-margin : margin + 1, -margin : margin + 1]
     disc = (y * y + x * x <= margin * margin).astype(np.uint8)
     union = (stack.truth | stack.prediction).astype(np.uint8)
@@ -52,6 +52,6 @@ def ece(stack: Stack, *, bins: Annotated[int, Field(ge=1, le=1000)] = 15, margin
         return np.nan
     probability = stack.probability[inside].astype(np.float64)
     bin_of = np.digitize(probability, np.linspace(0, 1, bins + 1)[1:-1])
-    # A bin's pixels times its gap is the sum of its residuals: empty bins need no care.
+    # The sum of a bin's residuals is its gap times its number of pixels, and 0 for an empty bin.
     residuals = np.bincount(bin_of, weights=probability - stack.truth[inside])
     return float(np.abs(residuals).sum() / probability.size)

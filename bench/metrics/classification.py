@@ -1,8 +1,7 @@
-"""How well yes and no are told apart: scores of called slices, their tables, and what probabilities are worth.
+"""Scores and tables of slice classification (the presence task), with intervals over patients.
 
-Every score is a function of `Calls`, in which slices carry weights: a bootstrap over patients changes only these.
-NaN where there is nothing to divide by: without negatives there is no specificity, and nothing to rank positives
-against.
+Every score is a function of `Calls`, in which slices have weights: a bootstrap over patients changes only these.
+A score is NaN where its denominator is zero, such as specificity without negative slices.
 """
 
 from __future__ import annotations
@@ -15,23 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.masks import THRESHOLDS
-from bench.stats import Interval, clustered_interval, clustered_statistic
+from bench.stats import Interval, clustered_interval, clustered_statistic_interval
 
 Bools = NDArray[np.bool_]
-
-
 Floats = NDArray[np.float64]
 
-
-CALLED = "truth", "probability", "called"  # what a table of slices says of each
-
-
+CALL_COLUMNS = "truth", "probability", "called"  # of a table of slices
 BINS = 15  # of equal width, for calibration
 
 
 @dataclass(frozen=True)
 class Calls:
-    """Judged slices: what is true, how probable it was held, what was called, how much each weighs; (N,) each."""
+    """Classified slices, (N,) each: true label, predicted probability, predicted label ("called") and weight."""
 
     truth: Bools
     probability: Floats
@@ -39,59 +33,54 @@ class Calls:
     weight: Floats
 
     @classmethod
-    def of(cls, slices: pd.DataFrame) -> Calls:
-        """From a table with the columns `CALLED`."""
+    def from_table(cls, slices: pd.DataFrame) -> Calls:
+        """Read a table with the columns `CALL_COLUMNS`; every slice has weight 1."""
         truth, called = slices["truth"].to_numpy(bool), slices["called"].to_numpy(bool)
         return cls(truth, slices["probability"].to_numpy(np.float64), called, np.ones(len(slices)))
 
-    def weighing(self, weight: Floats) -> Calls:
+    def with_weights(self, weight: Floats) -> Calls:
         return Calls(self.truth, self.probability, self.called, weight)
 
     def share(self, part: Bools, whole: Bools) -> float:
-        """The weight of `part` and `whole` by that of `whole`; NaN where that is nothing."""
-        below = self.weight[whole].sum()
-        return float(self.weight[part & whole].sum() / below) if below else np.nan
+        """Return the weight of `part & whole` divided by that of `whole`; NaN where that is zero."""
+        denominator = self.weight[whole].sum()
+        return float(self.weight[part & whole].sum() / denominator) if denominator else np.nan
 
     @property
-    def everything(self) -> Bools:
-        return np.ones_like(self.truth)
-
-    @property
-    def both(self) -> bool:
-        """Whether there are positives as well as negatives."""
+    def has_both_classes(self) -> bool:
         return bool(self.weight[self.truth].sum() and self.weight[~self.truth].sum())
 
     @property
-    def curve(self) -> tuple[Floats, Floats]:
-        """The weight of hits and of false alarms as the threshold falls, from nothing called to everything."""
+    def cumulative_counts(self) -> tuple[Floats, Floats]:
+        """True and false positives (weights) as the threshold falls, from no slice called to all."""
         order = np.argsort(-self.probability, kind="stable")
         last = np.append(np.diff(self.probability[order]) != 0, True)  # equal probabilities are called together
-        hits, alarms = (np.where(side, self.weight, 0)[order].cumsum()[last] for side in (self.truth, ~self.truth))
-        return np.append(0, hits), np.append(0, alarms)
+        tp, fp = (np.where(label, self.weight, 0)[order].cumsum()[last] for label in (self.truth, ~self.truth))
+        return np.append(0, tp), np.append(0, fp)
 
 
 def auroc(calls: Calls) -> float:
-    """Area under the ROC curve: how often a positive gets more than a negative (Hanley and McNeil 1982)."""
-    if not calls.both:
+    """Area under the ROC curve: how often a positive scores above a negative (Hanley and McNeil 1982)."""
+    if not calls.has_both_classes:
         return np.nan
-    hits, alarms = calls.curve
-    return float(np.trapezoid(hits, alarms) / (hits[-1] * alarms[-1]))
+    tp, fp = calls.cumulative_counts
+    return float(np.trapezoid(tp, fp) / (tp[-1] * fp[-1]))
 
 
 def average_precision(calls: Calls) -> float:
-    """Mean precision over the recall gained at each threshold; the share of positives for a model that guesses."""
-    if not calls.both:
+    """Mean precision over the recall gained at each threshold; the share of positives for a random model."""
+    if not calls.has_both_classes:
         return np.nan
-    hits, alarms = calls.curve
-    gained = np.diff(hits)
-    some = gained > 0  # elsewhere nothing may be called yet, and precision is not defined
-    precisions = hits[1:][some] / (hits + alarms)[1:][some]
-    return float((gained[some] * precisions).sum() / hits[-1])
+    tp, fp = calls.cumulative_counts
+    gain = np.diff(tp)
+    positive = gain > 0  # elsewhere nothing may be called yet, and precision is undefined
+    precisions = tp[1:][positive] / (tp + fp)[1:][positive]
+    return float((gain[positive] * precisions).sum() / tp[-1])
 
 
 def accuracy(calls: Calls) -> float:
-    """Share of slices that are called right."""
-    return calls.share(calls.called == calls.truth, calls.everything)
+    """Share of slices that are called correctly."""
+    return calls.share(calls.called == calls.truth, np.ones_like(calls.truth))
 
 
 def sensitivity(calls: Calls) -> float:
@@ -110,7 +99,7 @@ def precision(calls: Calls) -> float:
 
 
 def negative_predictive_value(calls: Calls) -> float:
-    """Share of the slices that are not called that have no tumour."""
+    """Share of the slices not called that have no tumour."""
     return calls.share(~calls.truth, ~calls.called)
 
 
@@ -120,7 +109,7 @@ def f1(calls: Calls) -> float:
 
 
 def brier(calls: Calls) -> float:
-    """Mean of (probability - truth) squared (Brier 1950)."""
+    """Brier score: the mean of (probability - truth)² (Brier 1950)."""
     return float(np.average((calls.probability - calls.truth) ** 2, weights=calls.weight))
 
 
@@ -131,8 +120,6 @@ def ece(calls: Calls) -> float:
 
 
 Score = Callable[[Calls], float]
-
-
 HIGHER: Mapping[str, Score] = {
     score.__name__: score
     for score in (
@@ -146,49 +133,45 @@ HIGHER: Mapping[str, Score] = {
         f1,
     )
 }
-
-
 LOWER: Mapping[str, Score] = {score.__name__: score for score in (brier, ece)}
-
-
 SCORES: Mapping[str, Score] = {**HIGHER, **LOWER}
 
 
 def bin_of(probability: Floats) -> NDArray[np.int64]:
-    """The calibration bin of each probability, 0 to BINS - 1."""
+    """Return the calibration bin of each probability, 0 to BINS - 1."""
     return np.asarray(np.digitize(probability, np.linspace(0, 1, BINS + 1)[1:-1]), np.int64)
 
 
 def summarise_calls(slices: pd.DataFrame, *, with_interval: bool = True) -> dict[str, float]:
-    """All scores of a table of slices (case, truth, probability, called), with intervals that resample patients.
+    """Compute all scores of a table of slices (case, truth, probability, called).
 
-    `<score>_low` and `<score>_high` are the ends of the 95% interval. The four counts of the confusion matrix come
-    beside them, and what can be said of whole patients: a patient is called when any slice is.
+    `<score>_low` and `<score>_high` are the ends of the 95% interval, which resamples patients. The four counts of
+    the confusion matrix follow, then scores of whole patients: a patient is called when any slice is.
     """
-    calls = Calls.of(slices)
+    calls = Calls.from_table(slices)
     values: dict[str, float] = {"patients": slices["case"].nunique(), "slices": len(slices)}
     for name, score in SCORES.items():
         values[name] = score(calls)
         if with_interval:
             ends = _ends(score, calls, slices)
             values |= {f"{name}_low": ends.low, f"{name}_high": ends.high}
-    cells = ("true_positive_slices", "missed_slices", "false_positive_slices", "true_negative_slices")
-    values |= dict(zip(cells, confusion(slices).to_numpy().ravel().tolist(), strict=True))
-    whole = Calls.of(slices.groupby("case")[["truth", "probability", "called"]].max())
-    of_patients = {"auroc": auroc, "sensitivity": sensitivity, "specificity": specificity}
-    return values | {f"patient_{name}": score(whole) for name, score in of_patients.items()}
+    counts = ("true_positive_slices", "missed_slices", "false_positive_slices", "true_negative_slices")
+    values |= dict(zip(counts, confusion_matrix(slices).to_numpy().ravel().tolist(), strict=True))
+    patients = Calls.from_table(slices.groupby("case")[list(CALL_COLUMNS)].max())
+    patient_scores = {"auroc": auroc, "sensitivity": sensitivity, "specificity": specificity}
+    return values | {f"patient_{name}": score(patients) for name, score in patient_scores.items()}
 
 
-def confusion(slices: pd.DataFrame) -> pd.DataFrame:
-    """Slices counted by truth (rows) and call (columns)."""
+def confusion_matrix(slices: pd.DataFrame) -> pd.DataFrame:
+    """Count slices by true label (rows) and predicted label (columns)."""
     truth, called = slices["truth"].to_numpy(bool), slices["called"].to_numpy(bool)
-    cells = [[int((side & (called == said)).sum()) for said in (True, False)] for side in (truth, ~truth)]
-    return pd.DataFrame(cells, index=["tumour", "none"], columns=["called tumour", "called none"])
+    counts = [[int((row & column).sum()) for column in (called, ~called)] for row in (truth, ~truth)]
+    return pd.DataFrame(counts, index=["tumour", "none"], columns=["called tumour", "called none"])
 
 
 def report_by_class(slices: pd.DataFrame) -> pd.DataFrame:
-    """Precision, recall and F1 of either class with 95% intervals over patients, and how many slices it has."""
-    calls = Calls.of(slices)
+    """Compute precision, recall and F1 of both classes, their 95% intervals over patients, and their slices."""
+    calls = Calls.from_table(slices)
     rows = {}
     for name, truth, called in (
         ("tumour", calls.truth, calls.called),
@@ -210,10 +193,11 @@ def report_by_class(slices: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("class").astype({"slices": int}).reset_index()
 
 
-def reliability(slices: pd.DataFrame) -> pd.DataFrame:
-    """The reliability curve: a row a bin that is not empty, with the share of tumour's interval over patients.
+def reliability_curve(slices: pd.DataFrame) -> pd.DataFrame:
+    """Compute the reliability curve, with one row per bin that is not empty.
 
-    Columns: probability (the mean within the bin), share, low, high, slices.
+    Columns: probability (the mean within the bin), share (of slices with tumour), its interval over patients (low,
+    high), and slices.
     """
     binned = slices.assign(bin=bin_of(slices["probability"].to_numpy(np.float64)))
     rows = []
@@ -233,7 +217,10 @@ def reliability(slices: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_threshold(truth: Bools, probability: Floats) -> float:
-    """The threshold with the largest sensitivity + specificity (Youden 1950); of equals, the nearest to 0.5."""
+    """Return the threshold with the largest sensitivity + specificity (Youden 1950).
+
+    Of equally good thresholds, the one nearest to 0.5; 0.5 if there is only one class.
+    """
     if truth.all() or not truth.any():
         return 0.5
     called = probability[:, None] >= THRESHOLDS
@@ -243,9 +230,9 @@ def best_threshold(truth: Bools, probability: Floats) -> float:
 
 
 def _ends(score: Score, calls: Calls, slices: pd.DataFrame) -> Interval:
-    return clustered_statistic(lambda weight: score(calls.weighing(weight)), slices["case"])
+    return clustered_statistic_interval(lambda weight: score(calls.with_weights(weight)), slices["case"])
 
 
 def _f1(calls: Calls, truth: Bools, called: Bools) -> float:
-    hits, errors = calls.weight[truth & called].sum(), calls.weight[truth != called].sum()
-    return float(2 * hits / (2 * hits + errors)) if hits + errors else np.nan
+    tp, errors = calls.weight[truth & called].sum(), calls.weight[truth != called].sum()
+    return float(2 * tp / (2 * tp + errors)) if tp + errors else np.nan

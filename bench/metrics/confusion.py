@@ -1,7 +1,7 @@
-"""Overlap as ratios of integer pixel counts; NaN where the ratio has nothing to divide by, without a warning.
+"""Overlap scores from integer pixel counts; NaN, without a warning, where the denominator is zero.
 
-Counts may have any shape: a slice's give slice scores, the sums over a stack case scores, and the sums over
-all cases the globally pooled scores of published tables.
+Counts may have any shape: counts per slice give slice scores, sums over a stack give patient scores, and sums over
+all patients give the globally pooled scores of published tables.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts: TypeAlias = NDArray[np.int64] | np.int64 | int
-
-
 Scores: TypeAlias = NDArray[np.float64]
 
 
-def share(part: Counts, whole: Counts) -> Scores:
-    """part / whole, elementwise; NaN where `whole` is zero."""
+def ratio(part: Counts, whole: Counts) -> Scores:
+    """Return part / whole, elementwise; NaN where `whole` is zero."""
     part, whole = np.broadcast_arrays(part, whole)
     scores = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=scores, where=whole != 0)
@@ -26,24 +24,24 @@ def share(part: Counts, whole: Counts) -> Scores:
 
 
 def dice_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
-    return share(2 * tp, 2 * tp + fp + fn)
+    return ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def iou_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
-    return share(tp, tp + fp + fn)
+    return ratio(tp, tp + fp + fn)
 
 
 def precision_of(tp: Counts, fp: Counts) -> Scores:
-    return share(tp, tp + fp)
+    return ratio(tp, tp + fp)
 
 
 def recall_of(tp: Counts, fn: Counts) -> Scores:
-    return share(tp, tp + fn)
+    return ratio(tp, tp + fn)
 
 
 def specificity_of(tn: Counts, fp: Counts) -> Scores:
-    return share(tn, tn + fp)
+    return ratio(tn, tn + fp)
 
 
 def accuracy_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Scores:
-    return share(tp + tn, tp + fp + fn + tn)
+    return ratio(tp + tn, tp + fp + fn + tn)

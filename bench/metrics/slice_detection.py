@@ -1,6 +1,6 @@
-"""Is there tumour on this slice? A slice is called positive when any pixel of it is predicted.
+"""Detection of slices with tumour. A slice is predicted positive when any of its pixels is predicted.
 
-Where the tumour lies on the slice is another question: a disjoint prediction on a slice with tumour is no miss.
+The position does not matter: a prediction beside the tumour still detects the slice.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from bench.registry import metric
 from bench.types import SliceCounts
 
 
-def slice_presence(stack: SliceCounts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which slices have tumour, and which are called positive; both bool (S,)."""
+def slice_labels(stack: SliceCounts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which slices have tumour and which are predicted positive; both bool (S,)."""
     return stack.tp + stack.fn > 0, stack.tp + stack.fp > 0
 
 
 @metric(higher=True, unit="")
 def slice_sensitivity(stack: SliceCounts) -> float:
-    """Share of the slices with tumour that are called positive; NaN where no slice has tumour."""
-    present, called = slice_presence(stack)
-    return float(recall_of((present & called).sum(), (present & ~called).sum()))
+    """Share of the slices with tumour that are predicted positive; NaN where no slice has tumour."""
+    truth, predicted = slice_labels(stack)
+    return float(recall_of((truth & predicted).sum(), (truth & ~predicted).sum()))
 
 
 @metric(higher=True, unit="")
 def slice_specificity(stack: SliceCounts) -> float:
     """Share of the slices without tumour on which nothing is predicted; NaN where every slice has tumour."""
-    present, called = slice_presence(stack)
-    return float(specificity_of((~present & ~called).sum(), (~present & called).sum()))
+    truth, predicted = slice_labels(stack)
+    return float(specificity_of((~truth & ~predicted).sum(), (~truth & predicted).sum()))
 
 
 @metric(higher=False, unit="slices")
 def missed_slices(stack: SliceCounts) -> float:
     """Number of slices with tumour on which nothing is predicted."""
-    present, called = slice_presence(stack)
-    return float((present & ~called).sum())
+    truth, predicted = slice_labels(stack)
+    return float((truth & ~predicted).sum())
 
 
 @metric(higher=False, unit="slices")
 def false_positive_slices(stack: SliceCounts) -> float:
     """Number of slices without tumour on which something is predicted."""
-    present, called = slice_presence(stack)
-    return float((~present & called).sum())
+    truth, predicted = slice_labels(stack)
+    return float((~truth & predicted).sum())

@@ -1,1 +1,1 @@
-"""Architectures: each gives an `nn.Module` from (B, C, H, W) images to (B, 1, H, W) logits."""
+"""Architectures: functions that build an `nn.Module` from (B, C, H, W) images to (B, 1, H, W) logits."""

@@ -1,6 +1,6 @@
-"""What the U-shaped architectures are made of.
+"""Building blocks of the U-shaped architectures.
 
-All take and give (B, C, H, W). A convolution before a batch norm has no bias: the norm has one.
+All map (B, C, H, W) to (B, C', H', W'). A convolution before a batch norm has no bias: the norm has one.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from torch import Tensor, nn
 Upsampling = Literal["transposed", "nearest", "bilinear"]
 
 
-def widths(base: int, depth: int) -> list[int]:
-    """Channels of each level, from full resolution down: doubled at every downsampling."""
+def level_widths(base: int, depth: int) -> list[int]:
+    """Return the channels of each level, from full resolution down: doubled at every downsampling."""
     return [base * 2**level for level in range(depth + 1)]
 
 
-def double_conv(into: int, out: int) -> nn.Sequential:
-    """Twice (3x3 convolution, batch norm, ReLU), 'same' padded."""
-    return nn.Sequential(*_conv_norm_relu(into, out), *_conv_norm_relu(out, out))
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Build two of (3x3 convolution, batch norm, ReLU) with 'same' padding."""
+    return nn.Sequential(*_conv_norm_relu(inputs, outputs), *_conv_norm_relu(outputs, outputs))
 
 
-def upsample(into: int, out: int, how: Upsampling) -> nn.Module:
-    """Twice the resolution: a learnt 2x2 transposed convolution, or a resize and a 3x3 convolution.
+def upsample(inputs: int, outputs: int, mode: Upsampling) -> nn.Module:
+    """Build a layer that doubles the resolution: a 2x2 transposed convolution, or a resize and a 3x3 convolution.
 
-    The resize cannot leave the checkerboard of a transposed convolution (Odena et al. 2016).
+    A resize avoids the checkerboard artefacts of transposed convolutions (Odena et al. 2016).
     """
-    if how == "transposed":
-        return nn.ConvTranspose2d(into, out, 2, stride=2)
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode=how), *_conv_norm_relu(into, out))
+    if mode == "transposed":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), *_conv_norm_relu(inputs, outputs))
 
 
-def _conv_norm_relu(into: int, out: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)
+def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
 class Hourglass(nn.Module):
-    """A contracting path, an expanding path, and a skip between them at every resolution.
+    """A contracting path and an expanding path with a skip connection at every resolution.
 
-    `contract` runs from full resolution down, one module a level, each doing its own downsampling. `expand`
-    (upsampling), `merge` (what follows the concatenation with the skip) and `gates`, where there are any,
-    run from the coarsest skip up; a gate sees (skip, coarser features) and gives the skip to use.
+    `contract` has one module per level, from full resolution down; each does its own downsampling. The others are
+    ordered from the coarsest skip up: `expand` upsamples, `merge` follows the concatenation with the skip, and a
+    gate maps (skip, coarser features) to the skip to use.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Attention U-Net: the coarser level says where to look in the finer one."""
+"""Attention U-Net: features of the coarser level weight the skip connection of the finer one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models._blocks import Hourglass, double_conv, upsample, widths
+from bench.models._blocks import Hourglass, double_conv, level_widths, upsample
 from bench.registry import model
 
 
@@ -17,8 +17,8 @@ class AttentionGate(nn.Module):
     """Additive attention on a skip (Oktay et al. 2018, equations 1 and 2).
 
     q = psi^T relu(W_x x + W_g g + b_g) + b_psi, alpha = sigmoid(q), and the skip becomes alpha x.
-    x: the skip (B, F, 2H, 2W). g: the gating signal from the next coarser level (B, G, H, W). The scores are
-    on the grid of g; alpha is resampled bilinearly to that of x.
+    x is the skip (B, F, 2H, 2W), g the gating signal from the next coarser level (B, G, H, W). The scores are
+    computed on the grid of g; alpha is resampled bilinearly to the grid of x.
     """
 
     def __init__(self, skip: int, gating: int, hidden: int) -> None:
@@ -28,7 +28,7 @@ class AttentionGate(nn.Module):
         self.psi = nn.Conv2d(hidden, 1, 1)
 
     def coefficients(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """alpha, (B, 1, 2H, 2W) in [0, 1]."""
+        """Return alpha, (B, 1, 2H, 2W) in [0, 1]."""
         scores = self.psi(F.relu(self.of_skip(skip) + self.of_gating(gating)))
         return F.interpolate(scores.sigmoid(), scale_factor=2, mode="bilinear")
 
@@ -43,12 +43,12 @@ def attention_unet(
     base: Annotated[int, Field(ge=2)] = 64,
     depth: Annotated[int, Field(ge=1, le=5)] = 4,
 ) -> nn.Module:
-    """U-Net whose skips pass through additive attention gates (Oktay et al. 2018).
+    """Attention U-Net: skips pass through additive attention gates (Oktay et al. 2018).
 
-    `base` is the width of the first of `depth` + 1 levels. Upsampling is nearest, then a 3x3 convolution. As in
-    the paper, the skip of full resolution is not gated: its features are too low-level to choose among.
+    `base` is the width of the first of `depth` + 1 levels. Upsampling is a nearest-neighbour resize and a 3x3
+    convolution. As in the paper, the skip of full resolution has no gate: its features are too low-level.
     """
-    levels = widths(base, depth)
+    levels = level_widths(base, depth)
     upwards = list(pairwise(reversed(levels)))
     return Hourglass(
         contract=[

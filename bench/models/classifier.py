@@ -1,4 +1,4 @@
-"""A classifier of slices: an encoder, its last features averaged, and one logit."""
+"""Slice classifier: an encoder, global average pooling, and one logit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import Field
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from bench.models.smp import over_encoder
+from bench.models.encoders import build_over_encoder
 from bench.registry import model
 
 
-class Pooled(nn.Module):
-    """Images (B, C, H, W) to logits (B, 1, 1, 1)."""
+class PooledClassifier(nn.Module):
+    """Maps images (B, C, H, W) to logits (B, 1, 1, 1)."""
 
     def __init__(self, encoder: nn.Module, width: int, hidden: int | None, dropout: float) -> None:
         super().__init__()
@@ -37,17 +37,17 @@ def classifier(
     hidden: Annotated[int, Field(ge=1)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
-    """Does a slice show tumour? Any encoder with global average pooling and one logit, (B, 1, 1, 1).
+    """Slice classifier: any encoder with global average pooling and one logit, (B, 1, 1, 1).
 
-    The presence task: trained on the slice's label with `bce` or `focal`, scored by AUROC and its like, ranked on
-    a board of its own. `hidden` puts a layer of that width between pooling and logit. `encoder` and `weights` as
-    in the other models; the encoder is `.encoder`, and can be frozen.
+    For the presence task (does the slice show tumour?): trained on slice labels with `bce` or `focal`, scored by
+    AUROC and related scores, ranked on a separate board. `hidden` adds a layer of that width between pooling and
+    logit. `encoder` and `weights` are as in the other models. The encoder is `.encoder` and can be frozen.
     """
 
-    def build(
+    def decoder(
         encoder_name: str, encoder_weights: Any, in_channels: int, classes: int, **options: Any
     ) -> nn.Module:
         body = get_encoder(encoder_name, in_channels=in_channels, depth=5, weights=encoder_weights, **options)
-        return Pooled(body, body.out_channels[-1], hidden, dropout)
+        return PooledClassifier(body, body.out_channels[-1], hidden, dropout)
 
-    return over_encoder("classifier", build, channels, encoder, weights, logits=lambda height, width: (1, 1))
+    return build_over_encoder("classifier", decoder, channels, encoder, weights, logits_size=lambda *_: (1, 1))

@@ -1,3 +1,5 @@
+"""Save a trained model to a folder, and load it again."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,7 @@ WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 
 
 def save_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
-    """Write weights and description into `folder`; each file appears whole or not at all."""
+    """Write weights and description into `folder`, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, save(weights))
@@ -24,21 +26,21 @@ def save_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> N
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in evaluation mode and its description. Raises `StoreError`."""
+    """Return the model in evaluation mode and its description. Raises `StoreError`."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         weights = load_file(folder / WEIGHTS)
-        plugins, chosen = description["config"]["plugins"], dict(description["config"]["model"])
+        plugins, settings = description["config"]["plugins"], dict(description["config"]["model"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise StoreError(f"{folder} holds no model that can be read: {error}.") from None
+        raise StoreError(f"{folder} holds no readable model: {error}.") from None
     for plugin in plugins:
         registry.load_plugin(Path(plugin))
-    entry = registry.model[chosen.pop("name")]
-    if "weights" in chosen:
-        chosen["weights"] = None  # the trained weights follow; nothing is fetched
-    model: nn.Module = entry.bind(chosen)(description["channels"])
+    entry = registry.model[settings.pop("name")]
+    if "weights" in settings:
+        settings["weights"] = None  # the trained weights replace the initial ones: fetch nothing
+    model: nn.Module = entry.bind(settings)(description["channels"])
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise StoreError(f"{folder} holds weights of another model than its {DESCRIPTION} describes.") from None
+        raise StoreError(f"the weights in {folder} do not fit the model in its {DESCRIPTION}.") from None
     return model.eval(), description

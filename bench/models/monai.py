@@ -1,4 +1,7 @@
-"""Networks of MONAI, in two dimensions. MONAI is imported when one is built: it takes seconds, and is an extra."""
+"""Networks of MONAI, in two dimensions.
+
+MONAI is imported when a network is built, because it is an optional dependency and its import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,17 @@ from torch import Tensor, nn
 from bench.errors import BadSetting
 from bench.registry import model
 
-_SMALLEST = 64  # pixels a side: 1/32 of 32 pixels is one, and an instance norm of one pixel is refused by torch
+_SMALLEST = 64  # pixels per side: 1/32 of 32 pixels is one, and torch refuses an instance norm of one pixel
+_UPSAMPLING = {"bilinear": "nontrainable", "transposed": "deconv"}  # our names and MONAI's
 
 
-_UPSAMPLING = {"bilinear": "nontrainable", "transposed": "deconv"}  # ours and MONAI's words
-
-
-def nowhere_empty(blocks: tuple[int, ...]) -> tuple[int, ...]:
+def _check_blocks(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if min(blocks, default=0) < 1:
         raise ValueError("every level needs one block or more")
     return blocks
 
 
-Blocks = Annotated[tuple[int, ...], AfterValidator(nowhere_empty)]
+Blocks = Annotated[tuple[int, ...], AfterValidator(_check_blocks)]
 
 
 @model(needs=("monai",))
@@ -39,11 +40,12 @@ def segresnet(
 ) -> nn.Module:
     """SegResNet: residual blocks, most of them in the encoder, and skips that are added (Myronenko 2018).
 
-    MONAI's, without the paper's variational branch. `blocks_down` has the residual blocks of each level, from full
-    resolution down; every level of the decoder has one. `init_filters` is the width of the first level, a multiple
-    of 8 for its group norms. `dropout` takes whole channels after the first convolution, as in the paper.
+    MONAI's network, without the paper's variational branch. `blocks_down` are the residual blocks of each level,
+    from full resolution down; every level of the decoder has one. `init_filters` is the width of the first level,
+    a multiple of 8 for its group norms. `dropout` drops whole channels after the first convolution, as in the
+    paper.
     """
-    net: nn.Module = _nets("segresnet").SegResNet(
+    net: nn.Module = _import_nets("segresnet").SegResNet(
         spatial_dims=2,
         in_channels=channels,
         out_channels=1,
@@ -68,12 +70,12 @@ def swin_unetr(
 ) -> nn.Module:
     """Swin UNETR: a transformer of shifted windows with a convolutional decoder (Hatamizadeh et al. 2022).
 
-    MONAI's. `feature_size` is the width of the first level, a multiple of 12; the paper's is 48. `depths` are the
-    blocks of the transformer's levels, `drop_path` is its stochastic depth, and `v2` puts a residual block of
-    convolutions before each level (He et al. 2023). Where a level has fewer than `window` tokens a side, as the
-    last one has under 112 pixels, MONAI looks its relative positions up as if its rows were `window` long.
+    MONAI's network. `feature_size` is the width of the first level, a multiple of 12; the paper's is 48. `depths`
+    are the blocks of the transformer's levels, `drop_path` is its stochastic depth, and `v2` adds a residual block
+    of convolutions before each level (He et al. 2023). Where a level has fewer than `window` tokens per side (the
+    last level of images under 112 pixels), MONAI computes relative positions as if its rows were `window` long.
     """
-    net: nn.Module = _nets("swin_unetr").SwinUNETR(
+    net: nn.Module = _import_nets("swin_unetr").SwinUNETR(
         spatial_dims=2,
         in_channels=channels,
         out_channels=1,
@@ -87,14 +89,14 @@ def swin_unetr(
     return net
 
 
-def _nets(name: str) -> Any:
-    """`monai.networks.nets`, or `BadSetting` where what the model `name` needs is missing or too old."""
-    lacking = [package for package in model[name].facts["needs"] if find_spec(package) is None]
-    if not lacking and tuple(map(int, version("monai").split(".")[:2])) < (1, 5):  # where img_size was an argument
-        lacking = ["monai 1.5 or later"]
-    if lacking:
+def _import_nets(name: str) -> Any:
+    """Import `monai.networks.nets`. Raises `BadSetting` if a package that `name` needs is missing or too old."""
+    missing = [package for package in model[name].facts["needs"] if find_spec(package) is None]
+    if not missing and tuple(map(int, version("monai").split(".")[:2])) < (1, 5):  # there img_size is an argument
+        missing = ["monai 1.5 or later"]
+    if missing:
         raise BadSetting(
-            f"model '{name}' needs {' and '.join(lacking)}: pip install 'medseg-bench[monai]', or choose another "
+            f"model '{name}' needs {' and '.join(missing)}: pip install 'medseg-bench[monai]', or choose another "
             "model from `bench list models`."
         )
     return import_module("monai.networks.nets")
@@ -104,6 +106,6 @@ def _refuse_small(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     height, width = inputs[0].shape[-2:]
     if min(height, width) < _SMALLEST:
         raise BadSetting(
-            f"model 'swin_unetr' needs images of at least {_SMALLEST} pixels a side and got {height}x{width}. "
-            "Raise input.image_size, or take another model such as segresnet."
+            f"model 'swin_unetr' needs images of at least {_SMALLEST} pixels per side and got {height}x{width}. "
+            "Raise input.image_size, or choose another model such as segresnet."
         )

@@ -1,4 +1,4 @@
-"""Where an encoder starts: weights fetched by smp and timm, or a local safetensors file."""
+"""Initial weights of an encoder: downloaded by smp and timm, or read from a local safetensors file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bench.errors import BadSetting, DataError
 
 
 @contextmanager
-def hub() -> Iterator[None]:
-    """Look only in the hub's cache while its server is out of reach; its client would retry for a minute."""
+def hub_offline_if_unreachable() -> Iterator[None]:
+    """Use only the cache of the hub while its server is unreachable; its client would retry for a minute."""
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _reachable()
     try:
@@ -32,7 +32,7 @@ def hub() -> Iterator[None]:
 
 def _reachable() -> bool:
     if getproxies():
-        return True  # then only the client knows the way
+        return True  # only the client knows how to connect
     address = urlparse(constants.ENDPOINT)
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
@@ -43,26 +43,26 @@ def _reachable() -> bool:
 
 
 def weights_file(weights: str | None) -> Path | None:
-    """The file that `weights` names, or None where it is no path."""
+    """Return the file that `weights` names, or None if it is not a path. Raises `BadSetting` and `DataError`."""
     if weights is None or not (Path(weights).suffix or len(Path(weights).parts) > 1):
         return None
     file = Path(weights)
     if file.suffix != ".safetensors":
         raise BadSetting(
-            f"weights = '{weights}': only safetensors files are read; others can run code. Convert it."
+            f"weights = '{weights}': only safetensors files are read, because others can run code. Convert it."
         )
     if not file.is_file():
         raise DataError(f"the weights file {file} does not exist. Give another path, 'imagenet', or no weights.")
     return file
 
 
-def ready_made(encoder: str, weights: str | None) -> str | bool | None:
-    """`weights` as smp wants them: a name for its own encoders, True for timm's. Raises `BadSetting`."""
+def check_weights_name(encoder: str, weights: str | None) -> str | bool | None:
+    """Return `weights` as smp expects them: a name for its own encoders, True for timm's. Raises `BadSetting`."""
     if weights is None:
         return None
     if encoder.startswith("tu-"):
         names = ["imagenet"] if timm.models.is_model_pretrained(encoder.removeprefix("tu-")) else []
-        advice = f" Others are chosen by a tag on the encoder's name, as in '{encoder}.<tag>'." if names else ""
+        advice = f" Choose others by a tag on the encoder's name, as in '{encoder}.<tag>'." if names else ""
     else:
         names, advice = list(smp_encoders[encoder]["pretrained_settings"]), ""
     if weights not in names:
@@ -73,15 +73,15 @@ def ready_made(encoder: str, weights: str | None) -> str | bool | None:
     return True if encoder.startswith("tu-") else weights
 
 
-def load(encoder: nn.Module, file: Path, name: str) -> None:
-    """Load an encoder's state dict, its first convolution adapted to the image's channels. Raises `DataError`."""
+def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
+    """Load an encoder's state dict and adapt its first convolution to the image's channels. Raises `DataError`."""
     try:
         state = load_file(file)
     except SafetensorError as error:
-        raise DataError(f"the weights file {file} is no safetensors file ({error}). Give another.") from None
+        raise DataError(f"the weights file {file} is not a safetensors file ({error}). Give another.") from None
     own = encoder.state_dict()
     for key, tensor in state.items():
-        if key in own and _differ_in_channels(tensor, own[key]):
+        if key in own and _differs_in_channels(tensor, own[key]):
             state[key] = _to_channels(tensor, own[key].shape[1])
     try:
         encoder.load_state_dict(dict(state))
@@ -96,17 +96,17 @@ def load(encoder: nn.Module, file: Path, name: str) -> None:
         ) from None
 
 
-def _differ_in_channels(given: Tensor, wanted: Tensor) -> bool:
-    """Whether these are the weights of one first convolution, on RGB and on another number of channels."""
-    if given.ndim != 4 or wanted.ndim != 4 or given.shape[1] != 3 or wanted.shape[1] == 3:
+def _differs_in_channels(loaded: Tensor, own: Tensor) -> bool:
+    """Return whether both are weights of one first convolution, `loaded` on RGB and `own` on other channels."""
+    if loaded.ndim != 4 or own.ndim != 4 or loaded.shape[1] != 3 or own.shape[1] == 3:
         return False
-    return given.shape[0] == wanted.shape[0] and given.shape[2:] == wanted.shape[2:]
+    return loaded.shape[0] == own.shape[0] and loaded.shape[2:] == own.shape[2:]
 
 
 def _to_channels(rgb: Tensor, channels: int) -> Tensor:
-    """RGB weights for `channels`, by the rule of smp and timm: summed for one, else repeated and scaled.
+    """Adapt RGB weights to `channels` by the rule of smp and timm: summed for one, else repeated and scaled.
 
-    The response to an image of equal channels stays as it was.
+    The response to an image with equal channels does not change.
     """
     if channels == 1:
         return rgb.sum(1, keepdim=True)

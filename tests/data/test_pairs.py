@@ -1,4 +1,4 @@
-"""Images and masks as people have them: who belongs to whom, what is read, and what is refused in a sentence."""
+"""Images with masks: patients, pairing, pixels, what is refused, and training on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench import registry
 from bench.cli import app
 from bench.data.audit import audit_source
 from bench.data.pack import load_or_pack
-from bench.data.readers.images import by_patient, read_mask_of, read_pixels, read_slice
+from bench.data.readers.images import group_by_patient, read_mask_image, read_pixels, read_slice
 from bench.data.source import Source
 from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.evaluate import evaluate_external
@@ -32,7 +32,7 @@ COLOUR = np.stack((GREY, GREY + 50, GREY + 100), -1)  # red, green, blue
 MASK = np.uint8(GREY % 3 == 0)
 
 
-def put(path: Path, pixels: np.ndarray) -> Path:
+def write(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tif":
         tifffile.imwrite(path, pixels)
@@ -41,7 +41,7 @@ def put(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-def found(folder: Path, **settings: object) -> Source:
+def load_source(folder: Path, **settings: object) -> Source:
     return registry.dataset["pairs"].bind({"folder": folder, **settings})()
 
 
@@ -49,16 +49,16 @@ def table(source: Source) -> list[tuple[str, int, str, str]]:
     return [(s.case, s.number, s.image.name, s.mask.name if s.mask else "") for s in source.slices]
 
 
-# Who belongs to whom
+# Patients and pairing
 
 
-def test_a_folder_of_images_is_a_patient_and_masks_have_their_names(tmp_path):
+def test_a_folder_of_images_is_a_patient_and_masks_match_by_name(tmp_path):
     for name in ("b/s_10", "b/s_9", "a/x/s_1"):
-        put(tmp_path / "images" / f"{name}.png", GREY)
-    put(tmp_path / "masks/b/s_10_mask.png", MASK * 255)
-    put(tmp_path / "masks/b/s_9.tif", MASK)
-    put(tmp_path / "masks/a/x/s_1_Segmentation.png", MASK * 255)
-    source = found(tmp_path)
+        write(tmp_path / "images" / f"{name}.png", GREY)
+    write(tmp_path / "masks/b/s_10_mask.png", MASK * 255)
+    write(tmp_path / "masks/b/s_9.tif", MASK)
+    write(tmp_path / "masks/a/x/s_1_Segmentation.png", MASK * 255)
+    source = load_source(tmp_path)
     assert table(source) == [
         ("a/x", 1, "s_1.png", "s_1_Segmentation.png"),
         ("b", 9, "s_9.png", "s_9.tif"),
@@ -67,10 +67,10 @@ def test_a_folder_of_images_is_a_patient_and_masks_have_their_names(tmp_path):
     assert (source.name, source.channels, source.licence) == (tmp_path.name, ("grey",), "not stated")
 
 
-def test_masks_may_lie_beside_their_images(tmp_path):
+def test_masks_may_be_beside_their_images(tmp_path):
     for name, pixels in (("a/s_1", GREY), ("a/s_1_mask", MASK), ("b/s_mask_2", GREY), ("b/s_mask_2_mask", MASK)):
-        put(tmp_path / f"{name}.png", pixels)
-    assert table(found(tmp_path, images=".", masks=".")) == [
+        write(tmp_path / f"{name}.png", pixels)
+    assert table(load_source(tmp_path, images=".", masks=".")) == [
         ("a", 1, "s_1.png", "s_1_mask.png"),
         ("b", 2, "s_mask_2.png", "s_mask_2_mask.png"),
     ]
@@ -78,138 +78,138 @@ def test_masks_may_lie_beside_their_images(tmp_path):
 
 def flat(folder: Path, *names: str) -> Path:
     for name in names:
-        put(folder / "scans" / f"{name}.png", GREY)
-        put(folder / "truth" / f"{name}.png", MASK)
+        write(folder / "scans" / f"{name}.png", GREY)
+        write(folder / "truth" / f"{name}.png", MASK)
     return folder
 
 
 FLAT = {"images": "scans", "masks": "truth"}
 
 
-def test_a_pattern_says_whose_an_image_is(tmp_path):
+def test_a_pattern_determines_the_patient(tmp_path):
     folder = flat(tmp_path, "P1_02", "P2_01", "P1_01")
-    grouped = found(folder, **FLAT, patient=r"(P\d+)_.*")
+    grouped = load_source(folder, **FLAT, patient=r"(P\d+)_.*")
     assert [row[:2] for row in table(grouped)] == [("P1", 1), ("P1", 2), ("P2", 1)]
-    alone = found(folder, **FLAT, patient="(.*)")
+    alone = load_source(folder, **FLAT, patient="(.*)")
     assert [row[:2] for row in table(alone)] == [("P1_01", 1), ("P1_02", 2), ("P2_01", 1)]
 
 
-@pytest.mark.parametrize("part", ["train", "Val", "test"])
-def test_parts_of_a_split_are_no_patients(tmp_path, part):
+@pytest.mark.parametrize("part", ["train", "Val"])
+def test_folders_named_like_parts_of_a_split_are_not_patients(tmp_path, part):
     for name in (f"{part}/P1_01.png", f"{part}/P2_01.png"):
-        put(tmp_path / "images" / name, GREY)
-        put(tmp_path / "masks" / name, MASK)
-    with pytest.raises(
-        DataError, match=f"{part} is named as a part of a split, not as a patient.*dataset.patient="
-    ):
-        found(tmp_path)
-    assert {case for case, *_ in table(found(tmp_path, patient=".*/(P[0-9]+)_.*"))} == {"P1", "P2"}
+        write(tmp_path / "images" / name, GREY)
+        write(tmp_path / "masks" / name, MASK)
+    with pytest.raises(DataError, match=f"{part} is named like a part of a split.*dataset.patient="):
+        load_source(tmp_path)
+    assert {case for case, *_ in table(load_source(tmp_path, patient=".*/(P[0-9]+)_.*"))} == {"P1", "P2"}
 
 
-def test_slices_are_counted_where_their_numbers_do_not_tell_them_apart(tmp_path):
+def test_slices_are_counted_if_their_numbers_repeat(tmp_path):
     folder = flat(tmp_path, "P1_left", "P1_right", "P1_above")
-    rows = table(found(folder, **FLAT, patient="(P1)_.*"))
+    rows = table(load_source(folder, **FLAT, patient="(P1)_.*"))
     assert rows == [("P1", n, f"P1_{s}.png", f"P1_{s}.png") for n, s in enumerate(("above", "left", "right"), 1)]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "error", "says"),
+    ("pattern", "error", "message"),
     [
-        (None, DataError, r"in no patient's folder, such as P1_01\. Say whose .*dataset\.patient='\(P"),
-        ("P1_(.*)", DataError, "does not say whose .*P2_01 is"),
-        (r"(\d*)P.*", DataError, "does not say whose"),
-        ("P.*", BadSetting, "'P.*' is refused: no such group.* whose group is the patient"),
-        ("(P", BadSetting, "is refused: "),
+        (None, DataError, r"outside any patient's folder, such as P1_01\. .*dataset\.patient='\(P"),
+        ("P1_(.*)", DataError, "finds no patient in .*P2_01"),
+        (r"(\d*)P.*", DataError, "finds no patient in"),
+        ("P.*", BadSetting, "'P.*' is not valid: no such group.* with a group that matches the patient"),
+        ("(P", BadSetting, "is not valid: "),
     ],
 )
-def test_whose_an_image_is_is_never_guessed(pattern, error, says, tmp_path):
-    with pytest.raises(error, match=says):
-        found(flat(tmp_path, "P1_01", "P2_01"), **FLAT, patient=pattern)
+def test_a_patient_is_never_guessed(pattern, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        load_source(flat(tmp_path, "P1_01", "P2_01"), **FLAT, patient=pattern)
 
 
 @pytest.mark.parametrize(
-    ("image", "mask", "says"),
+    ("image", "mask", "message"),
     [
-        (None, None, "has no folder 'images'.*dataset.images and dataset.masks"),
+        (None, None, "has no folder 'images'.*Set dataset.images and dataset.masks"),
         ("images/a/readme.txt", "masks/a/1.png", r"holds no images\. They end in \.tif"),
-        ("images/a/1.png", "masks/a/2.png", r"1 file\(s\) have no mask: .*images/a/1\.png"),
-        ("images/a/1_mask.png", "masks/a/1.png", r"1 file\(s\) have no mask"),
+        ("images/a/1.png", "masks/a/2.png", r"1 image\(s\) have no mask: .*images/a/1\.png"),
+        ("images/a/1_mask.png", "masks/a/1.png", r"1 image\(s\) have no mask"),
     ],
 )
-def test_what_is_missing_is_a_sentence(image, mask, says, tmp_path):
+def test_missing_folders_images_and_masks_raise_helpful_errors(image, mask, message, tmp_path):
     if image:
-        put(tmp_path / "masks/a/1.png", MASK)
+        write(tmp_path / "masks/a/1.png", MASK)
         (tmp_path / image).parent.mkdir(parents=True)
         (tmp_path / image).write_bytes((tmp_path / "masks/a/1.png").read_bytes())
         if mask != "masks/a/1.png":
             (tmp_path / "masks/a/1.png").rename(tmp_path / mask)
-    with pytest.raises(DataError, match=says):
-        found(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_source(tmp_path)
 
 
-def test_two_files_of_one_name_and_masks_of_nothing_are_refused(tmp_path):
-    put(tmp_path / "images/a/1.png", GREY)
-    put(tmp_path / "masks/a/1.png", MASK)
-    put(tmp_path / "masks/a/2.png", MASK)
-    with pytest.raises(DataError, match=r"1 file\(s\) are masks of no image: .*a/2\.png"):
-        found(tmp_path)
-    put(tmp_path / "masks/a/1_mask.png", MASK)
-    with pytest.raises(DataError, match="are of one name"):
-        found(tmp_path)
+def test_two_files_of_one_name_and_orphan_masks_are_refused(tmp_path):
+    write(tmp_path / "images/a/1.png", GREY)
+    write(tmp_path / "masks/a/1.png", MASK)
+    write(tmp_path / "masks/a/2.png", MASK)
+    with pytest.raises(DataError, match=r"1 mask\(s\) have no image: .*a/2\.png"):
+        load_source(tmp_path)
+    write(tmp_path / "masks/a/1_mask.png", MASK)
+    with pytest.raises(DataError, match="have the same name"):
+        load_source(tmp_path)
 
 
 # Pixels
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_pixels_are_those_that_were_written(suffix, tmp_path):
-    np.testing.assert_array_equal(read_pixels(put(tmp_path / f"grey{suffix}", GREY))[..., 0], GREY)
-    np.testing.assert_array_equal(read_pixels(put(tmp_path / f"colour{suffix}", COLOUR)), COLOUR)
+def test_pixels_are_read_as_they_were_written(suffix, tmp_path):
+    np.testing.assert_array_equal(read_pixels(write(tmp_path / f"grey{suffix}", GREY))[..., 0], GREY)
+    np.testing.assert_array_equal(read_pixels(write(tmp_path / f"colour{suffix}", COLOUR)), COLOUR)
     for name, mask in (("one", MASK), ("full", MASK * 255), ("three", np.stack([MASK * 255] * 3, -1))):
-        np.testing.assert_array_equal(read_mask_of(put(tmp_path / f"{name}{suffix}", mask)), MASK)
+        np.testing.assert_array_equal(read_mask_image(write(tmp_path / f"{name}{suffix}", mask)), MASK)
 
 
-def test_what_is_opaque_is_read_and_what_is_transparent_refused(tmp_path):
+def test_an_opaque_alpha_channel_is_ignored_and_transparency_is_refused(tmp_path):
     opaque = np.dstack((COLOUR[..., ::-1], np.full_like(GREY, 255)))  # OpenCV writes blue, green, red
-    np.testing.assert_array_equal(read_pixels(put(tmp_path / "opaque.png", opaque)), COLOUR)
+    np.testing.assert_array_equal(read_pixels(write(tmp_path / "opaque.png", opaque)), COLOUR)
     with pytest.raises(DataError, match="transparent"):
-        read_pixels(put(tmp_path / "clear.png", opaque - np.uint8([0, 0, 0, 1])))
+        read_pixels(write(tmp_path / "clear.png", opaque - np.uint8([0, 0, 0, 1])))
 
 
-def test_a_grey_image_stands_for_every_channel(tmp_path):
-    path = put(tmp_path / "grey.tif", GREY)
+def test_a_grey_image_is_repeated_in_every_channel(tmp_path):
+    path = write(tmp_path / "grey.tif", GREY)
     np.testing.assert_array_equal(read_slice(path, 3), np.stack([GREY] * 3, -1))
     np.testing.assert_array_equal(read_slice(path, 1)[..., 0], GREY)
 
 
 @pytest.mark.parametrize(
-    ("image", "mask", "says"),
+    ("image", "mask", "message"),
     [
-        (GREY.astype(np.uint16) * 99, MASK, "no 8-bit image"),
+        (GREY.astype(np.uint16) * 99, MASK, "cannot be read as an 8-bit image"),
         (GREY, MASK * 7, "holds the values 0, 7"),
         (GREY, GREY, r"holds the values 0, 1, 2, 3, 4, \.\.\.\. A mask holds"),
         (GREY, COLOUR, "is in colour. A mask is grey"),
-        (COLOUR, MASK, r"2\.png has 3 channel\(s\), the first 1"),
-        (GREY, MASK[:3], "is 3x8, its image 6x8. Save both on one grid"),
+        (COLOUR, MASK, r"2\.png has 3 channel\(s\), but the first image has 1"),
+        (GREY, MASK[:3], "is 3x8, its image 6x8. Save both with the same size"),
     ],
 )
-def test_files_that_cannot_be_used_are_named(image, mask, says, tmp_path):
+def test_unusable_files_are_named(image, mask, message, tmp_path):
     for number, (i, m) in enumerate(((GREY, MASK), (image, mask)), 1):
-        put(tmp_path / f"images/a/{number}.png", i)
-        put(tmp_path / f"masks/a/{number}.png", m)
-    with pytest.raises(BenchError, match=says):
-        load_or_pack(found(tmp_path), tmp_path / "cache")
+        write(tmp_path / f"images/a/{number}.png", i)
+        write(tmp_path / f"masks/a/{number}.png", m)
+    with pytest.raises(BenchError, match=message):
+        load_or_pack(load_source(tmp_path), tmp_path / "cache")
 
 
-def test_resized_pixels_are_the_mean_of_what_they_cover(tmp_path):
-    put(tmp_path / "images/a/1.png", np.kron(np.uint8(np.arange(256).reshape(16, 16)), np.uint8([[1, 1], [1, 1]])))
-    put(tmp_path / "masks/a/1.png", np.kron(np.uint8(np.eye(16)), np.ones((2, 2), np.uint8)))
-    pack = load_or_pack(found(tmp_path, resize=16), tmp_path / "cache")
+def test_resized_pixels_are_the_mean_of_the_area_they_cover(tmp_path):
+    write(
+        tmp_path / "images/a/1.png", np.kron(np.uint8(np.arange(256).reshape(16, 16)), np.uint8([[1, 1], [1, 1]]))
+    )
+    write(tmp_path / "masks/a/1.png", np.kron(np.uint8(np.eye(16)), np.ones((2, 2), np.uint8)))
+    pack = load_or_pack(load_source(tmp_path, resize=16), tmp_path / "cache")
     np.testing.assert_array_equal(pack.images[0, ..., 0], np.arange(256).reshape(16, 16))
     np.testing.assert_array_equal(pack.masks[0], np.eye(16))
 
 
-# Trained on, and predicted
+# Training and prediction
 
 
 @pytest.fixture(scope="module")
@@ -219,17 +219,17 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(12):
         mask = np.zeros((20, 30), np.uint8)
         mask[4 : 8 + number % 6, 5:15] = 1
-        put(
+        write(
             folder / f"scans/P{number // 2}_{number % 2}.png",
             np.uint8(rng.integers(0, 90, mask.shape) + 120 * mask),
         )
-        put(folder / f"truth/P{number // 2}_{number % 2}.png", mask)
+        write(folder / f"truth/P{number // 2}_{number % 2}.png", mask)
     return folder
 
 
 @pytest.fixture(scope="module")
 def model(own: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryRecorder, Path]:
-    """One fold on slices of 16 x 16, and the folder of its model."""
+    """The recorder of one fold on slices of 16 x 16, and the folder of its model."""
     folder = tmp_path_factory.mktemp("model")
     settings = {"folder": str(own), "patient": r"(P\d)_.*", "resize": 16, **FLAT}
     with pytest.MonkeyPatch.context() as patch:
@@ -244,24 +244,24 @@ def model(own: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MemoryRe
     return recorder, folder
 
 
-def test_grey_images_in_one_folder_are_trained_on_patient_by_patient(model):
+def test_images_in_one_folder_are_split_by_patient(model):
     split = model[0].tables["split"]
     assert set(split["case"]) == {f"P{n}" for n in range(6)}
 
 
-def test_images_are_resized_as_in_training_and_their_logits_brought_back(own, model):
+def test_images_are_resized_as_in_training_and_logits_resized_back(own, model):
     segmenter = FoldModels([model[1]])
     images = np.stack([read_slice(own / f"scans/P0_{n}.png", 1) for n in range(2)])
     small = np.stack([cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA) for image in images])[..., None]
-    found, at_size = segmenter.predict(images), segmenter.predict(small)
-    assert found.shape == (2, 20, 30)
-    for one, other in zip(found, np.log(at_size / (1 - at_size)), strict=True):
+    probability, small_probability = segmenter.predict(images), segmenter.predict(small)
+    assert probability.shape == (2, 20, 30)
+    for one, other in zip(probability, np.log(small_probability / (1 - small_probability)), strict=True):
         logits = cv2.resize(other, (30, 20), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_allclose(one, 1 / (1 + np.exp(-logits)), atol=1e-5)
 
 
-def test_other_patients_are_found_and_read_as_in_training(own, model, template, tmp_path, monkeypatch):
-    """Else they would be refused for lying in one folder, and for being of another size."""
+def test_external_patients_are_read_with_the_settings_of_training(own, model, template, tmp_path, monkeypatch):
+    """Otherwise they would be refused, for sharing a folder and for their size."""
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     shutil.copytree(template, tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
@@ -275,47 +275,47 @@ def test_other_patients_are_found_and_read_as_in_training(own, model, template, 
     assert set(cases[["tp", "fp", "fn", "tn"]].sum(axis=1)) == {2 * 16 * 16}
 
 
-def test_patients_are_told_apart_in_one_folder_as_in_training():
+def test_images_of_one_folder_are_grouped_by_patient_as_in_training():
     files = [Path(f"/scans/{name}.png") for name in ("P1_1", "P2_1", "P1_2", "other")]
-    named = [[path.stem for path in part] for part in by_patient(files, Path("/scans"), r"(P\d)_.*")]
+    named = [[path.stem for path in part] for part in group_by_patient(files, Path("/scans"), r"(P\d)_.*")]
     assert named == [["P1_1", "P1_2"], ["P2_1"], ["other"]]
-    assert by_patient(files, Path("/scans"), None) == [files]
+    assert group_by_patient(files, Path("/scans"), None) == [files]
 
 
-def test_a_search_keeps_the_data_set_of_its_file(tmp_path):
+def test_a_search_uses_the_dataset_of_its_file(tmp_path):
     (tmp_path / "own.yaml").write_text("base: {dataset: pairs}\nspace: {train.lr: 1e-4..1e-2 log}\n")
-    said = CliRunner().invoke(app, ["search", str(tmp_path / "own.yaml"), "--data", str(tmp_path)])
-    assert "has no folder 'images'" in str(said.exception)
+    result = CliRunner().invoke(app, ["search", str(tmp_path / "own.yaml"), "--data", str(tmp_path)])
+    assert "has no folder 'images'" in str(result.exception)
 
 
-# What `bench data` says
+# The `bench data` commands
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Four patients of two images: one shared, one cut short, one blank, and nothing to find in the last."""
+    """Four patients of two images: one image shared, one damaged, one blank, and no tumour in the last patient."""
     rng = np.random.default_rng(0)
     for case in range(4):
         for n in range(2):
-            put(tmp_path / f"images/P{case}_{n}.png", rng.integers(0, 256, (6, 8, 3), np.uint8))
-            put(tmp_path / f"masks/P{case}_{n}.png", MASK * (255 if case < 3 else 0))
+            write(tmp_path / f"images/P{case}_{n}.png", rng.integers(0, 256, (6, 8, 3), np.uint8))
+            write(tmp_path / f"masks/P{case}_{n}.png", MASK * (255 if case < 3 else 0))
     shutil.copy(tmp_path / "images/P0_1.png", tmp_path / "images/P2_0.png")
     (tmp_path / "images/P1_0.png").write_bytes(b"no image")
-    put(tmp_path / "images/P3_0.png", np.full((6, 8, 3), 7, np.uint8))
+    write(tmp_path / "images/P3_0.png", np.full((6, 8, 3), 7, np.uint8))
     return tmp_path
 
 
-def test_every_trap_of_own_images_is_named_at_once(damaged):
-    said = audit_source(found(damaged, patient=r"(P\d)_.*"))
-    errors = {finding.code: finding.where for finding in said.errors}
+def test_an_audit_of_pairs_names_all_problems_at_once(damaged):
+    result = audit_source(load_source(damaged, patient=r"(P\d)_.*"))
+    errors = {finding.code: finding.where for finding in result.errors}
     assert errors == {
         "unreadable": (str(damaged / "images/P1_0.png"), "P1"),
         "shared-slice": ("P0", "P2", str(damaged / "images/P0_1.png"), str(damaged / "images/P2_0.png")),
     }
-    warnings = sorted((finding.code, finding.where[:2]) for finding in said.warnings)
+    warnings = sorted((finding.code, finding.where[:2]) for finding in result.warnings)
     blank = [("blank-channel", ("P3", str(damaged / "images/P3_0.png")))] * 3
     assert warnings == [*blank, ("no-tumour", ("P3",))]
-    facts = dict(said.facts)
+    facts = dict(result.facts)
     assert facts == {
         "patients": 4,
         "slices": 8,
@@ -329,7 +329,7 @@ def test_every_trap_of_own_images_is_named_at_once(damaged):
     }
 
 
-def test_the_data_commands_take_any_data_set(damaged, monkeypatch):
+def test_the_data_commands_accept_any_dataset(damaged, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(damaged / "cache"))
     words = [str(damaged), "--dataset", "pairs", "--set", r"dataset.patient=(P\d)_.*"]
     checked = CliRunner().invoke(app, ["data", "check", *words])

@@ -1,4 +1,4 @@
-"""Slices are preprocessed once, found again, whole or not there at all; the data stay the data that they were."""
+"""Slices are preprocessed once and reused, completely or not at all; the identity of the data is unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench import registry
 from bench.config import RunConfig
 from bench.data.loader import SliceLoader
 from bench.data.pack import load_or_pack, open_pack, pack_in_memory
-from bench.data.preprocessed import preprocessed
+from bench.data.preprocessed import preprocess_pack
 from bench.data.source import SliceFile, Source
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.inference.fold_models import FoldModels
@@ -31,7 +31,7 @@ CALLS: Counter[str] = Counter()
 
 @pytest.fixture(autouse=True)
 def _steps():
-    """Steps that count their calls; taken out again."""
+    """Register steps that count their calls, for the duration of a test."""
     CALLS.clear()
 
     def halve(image, *, by: int = 2):
@@ -52,11 +52,11 @@ def _steps():
         return image
 
     def widen(image):
-        """Gives what no slice may be."""
+        """Returns floats, which is not allowed."""
         return image.astype(float)
 
     def spoil(image):
-        """Writes into what it was given."""
+        """Overwrites its input."""
         image[:] = 7
         return image
 
@@ -85,22 +85,22 @@ def pack(tmp_path):
     return load_or_pack(source, tmp_path / "cache")
 
 
-def kept(folder: Path) -> list[str]:
-    """What lies beside the pack's own files, locks aside."""
+def cached(folder: Path) -> list[str]:
+    """Entries beside the files of the pack, except locks."""
     own = {"images.npy", "masks.npy", "histograms.npy", "index.csv", "manifest.json"}
     return sorted(f.name for f in folder.iterdir() if f.name not in own and not f.name.endswith(".lock"))
 
 
-def test_without_steps_a_pack_is_itself(pack):
-    assert preprocessed(pack, {}) is pack
-    assert kept(pack.folder) == []
+def test_without_steps_the_pack_itself_is_returned(pack):
+    assert preprocess_pack(pack, {}) is pack
+    assert cached(pack.folder) == []
 
 
-def test_every_slice_goes_through_all_steps_and_the_data_stay_what_they_are(pack):
-    made = preprocessed(pack, {"halve": {"by": 3}, "lift": {}})
+def test_all_steps_apply_to_every_slice_and_the_manifest_is_kept(pack):
+    made = preprocess_pack(pack, {"halve": {"by": 3}, "lift": {}})
     assert np.array_equal(made.images, pack.images // 3 + 10)
     assert made.images.dtype == np.uint8
-    assert made.manifest == pack.manifest, "runs with and without it are ranked together"
+    assert made.manifest == pack.manifest, "runs with and without preprocessing are ranked together"
     assert made.folder == pack.folder
     assert made.masks is pack.masks
     assert made.index is pack.index
@@ -110,24 +110,24 @@ def test_every_slice_goes_through_all_steps_and_the_data_stay_what_they_are(pack
 
 
 def test_the_order_of_steps_matters(pack):
-    one, other = preprocessed(pack, {"halve": {}, "lift": {}}), preprocessed(pack, {"lift": {}, "halve": {}})
+    one, other = preprocess_pack(pack, {"halve": {}, "lift": {}}), preprocess_pack(pack, {"lift": {}, "halve": {}})
     assert np.array_equal(one.images, pack.images // 2 + 10)
     assert np.array_equal(other.images, (pack.images + 10) // 2)
-    assert len(kept(pack.folder)) == 2
+    assert len(cached(pack.folder)) == 2
 
 
-def test_what_was_prepared_is_found_again(pack):
-    first = preprocessed(pack, {"halve": {}})
-    again = preprocessed(pack, {"halve": {"by": 2}})  # the default, written out
+def test_preprocessed_slices_are_reused(pack):
+    first = preprocess_pack(pack, {"halve": {}})
+    again = preprocess_pack(pack, {"halve": {"by": 2}})  # the default, written out
     assert CALLS["halve"] == 10
     assert np.array_equal(again.images, first.images)
     assert np.array_equal(again.histograms, first.histograms)
     assert isinstance(again.images, np.memmap)
 
 
-def test_other_settings_are_prepared_anew(pack):
-    preprocessed(pack, {"halve": {}})
-    assert np.array_equal(preprocessed(pack, {"halve": {"by": 4}}).images, pack.images // 4)
+def test_other_settings_are_preprocessed_again(pack):
+    preprocess_pack(pack, {"halve": {}})
+    assert np.array_equal(preprocess_pack(pack, {"halve": {"by": 4}}).images, pack.images // 4)
     assert CALLS["halve"] == 20
 
 
@@ -144,35 +144,35 @@ def mine(image):
 '''
 
 
-def test_an_edited_plugin_is_prepared_anew_and_a_moved_one_is_not(pack, tmp_path):
+def test_an_edited_plugin_is_preprocessed_again_and_a_moved_one_is_not(pack, tmp_path):
     edited = PLUGIN.replace("255", "254")
     inverted = {}
     for place, text in (("here", PLUGIN), ("there", PLUGIN), ("edited", edited)):
         path = tmp_path / f"{place}.py"
         path.write_text(text)
         registry.load_plugin(path)
-        inverted[place] = preprocessed(pack, {"mine": {}}).images
+        inverted[place] = preprocess_pack(pack, {"mine": {}}).images
         del registry.preprocessing._entries["mine"]
     assert np.array_equal(inverted["here"], 255 - pack.images)
     assert inverted["there"].filename == inverted["here"].filename
     assert np.array_equal(inverted["edited"], 254 - pack.images)
 
 
-def test_progress_is_told_after_each_slice(pack):
-    told = []
-    preprocessed(pack, {"halve": {}}, tick=lambda done, of: told.append((done, of)))
-    assert told == [(n, 10) for n in range(1, 11)]
+def test_progress_is_reported_after_each_slice(pack):
+    calls = []
+    preprocess_pack(pack, {"halve": {}}, tick=lambda done, total: calls.append((done, total)))
+    assert calls == [(n, 10) for n in range(1, 11)]
 
 
-def test_many_at_once_prepare_once(pack):
+def test_concurrent_calls_preprocess_once(pack):
     start = Barrier(4)
 
-    def one(_: int):
+    def run(_: int):
         start.wait()
-        return preprocessed(pack, {"halve": {}})
+        return preprocess_pack(pack, {"halve": {}})
 
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(one, range(4)))
+        made = list(pool.map(run, range(4)))
     assert CALLS["halve"] == 10
     assert all(np.array_equal(m.images, pack.images // 2) for m in made)
 
@@ -180,14 +180,14 @@ def test_many_at_once_prepare_once(pack):
 # In memory
 
 
-def test_a_pack_in_memory_is_prepared_in_memory(tmp_path, monkeypatch):
+def test_a_pack_in_memory_is_preprocessed_in_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = tiny_pack(cases=2, slices=3, size=24)
     before = whole.images.copy()
-    made = preprocessed(whole, {"halve": {}, "spoil": {}, "lift": {}})
+    made = preprocess_pack(whole, {"halve": {}, "spoil": {}, "lift": {}})
     assert (made.images == 17).all()
     assert (made.histograms[..., 17] == 24 * 24).all()
-    assert np.array_equal(whole.images, before), "a step that writes into its slice spoilt the data"
+    assert np.array_equal(whole.images, before), "a step that overwrites its input changed the data"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,59 +196,58 @@ def test_a_pack_in_memory_is_prepared_in_memory(tmp_path, monkeypatch):
 
 def test_an_interrupted_write_leaves_nothing(pack):
     with pytest.raises(KeyboardInterrupt):
-        preprocessed(pack, {"interrupt": {}})
-    assert kept(pack.folder) == []
-    assert len(preprocessed(pack, {"interrupt": {}}).images) == 10
+        preprocess_pack(pack, {"interrupt": {}})
+    assert cached(pack.folder) == []
+    assert len(preprocess_pack(pack, {"interrupt": {}}).images) == 10
 
 
-def test_what_a_killed_process_left_is_swept_and_never_used(pack):
-    preprocessed(pack, {"halve": {}})
-    [name] = kept(pack.folder)
+def test_leftovers_of_a_killed_process_are_removed_and_never_used(pack):
+    preprocess_pack(pack, {"halve": {}})
+    [name] = cached(pack.folder)
     (pack.folder / name).rename(pack.folder / f".{name}.writing")
-    assert np.array_equal(preprocessed(pack, {"halve": {}}).images, pack.images // 2)
+    assert np.array_equal(preprocess_pack(pack, {"halve": {}}).images, pack.images // 2)
     assert CALLS["halve"] == 20
-    assert kept(pack.folder) == [name]
+    assert cached(pack.folder) == [name]
 
 
-def test_the_pack_stays_verified_and_may_be_made_again(pack):
-    preprocessed(pack, {"halve": {}})
+def test_the_pack_stays_verified_and_may_be_removed(pack):
+    preprocess_pack(pack, {"halve": {}})
     assert open_pack(pack.folder, verify=True).manifest == pack.manifest
     raw = np.array(pack.images)
     shutil.rmtree(pack.folder)
     pack.folder.mkdir()
-    assert np.array_equal(preprocessed(pack, {"halve": {}}).images, raw // 2)
+    assert np.array_equal(preprocess_pack(pack, {"halve": {}}).images, raw // 2)
     assert CALLS["halve"] == 20
 
 
-@pytest.mark.parametrize("file", ["images.npy", "histograms.npy"])
-def test_damaged_slices_are_refused_with_a_way_out(pack, file):
-    preprocessed(pack, {"halve": {}})
-    [name] = kept(pack.folder)
-    path = pack.folder / name / file
+def test_damaged_slices_raise_a_helpful_error(pack):
+    preprocess_pack(pack, {"halve": {}})
+    [name] = cached(pack.folder)
+    path = pack.folder / name / "images.npy"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=f"{name} is damaged .* Remove that folder and it is made again"):
-        preprocessed(pack, {"halve": {}})
+    with pytest.raises(DataError, match=f"{name} is damaged .* Remove that folder; it will be written again"):
+        preprocess_pack(pack, {"halve": {}})
     shutil.rmtree(pack.folder / name)
-    assert np.array_equal(preprocessed(pack, {"halve": {}}).images, pack.images // 2)
+    assert np.array_equal(preprocess_pack(pack, {"halve": {}}).images, pack.images // 2)
 
 
-def test_what_is_not_there_or_no_slice_is_refused_with_a_sentence(pack):
+def test_unknown_steps_settings_and_wrong_results_raise_helpful_errors(pack):
     with pytest.raises(UnknownName, match=r"no preprocessing named 'halv'\. Did you mean 'halve'"):
-        preprocessed(pack, {"halv": {}})
+        preprocess_pack(pack, {"halv": {}})
     with pytest.raises(BadSetting, match="preprocessing 'halve' has no setting 'bye'"):
-        preprocessed(pack, {"halve": {"bye": 3}})
+        preprocess_pack(pack, {"halve": {"bye": 3}})
     with pytest.raises(BadSetting, match=r"'widen' turns a uint8 slice of shape \(24, 24, 2\) into float64"):
-        preprocessed(pack, {"widen": {}})
-    assert kept(pack.folder) == []
+        preprocess_pack(pack, {"widen": {}})
+    assert cached(pack.folder) == []
 
 
-def test_a_step_of_no_file_is_refused_with_a_way_out(pack):
+def test_a_step_that_is_not_in_a_file_raises_a_helpful_error(pack):
     scope = {"__name__": "nowhere"}
     exec("def typed(image):\n    return image", scope)
     registry.preprocessing(scope["typed"])
     try:
-        with pytest.raises(BadSetting, match=r"'typed' was defined in no file.*give --plugin"):
-            preprocessed(pack, {"typed": {}})
+        with pytest.raises(BadSetting, match=r"'typed' is not defined in a file.*with --plugin"):
+            preprocess_pack(pack, {"typed": {}})
     finally:
         del registry.preprocessing._entries["typed"]
 
@@ -290,12 +289,13 @@ def test_a_saved_model_preprocesses_as_its_run_did(config, tmp_path):
     segmenter = FoldModels([tmp_path / "model"])
     case = experiment.pack.cases[2]
     rows = experiment.pack.rows([case])
-    trained_on, _ = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu")).ready(rows)
+    loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
+    trained_on, _ = loader.load_normalised(rows)
     scan = pack_in_memory(np.array(raw.images[rows]), segmenter.channels)
-    alone, _ = segmenter.loader(scan).ready(np.arange(len(rows)))
-    together, _ = segmenter.loader(raw).ready(rows)
-    assert torch.equal(alone, trained_on)
-    assert torch.equal(together, trained_on)
+    of_scan, _ = segmenter.predictor(scan).loader.load_normalised(np.arange(len(rows)))
+    of_pack, _ = segmenter.predictor(raw).loader.load_normalised(rows)
+    assert torch.equal(of_scan, trained_on)
+    assert torch.equal(of_pack, trained_on)
     with torch.inference_mode():
         expected = segmenter.models[0](trained_on).sigmoid()[:, 0]
     assert np.allclose(segmenter.predict(raw.images[rows]), expected.numpy(), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Random numbers belong to (seed, epoch, slice) and to nothing else."""
+"""Random numbers depend only on (seed, epoch, slice)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_same_key_gives_the_same_numbers():
 
 
 @pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 3}, {"slices": (6, 7, 8)}])
-def test_another_seed_epoch_or_slice_gives_other_numbers(other):
+def test_another_seed_epoch_or_slice_changes_all_numbers(other):
     assert (numbers() != numbers(**other)).all()
 
 
@@ -27,7 +27,7 @@ def test_seed_epoch_and_slice_are_not_interchangeable():
     assert len({SliceRandom(seed, epoch, [s]).uniform().item() for seed, epoch, s in keys}) == len(keys)
 
 
-def test_a_slice_draws_the_same_in_any_batch():
+def test_a_slice_gets_the_same_numbers_in_any_batch():
     whole = numbers(slices=(9, 3, 7, 5))
     assert torch.equal(numbers(slices=(5, 3)), whole[[3, 1]])
     for row, number in enumerate((9, 3, 7, 5)):
@@ -39,17 +39,15 @@ def test_successive_draws_differ():
     assert draws.uniform() != draws.uniform()
 
 
-def test_shapes_types_and_length():
+def test_draws_have_the_requested_shape_and_are_float32():
     draws = SliceRandom(0, 0, range(5))
-    assert len(draws) == 5
     assert draws.uniform().shape == (5,)
     assert draws.uniform(0, 1, 2, 3).shape == (5, 2, 3)
     assert draws.normal(2, 3).shape == (5, 2, 3)
     assert draws.uniform().dtype == draws.normal(1).dtype == torch.float32
-    assert draws.chance(0.5).dtype == torch.bool
 
 
-def test_uniform_is_even_over_its_range():
+def test_uniform_draws_cover_their_range_evenly():
     values = SliceRandom(0, 0, range(20)).uniform(-1, 3, 2000)
     assert values.min() >= -1
     assert values.max() <= 3
@@ -60,7 +58,7 @@ def test_uniform_is_even_over_its_range():
     assert quarters.tolist() == pytest.approx([0.25] * 4, abs=0.012)
 
 
-def test_normal_has_the_moments_of_one():
+def test_normal_draws_have_the_moments_of_a_standard_normal():
     values = SliceRandom(0, 0, range(20)).normal(2000)
     assert values.mean().item() == pytest.approx(0, abs=0.03)
     assert values.var().item() == pytest.approx(1, abs=0.04)
@@ -79,18 +77,11 @@ def test_neighbouring_keys_are_uncorrelated(along):
     assert abs(neighbours) < 0.1  # four and a half standard errors
 
 
-def test_chance_is_true_as_often_as_asked():
-    draws = SliceRandom(0, 0, range(4000))
-    assert draws.chance(0.3).float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert not draws.chance(0.0).any()
-    assert draws.chance(1.0).all()
-
-
-def test_the_largest_seed_is_a_seed():
+def test_the_largest_64_bit_seed_is_valid():
     assert SliceRandom(2**64 - 1, 0, [0]).uniform() != SliceRandom(0, 0, [0]).uniform()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_outside_64_bits_is_refused_and_never_wrapped(seed):
+def test_a_seed_outside_64_bits_is_refused(seed):
     with pytest.raises(OverflowError):
         SliceRandom(seed, 0, [0])

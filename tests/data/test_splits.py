@@ -1,4 +1,4 @@
-"""No patient is on two sides, every patient is tested once, and a canary sings when slices leak."""
+"""Parts of a fold share no patient, every patient is tested once, and a canary detects leaking slices."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ def few(cases: int, **facts: object) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("shared", [("train", "val"), ("train", "test"), ("val", "test")])
-def test_a_patient_on_two_sides_is_refused_by_name(shared):
-    sides = {"train": {"a"}, "val": {"b"}, "test": {"c"}}
-    for side in shared:
-        sides[side] |= {"TCGA_2", "TCGA_1"}
+def test_a_patient_in_two_parts_is_refused_by_name(shared):
+    parts = {"train": {"a"}, "val": {"b"}, "test": {"c"}}
+    for part in shared:
+        parts[part] |= {"TCGA_2", "TCGA_1"}
     with pytest.raises(LeakageError, match="fold 3 shares patients: TCGA_1, TCGA_2"):
-        Fold(3, **{side: frozenset(names) for side, names in sides.items()})
+        Fold(3, **{part: frozenset(names) for part, names in parts.items()})
 
 
-def test_a_patient_plays_one_part_or_none():
+def test_a_patient_has_one_part_or_none():
     fold = Fold(0, frozenset("ab"), frozenset("c"), frozenset("d"))
     assert [fold.part(case) for case in "abcde"] == ["train", "train", "val", "test", None]
 
 
 @pytest.mark.parametrize("empty", ["train", "val", "test"])
-def test_an_empty_side_is_refused_with_a_way_out(empty):
-    sides = {"train": {"a"}, "val": {"b"}, "test": {"c"}} | {empty: set()}
+def test_an_empty_part_raises_a_helpful_error(empty):
+    parts = {"train": {"a"}, "val": {"b"}, "test": {"c"}} | {empty: set()}
     with pytest.raises(DataError, match=f"fold 0 has no {empty} patients. Use fewer folds or more patients"):
-        Fold(0, **{side: frozenset(names) for side, names in sides.items()})
+        Fold(0, **{part: frozenset(names) for part, names in parts.items()})
 
 
 # Patients
 
 
-@pytest.mark.parametrize(("folds", "validation"), [(2, 0.5), (3, 0.2), (5, 0.2), (10, 0.1), (40, 0.2)])
-def test_every_patient_is_tested_once_and_no_fold_shares_one(folds, validation):
+@pytest.mark.parametrize(("folds", "validation"), [(2, 0.5), (5, 0.2), (40, 0.2)])
+def test_every_patient_is_tested_once_and_parts_are_disjoint(folds, validation):
     made = patients(INDEX, folds=folds, validation=validation)
     assert [f.number for f in made] == list(range(folds))
     everyone = set(INDEX["case"])
@@ -74,19 +74,19 @@ def test_every_patient_is_tested_once_and_no_fold_shares_one(folds, validation):
     assert sorted(case for fold in made for case in fold.test) == sorted(everyone)
 
 
-def test_validation_takes_its_share_of_the_patients_who_are_not_tested():
+def test_validation_has_its_share_of_the_patients_outside_the_test_set():
     for fold in patients(INDEX, folds=5, validation=0.25):
         assert len(fold.val) / len(fold.val | fold.train) == pytest.approx(0.25, abs=0.08)
 
 
 @pytest.mark.parametrize("share", [0, 0.6, 1])
-def test_a_validation_share_that_cannot_be_had_is_refused(share):
+def test_a_validation_share_outside_its_range_is_refused(share):
     with pytest.raises(BadSetting, match=f"split 'patients': validation = {share} is refused"):
         registry.split["patients"].settings({"validation": share})
 
 
 def spread(parts) -> float:
-    """How far the shares of slices with tumour are apart, as a standard deviation."""
+    """The standard deviation of the shares of slices with tumour."""
     return float(np.std([INDEX.loc[INDEX["case"].isin(part), "positive"].mean() for part in parts]))
 
 
@@ -99,7 +99,7 @@ def test_folds_are_better_balanced_than_chance():
     assert np.mean(balanced) < chance / 2
 
 
-def test_the_split_depends_on_seed_and_folds_and_on_nothing_else():
+def test_the_split_depends_only_on_its_settings():
     first = split_hash(patients(INDEX))
     assert split_hash(patients(INDEX.copy())) == first
     assert split_hash(patients(INDEX.sample(frac=1, random_state=2).reset_index(drop=True))) == first
@@ -107,7 +107,7 @@ def test_the_split_depends_on_seed_and_folds_and_on_nothing_else():
     assert len(hashes | {first}) == 4
 
 
-def test_the_hash_is_of_who_plays_which_part():
+def test_the_hash_depends_on_the_part_of_each_patient():
     def fold(number=0, train="ab", val="c", test="d"):
         return Fold(number, frozenset(train), frozenset(val), frozenset(test))
 
@@ -121,29 +121,29 @@ def test_the_hash_is_of_who_plays_which_part():
 @pytest.mark.parametrize(
     ("cases", "folds", "sentence"),
     [
-        (4, 5, "4 patients cannot make 5 folds of train, validation and test patients. Give --folds 4 or fewer"),
-        (2, 2, "2 patients cannot make 2 folds .* At least three are needed"),
-        (1, 2, "1 patient cannot make 2 folds"),
-        (3, 2, "a fold leaves a single patient, but one must train and another choose. Add patients"),
+        (4, 5, "4 patients cannot be split into 5 folds of .* patients. Set --folds to 4 or fewer"),
+        (2, 2, "2 patients cannot be split into 2 folds .* At least three are needed"),
+        (1, 2, "1 patient cannot be split into 2 folds"),
+        (3, 2, "a fold has a single patient outside its test set.*Add patients"),
     ],
 )
-def test_too_few_patients_are_refused_with_a_way_out(cases, folds, sentence):
+def test_too_few_patients_raise_a_helpful_error(cases, folds, sentence):
     with pytest.raises(DataError, match=sentence):
         patients(few(cases), folds=folds)
 
 
 @pytest.mark.parametrize("positive", [True, False])
-def test_a_data_set_of_one_stratum_is_split_without_a_warning(positive):
+def test_a_dataset_of_one_stratum_is_split_without_a_warning(positive):
     made = patients(few(10, positive=positive), folds=5)
     assert sorted(case for fold in made for case in fold.test) == [f"P{c}" for c in range(10)]
 
 
-def test_fewer_positive_slices_than_folds_are_no_obstacle():
+def test_there_may_be_fewer_positive_slices_than_folds():
     index = few(10).assign(positive=[True] * 2 + [False] * 8)
     assert len(patients(index, folds=5)) == 5
 
 
-def test_the_table_tells_each_patients_part():
+def test_the_table_lists_the_part_of_each_patient():
     index = pd.concat([few(4), few(4).assign(slice=2, positive=False)], ignore_index=True)
     folds = patients(index, folds=2)
     table = split_table(index, folds)
@@ -152,8 +152,8 @@ def test_the_table_tells_each_patients_part():
     assert set(table["positive"]) == {1}
     for fold in folds:
         for part in ("train", "val", "test"):
-            said = table[(table["fold"] == fold.number) & (table["part"] == part)]["case"]
-            assert set(said) == getattr(fold, part)
+            cases = table[(table["fold"] == fold.number) & (table["part"] == part)]["case"]
+            assert set(cases) == getattr(fold, part)
 
 
 # Institutions
@@ -167,7 +167,7 @@ def test_each_institution_is_the_test_set_once():
         assert fold.train | fold.val == set(INDEX.loc[~inside, "case"])
 
 
-def test_institutions_that_leave_nobody_to_train_or_choose_are_refused():
+def test_institutions_that_leave_too_few_patients_are_refused():
     with pytest.raises(DataError, match=r"all patients come from one institution \(A\). Use --set split=patients"):
         institutions(few(6))
     with pytest.raises(DataError, match="without institution A, fewer than two patients are left"):
@@ -178,9 +178,9 @@ def test_institutions_that_leave_nobody_to_train_or_choose_are_refused():
 
 
 def copied_dice(pack: Pack, part: np.ndarray) -> float:
-    """Mean per-patient Dice of copying, for each slice, the mask of the most similar slice of another part.
+    """Mean Dice per patient of copying, for each slice, the mask of the most similar slice of another fold.
 
-    part: (N,), which part of a k-fold each slice is tested in. It learns nothing: what it scores is leakage.
+    part: (N,), the fold that tests each slice. Nothing is learned, so a high score is leakage.
     """
     flair = pack.images[..., 1].reshape(len(part), -1).astype(np.float32)
     flair /= np.linalg.norm(flair, axis=1, keepdims=True).clip(1)
@@ -196,7 +196,7 @@ def copied_dice(pack: Pack, part: np.ndarray) -> float:
 
 
 def leaky_and_honest(pack: Pack) -> tuple[float, float]:
-    """`copied_dice` over five random sets of slices, and over the five test sets of our folds."""
+    """`copied_dice` over five random sets of slices, and over the test sets of five folds of patients."""
     random = np.random.default_rng(0).permutation(len(pack.index)) % 5
     ours = np.full(len(pack.index), -1)
     for fold in patients(pack.index, folds=5):
@@ -204,8 +204,8 @@ def leaky_and_honest(pack: Pack) -> tuple[float, float]:
     return copied_dice(pack, random), copied_dice(pack, ours)
 
 
-def test_copying_the_nearest_slice_pays_on_slice_level_folds_and_not_on_ours():
-    """Patients whose anatomy and lesion drift slowly from slice to slice, each at a place of its own."""
+def test_copying_the_nearest_slice_scores_high_only_on_slice_level_folds():
+    """Each patient has its own anatomy and lesion position, which drift slowly from slice to slice."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[:24, :24]
     images, masks, cases = [], [], []
@@ -229,7 +229,7 @@ def real(lgg_folder, tmp_path_factory) -> Pack:
     return load_or_pack(source, tmp_path_factory.mktemp("real"))
 
 
-def test_copying_the_nearest_real_slice_pays_on_slice_level_folds_and_not_on_ours(real):
+def test_copying_the_nearest_real_slice_scores_high_only_on_slice_level_folds(real):
     leaky, honest = leaky_and_honest(real)
     assert leaky > 0.5
     assert honest < 0.25

@@ -1,4 +1,4 @@
-"""Volumes of one's own: who is found, what a grey level becomes, what is refused, where a mask lies in space."""
+"""Volumes: cases and channels, grey levels, what is refused, and the position of predicted masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from bench import registry
 from bench.data.audit import audit_source
 from bench.data.pack import load_or_pack
-from bench.data.readers.itk import by_case, find_volumes, read_volume
+from bench.data.readers.itk import find_volumes, group_channels, read_volume
 from bench.data.source import Source
 from bench.demo.scans import Patients
 from bench.errors import BadSetting, BenchError, DataError
@@ -31,8 +31,8 @@ SHAPE = (3, 20, 24)  # slices, height, width
 RNG = np.random.default_rng(0)
 
 
-def put(path: Path, array: np.ndarray, *, vectors: bool = False) -> Path:
-    """A volume that lies tilted, away from the origin, with slices thicker than its pixels."""
+def write(path: Path, array: np.ndarray, *, vectors: bool = False) -> Path:
+    """Write a rotated volume away from the origin, with slices thicker than its pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = itk.GetImageFromArray(array, isVector=vectors)
     if array.ndim == 3:
@@ -51,17 +51,17 @@ def truth(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return RNG.integers(0, 3, shape).astype(np.uint8)
 
 
-def found(folder: Path, **settings: object) -> Source:
+def load_source(folder: Path, **settings: object) -> Source:
     return registry.dataset["volumes"].bind({"folder": folder, **settings})()
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """Two cases of two channels, as nnU-Net has them."""
+    """Two cases of two channels in the layout of nnU-Net."""
     for case in ("a", "b"):
         for channel in range(2):
-            put(tmp_path / f"imagesTr/{case}_{channel:04d}.nii.gz", scan())
-        put(tmp_path / f"labelsTr/{case}.nii.gz", truth())
+            write(tmp_path / f"imagesTr/{case}_{channel:04d}.nii.gz", scan())
+        write(tmp_path / f"labelsTr/{case}.nii.gz", truth())
     (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
     return tmp_path
 
@@ -70,11 +70,11 @@ def array(path: Path) -> np.ndarray:
     return itk.GetArrayFromImage(itk.ReadImage(str(path)))
 
 
-# What is found and read
+# Cases, channels and pixels
 
 
-def test_channels_are_files_and_slices_those_of_the_last_axis(two):
-    source = found(two, window=[0, 255])
+def test_channels_are_files_and_slices_follow_the_last_axis(two):
+    source = load_source(two, window=[0, 255])
     assert [(s.case, s.number) for s in source.slices] == [(case, n) for case in "ab" for n in (1, 2, 3)]
     assert source.channels == ("t1", "flair")
     for entry in source.slices:
@@ -86,77 +86,77 @@ def test_channels_are_files_and_slices_those_of_the_last_axis(two):
         assert image.dtype == mask.dtype == np.uint8
 
 
-def test_channels_may_be_the_fourth_axis_and_names_end_as_a_channel_does(tmp_path):
+def test_channels_may_be_a_fourth_axis_and_a_case_may_be_named_like_a_channel(tmp_path):
     both = scan((2, *SHAPE))
-    put(tmp_path / "imagesTr/scan_0007.nii.gz", both)
+    write(tmp_path / "imagesTr/scan_0007.nii.gz", both)
     (tmp_path / "labelsTr").mkdir()
     itk.WriteImage(itk.GetImageFromArray(truth()), str(tmp_path / "labelsTr/scan_0007.nii.gz"))
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
-    source = found(tmp_path, window=[0, 255], patient="(.*)")
-    assert source.notes == ()  # the place of four axes is that of the first three
+    source = load_source(tmp_path, window=[0, 255], patient="(.*)")
+    assert source.notes == ()  # the position of four axes is that of the first three
     assert {s.case for s in source.slices} == {"scan_0007"}
     assert source.channels == ("flair", "t1w")
     np.testing.assert_array_equal(source.read(source.slices[1])[0], np.moveaxis(both[:, 1], 0, -1))
 
 
-@pytest.mark.parametrize("end", [".nii", ".nrrd", ".mha"])
-def test_other_formats_and_folders(tmp_path, end):
+@pytest.mark.parametrize("suffix", [".nii", ".mha"])
+def test_other_formats_and_folders_are_read(tmp_path, suffix):
     pixels = scan()
-    put(tmp_path / f"scans/a{end}", pixels)
-    put(tmp_path / "truth/a.nii.gz", truth())
-    source = found(tmp_path, images="scans", labels="truth", window=[0, 255])
+    write(tmp_path / f"scans/a{suffix}", pixels)
+    write(tmp_path / "truth/a.nii.gz", truth())
+    source = load_source(tmp_path, images="scans", labels="truth", window=[0, 255])
     assert source.channels == ("grey",)
     np.testing.assert_array_equal(source.read(source.slices[2])[0][..., 0], pixels[2])
 
 
-def test_channels_without_names_are_counted(two):
+def test_channels_without_distinct_names_are_numbered(two):
     (two / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MR", "1": "MR"}}))
-    assert found(two).channels == ("channel0", "channel1")
+    assert load_source(two).channels == ("channel0", "channel1")
 
 
-def test_grey_levels_are_the_percentiles_of_each_volume(tmp_path):
+def test_grey_levels_span_the_percentiles_of_each_volume(tmp_path):
     """Of 0 to 1000, 5 and 995 are the 0.5 and the 99.5 percentile."""
     levels = RNG.permutation(1001).reshape(7, 11, 13)
-    file = put(tmp_path / "a.nii.gz", (levels - 300).astype(np.float32))
+    file = write(tmp_path / "a.nii.gz", (levels - 300).astype(np.float32))
     expected = np.round((levels.clip(5, 995) - 5) / 990 * 255)
-    assert np.abs(read_volume([file])[..., 0] - expected).max() <= 1  # where float32 falls beside a half
+    assert np.abs(read_volume([file])[..., 0] - expected).max() <= 1  # where float32 rounds the other way
     assert (read_volume([file])[..., 0] == expected).mean() > 0.99
 
 
-def test_a_window_is_two_levels_of_the_file(tmp_path):
-    file = put(tmp_path / "a.nii.gz", np.array([-1000, -160, 0, 240, 3000], np.int16).reshape(1, 1, 5))
+def test_a_window_maps_two_levels_to_black_and_white(tmp_path):
+    file = write(tmp_path / "a.nii.gz", np.array([-1000, -160, 0, 240, 3000], np.int16).reshape(1, 1, 5))
     assert read_volume([file], (-160, 240))[0, 0, :, 0].tolist() == [0, 0, 102, 255, 255]
 
 
 def test_a_blank_channel_is_black(tmp_path):
-    assert not read_volume([put(tmp_path / "a.nii.gz", np.full(SHAPE, 700, np.int16))]).any()
+    assert not read_volume([write(tmp_path / "a.nii.gz", np.full(SHAPE, 700, np.int16))]).any()
 
 
-def test_one_label_is_to_be_found_or_all(two):
+def test_the_foreground_is_one_label_or_all(two):
     values = array(two / "labelsTr/a.nii.gz")
     for label, expected in ((None, values > 0), (1, values == 1), (2, values == 2)):
-        source = found(two, label=label)
+        source = load_source(two, label=label)
         np.testing.assert_array_equal(np.stack([source.read(s)[1] for s in source.slices[:3]]), expected)
 
 
-def test_volumes_of_one_patient_are_one_stack(tmp_path):
+def test_volumes_of_one_patient_are_combined(tmp_path):
     arrays = {}
     for case in ("p1_t0", "p1_t1", "p2_t0"):
         arrays[case] = scan()
-        put(tmp_path / f"imagesTr/{case}.nii.gz", arrays[case])
-        put(tmp_path / f"labelsTr/{case}.nii.gz", truth())
-    source = found(tmp_path, patient="(p[0-9])_.*", window=[0, 255])
+        write(tmp_path / f"imagesTr/{case}.nii.gz", arrays[case])
+        write(tmp_path / f"labelsTr/{case}.nii.gz", truth())
+    source = load_source(tmp_path, patient="(p[0-9])_.*", window=[0, 255])
     assert [(s.case, s.number) for s in source.slices] == [("p1", n) for n in range(1, 7)] + [
         ("p2", n) for n in (1, 2, 3)
     ]
     read = np.stack([source.read(s)[0][..., 0] for s in source.slices])
     np.testing.assert_array_equal(read, np.concatenate(list(arrays.values())))
-    assert source.notes == ()  # nothing to guess, and all lie in one place
-    assert "each volume is taken for a patient of its own" in found(tmp_path).notes[0]
+    assert source.notes == ()  # the patient is known, and all headers agree
+    assert "each volume is treated as one patient" in load_source(tmp_path).notes[0]
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "said"),
+    ("part", "value", "noted"),
     [
         ("Origin", (10.0, -20.0, 30.004), False),
         ("Origin", (10.0, -20.0, 30.1), True),
@@ -164,36 +164,36 @@ def test_volumes_of_one_patient_are_one_stack(tmp_path):
         ("Direction", (0, 1, 0, 1, 0, 0, 0, 0, 1), True),
     ],
 )
-def test_a_label_that_lies_elsewhere_is_told(two, part, value, said):
+def test_a_label_at_another_position_is_noted(two, part, value, noted):
     file = two / "labelsTr/b.nii.gz"
     moved = itk.ReadImage(str(file))
     getattr(moved, f"Set{part}")(value)
     itk.WriteImage(moved, str(file))
-    notes = found(two, patient="(.*)").notes
-    assert bool(notes) == said
-    assert all("1 label(s) do not lie where their volumes do: b;" in note for note in notes)
+    notes = load_source(two, patient="(.*)").notes
+    assert bool(notes) == noted
+    assert all("the headers of 1 label(s) differ in position from their volumes: b;" in note for note in notes)
 
 
-def test_slices_are_resized_when_asked(two):
-    image, mask = (lambda source: source.read(source.slices[0]))(found(two, resize=16))
+def test_slices_are_resized_on_request(two):
+    image, mask = (lambda source: source.read(source.slices[0]))(load_source(two, resize=16))
     assert image.shape == (16, 16, 2)
     assert mask.shape == (16, 16)
 
 
-@pytest.mark.parametrize("name", ["imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
-def test_a_pack_is_made_anew_when_any_of_its_files_has_changed(two, tmp_path, name):
-    first = load_or_pack(found(two), tmp_path / "cache")
-    assert load_or_pack(found(two), tmp_path / "cache").manifest.key == first.manifest.key
-    put(two / name, 200 - array(two / name))
+@pytest.mark.parametrize("name", ["imagesTr/a_0001.nii.gz", "labelsTr/b.nii.gz"])
+def test_a_changed_file_is_packed_again(two, tmp_path, name):
+    first = load_or_pack(load_source(two), tmp_path / "cache")
+    assert load_or_pack(load_source(two), tmp_path / "cache").manifest.key == first.manifest.key
+    write(two / name, 200 - array(two / name))
     os.utime(two / name, ns=(1, 1))
-    assert load_or_pack(found(two), tmp_path / "cache").manifest.key != first.manifest.key
+    assert load_or_pack(load_source(two), tmp_path / "cache").manifest.key != first.manifest.key
 
 
 # What is refused
 
 
 def damage(folder: Path, what: str) -> dict[str, object]:
-    """Damages two cases of two channels; gives settings to read them with."""
+    """Damage two cases of two channels. Return settings to read them with."""
     image, label = folder / "imagesTr/b_0001.nii.gz", folder / "labelsTr/b.nii.gz"
     match what:
         case "no folder":
@@ -213,83 +213,86 @@ def damage(folder: Path, what: str) -> dict[str, object]:
         case "fewer channels":
             image.unlink()
         case "twice":
-            put(folder / "labelsTr/b.nrrd", truth())
+            write(folder / "labelsTr/b.nrrd", truth())
         case "names":
             (folder / "dataset.json").write_text("[1")
         case "pattern":
             return {"patient": "(a)"}
         case "flat":
-            put(image.with_name("b_0000.nii.gz"), scan(SHAPE[1:]))
+            write(image.with_name("b_0000.nii.gz"), scan(SHAPE[1:]))
         case "vectors":
-            put(image.with_name("b_0000.nii.gz"), scan((*SHAPE, 3)), vectors=True)
+            write(image.with_name("b_0000.nii.gz"), scan((*SHAPE, 3)), vectors=True)
         case "garbage":
             image.with_name("b_0000.nii.gz").write_bytes(b"no volume")
         case "later":
             image.write_bytes(b"no volume")
         case "numbers":
             image.unlink()  # NIfTI is read with 0 in their place
-            put(image.with_name("b_0001.nrrd"), np.full(SHAPE, np.nan, np.float32))
+            write(image.with_name("b_0001.nrrd"), np.full(SHAPE, np.nan, np.float32))
         case "channel grid":
-            put(image, scan((3, 20, 20)))
+            write(image, scan((3, 20, 20)))
         case "label grid":
-            put(label, truth((4, 20, 24)))
+            write(label, truth((4, 20, 24)))
     return {}
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
-        ("no folder", "has no folder 'labels'. Name the two folders with dataset.images and dataset.labels"),
+        ("no folder", "has no folder 'labels'. Set dataset.images and dataset.labels to the two folders"),
         ("no volumes", "empty holds no volumes. They end in .nii.gz"),
         ("empty window", "dataset.window = [5.0, 5.0] is empty. Give two levels, the lower one first"),
-        ("no label", "1 case(s) have no label: b. Mend or remove them"),
-        ("no image", "1 case(s) are labels of no volume: b"),
+        ("no label", "1 volume(s) have no label: b. Fix or remove them"),
+        ("no image", "1 label(s) have no volume: b"),
         ("a channel", "b lacks a channel: it has b_0001.nii.gz"),
-        ("fewer channels", "b has 1 channel(s), a has 2. Save all alike"),
-        ("twice", "are of one name. Keep one of them"),
+        ("fewer channels", "b has 1 channel(s), but a has 2. Save all volumes alike"),
+        ("twice", "have the same name. Keep one of them"),
         ("names", "dataset.json cannot be read"),
-        ("pattern", "dataset.patient = '(a)' does not say whose"),
+        ("pattern", "dataset.patient = '(a)' finds no patient in"),
         ("flat", "b_0000.nii.gz has the size (24, 20). It must have three axes"),
-        ("vectors", "b_0000.nii.gz holds vectors. Save a file a channel"),
+        ("vectors", "b_0000.nii.gz holds vectors. Save one file per channel"),
         ("garbage", "b_0000.nii.gz cannot be read (Unable to determine ImageIO reader"),
         ("later", "b_0001.nii.gz cannot be read"),
-        ("numbers", "b_0001.nrrd holds values that are no numbers"),
-        ("channel grid", "b_0001.nii.gz is 3x20x20, another channel 3x20x24. Save all on one grid"),
-        ("label grid", "b.nii.gz is 4x20x24, its image 3x20x24. Save both on one grid"),
+        ("numbers", "b_0001.nrrd holds values that are not finite"),
+        (
+            "channel grid",
+            "b_0001.nii.gz is 3x20x20, another channel 3x20x24. Save all channels with the same size",
+        ),
+        ("label grid", "b.nii.gz is 4x20x24, its image 3x20x24. Save both with the same size"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_a_sentence(two, what, said):
+def test_unusable_volumes_raise_a_helpful_error(two, what, message):
     settings = damage(two, what)
-    with pytest.raises(BenchError, match=re.escape(said)):
-        (lambda source: [source.read(entry) for entry in source.slices])(found(two, **settings))
+    with pytest.raises(BenchError, match=re.escape(message)):
+        (lambda source: [source.read(entry) for entry in source.slices])(load_source(two, **settings))
 
 
-def test_without_the_library_its_name_is_said(two, monkeypatch):
+def test_without_simpleitk_the_error_says_how_to_install_it(two, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(BadSetting, match=r"pip install 'medseg-bench\[volumes\]'"):
-        found(two)
+        load_source(two)
 
 
-def test_a_check_names_slices_of_volumes_and_a_broken_one_once(two):
+def test_an_audit_names_slices_of_volumes_and_a_broken_volume_once(two):
     shared = array(two / "imagesTr/a_0000.nii.gz")[1], array(two / "imagesTr/a_0001.nii.gz")[1]
-    put(two / "imagesTr/c_0000.nii.gz", np.stack([scan(SHAPE[1:]), shared[0], np.full(SHAPE[1:], 9, np.int16)]))
-    put(two / "imagesTr/c_0001.nii.gz", np.stack([scan(SHAPE[1:]), shared[1], np.full(SHAPE[1:], 9, np.int16)]))
-    put(two / "labelsTr/c.nii.gz", truth())
+    write(two / "imagesTr/c_0000.nii.gz", np.stack([scan(SHAPE[1:]), shared[0], np.full(SHAPE[1:], 9, np.int16)]))
+    write(two / "imagesTr/c_0001.nii.gz", np.stack([scan(SHAPE[1:]), shared[1], np.full(SHAPE[1:], 9, np.int16)]))
+    write(two / "labelsTr/c.nii.gz", truth())
     damage(two, "later")
-    said = audit_source(found(two, window=[0, 255]))
-    assert [(finding.code, finding.where[0]) for finding in said.errors] == [
+    result = audit_source(load_source(two, window=[0, 255]))
+    assert [(finding.code, finding.where[0]) for finding in result.errors] == [
         ("unreadable", str(two / "imagesTr/b_0001.nii.gz")),
         ("shared-slice", "a"),
     ]
-    assert said.errors[1].where[2:] == tuple(f"{two / f'imagesTr/{case}_0000.nii.gz'}#2" for case in "ac")
-    blank = [finding.where for finding in said.warnings if finding.code == "blank-channel"]
+    assert result.errors[1].where[2:] == tuple(f"{two / f'imagesTr/{case}_0000.nii.gz'}#2" for case in "ac")
+    blank = [finding.where for finding in result.warnings if finding.code == "blank-channel"]
     assert blank == [("c", f"{two / 'imagesTr/c_0000.nii.gz'}#3")] * 2
 
 
 # Prediction
 
 
-def saved(folder: Path, name: str, channels: tuple[str, ...], **params: object) -> Path:
+def save(folder: Path, name: str, channels: tuple[str, ...], **params: object) -> Path:
     config = configure({"dataset": "volumes", "dataset.folder": "here", "dataset.window": [0, 255]})
     own = config.model_dump(mode="json") | {"model": {"name": name, **params}}
     torch.manual_seed(0)
@@ -302,12 +305,12 @@ def saved(folder: Path, name: str, channels: tuple[str, ...], **params: object) 
     return folder
 
 
-def predict(model: Path, given: Path, out: Path, threshold: float = 0.5) -> None:
-    predict_folder(str(model), given, out, fold=None, threshold=threshold, device="cpu", uri=None)
+def predict(model: Path, path: Path, out: Path, threshold: float = 0.5) -> None:
+    predict_folder(str(model), path, out, fold=None, threshold=threshold, device="cpu", uri=None)
 
 
-def test_a_mask_is_a_volume_that_lies_where_its_scan_does(two, tmp_path):
-    model = saved(tmp_path / "model", "unet", ("t1", "flair"), base=4, depth=2)
+def test_a_predicted_mask_has_the_position_of_its_volume(two, tmp_path):
+    model = save(tmp_path / "model", "unet", ("t1", "flair"), base=4, depth=2)
 
     def probability(case: str) -> np.ndarray:
         files = [array(two / f"imagesTr/{case}_{channel:04d}.nii.gz") for channel in range(2)]
@@ -330,39 +333,39 @@ def test_a_mask_is_a_volume_that_lies_where_its_scan_does(two, tmp_path):
         np.testing.assert_array_equal(itk.GetArrayFromImage(written), expected)
 
 
-def test_a_volume_with_four_axes_has_a_mask_of_three(tmp_path):
-    model = saved(tmp_path / "model", "unet", ("t1", "flair"), base=4, depth=2)
-    file = put(tmp_path / "a.b.nii.gz", scan((2, *SHAPE)))
+def test_the_mask_of_a_volume_with_four_axes_has_three(tmp_path):
+    model = save(tmp_path / "model", "unet", ("t1", "flair"), base=4, depth=2)
+    file = write(tmp_path / "a.b.nii.gz", scan((2, *SHAPE)))
     predict(model, file, tmp_path / "out")
     assert itk.ReadImage(str(tmp_path / "out/a.b_mask.nii.gz")).GetSize() == SHAPE[::-1]
 
 
-def test_a_presence_model_calls_slices_by_their_number(two, tmp_path):
-    predict(saved(tmp_path / "model", "classifier", ("t1", "flair")), two / "imagesTr", tmp_path / "out")
+def test_a_presence_model_names_slices_by_their_number(two, tmp_path):
+    predict(save(tmp_path / "model", "classifier", ("t1", "flair")), two / "imagesTr", tmp_path / "out")
     called = pd.read_csv(tmp_path / "out/presence.csv")
     assert called["image"].tolist() == [f"{case}#{n}" for case in "ab" for n in (1, 2, 3)]
 
 
-def test_a_volume_of_other_channels_is_refused_and_nothing_written(two, tmp_path):
-    model = saved(tmp_path / "model", "unet", ("grey",), base=4, depth=2)
+def test_a_volume_with_other_channels_is_refused_and_nothing_is_written(two, tmp_path):
+    model = save(tmp_path / "model", "unet", ("grey",), base=4, depth=2)
     with pytest.raises(DataError, match=r"a has 2 channel\(s\); the model was trained on 1"):
         predict(model, two / "imagesTr", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_demo_tells_slices_of_a_volume_apart(two, tmp_path, monkeypatch):
+def test_the_demo_names_every_slice_of_a_volume(two, tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    shown = Patients(found(two)).scan("a")
+    shown = Patients(load_source(two)).scan("a")
     assert shown.names == ("a_0000_1", "a_0000_2", "a_0000_3")
     assert shown.truth.shape == SHAPE
 
 
-def test_a_year_is_no_channel(tmp_path):
+def test_a_year_is_not_a_channel(tmp_path):
     names = {name: tmp_path / f"{name}.nii.gz" for name in ("scan_2021", "b_0001", "b_0000")}
-    assert by_case(names) == {"b": (names["b_0000"], names["b_0001"]), "scan_2021": (names["scan_2021"],)}
+    assert group_channels(names) == {"b": (names["b_0000"], names["b_0001"]), "scan_2021": (names["scan_2021"],)}
 
 
-def test_hidden_files_and_others_are_no_volumes(tmp_path):
+def test_hidden_and_other_files_are_not_volumes(tmp_path):
     for name in (".a.nii.gz", "a.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert find_volumes(tmp_path) == find_volumes(tmp_path / "nowhere") == {}

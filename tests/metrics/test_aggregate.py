@@ -1,4 +1,4 @@
-"""Every summary of a run's patients is one that a hand can check."""
+"""Summaries of a run's patients, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = pd.DataFrame(
 )
 
 
-def test_means_are_over_the_patients_for_whom_a_metric_is_defined():
+def test_a_mean_is_over_the_patients_for_which_the_metric_is_defined():
     values = summarise(CASES)
     assert values["patients"] == 4
     assert values["dice"] == pytest.approx(0.6)
@@ -41,7 +41,7 @@ def test_counts_of_slices_are_summed():
     assert summarise(CASES)["missed_slices"] == 6
 
 
-def test_the_spread_of_dice_is_told():
+def test_dice_has_a_median_a_low_percentile_and_an_interval():
     values = summarise(CASES)
     assert values["dice_median"] == pytest.approx(0.7)
     assert values["dice_p5"] == pytest.approx(0.25)  # a tenth of the way from 0.2 to 0.7
@@ -50,20 +50,20 @@ def test_the_spread_of_dice_is_told():
     assert not {"dice_low", "dice_high"} & summarise(CASES, with_interval=False).keys()
 
 
-def test_exactly_a_half_is_not_under_a_half():
+def test_a_dice_of_exactly_half_is_not_under_half():
     assert summarise(CASES.assign(dice=[0.5, 0.5, 0.49, 1.0]))["dice_under_half"] == 1
 
 
-def test_who_has_no_tumour_and_yet_something_predicted_is_counted():
-    """c has no tumour. Where everybody has one, there is nothing to count, and no 0 that looks like merit."""
+def test_patients_without_tumour_but_with_a_prediction_are_counted():
+    """c has no tumour. If every patient has one, the count is absent: a 0 would look like merit."""
     assert summarise(CASES)["false_positive_patients"] == 0
-    alarmed = CASES.assign(fp=[4, 1, 2, 3], dice=[0.2, 0.9, 0.0, 0.7])
-    assert summarise(alarmed)["false_positive_patients"] == 1
+    with_false_positive = CASES.assign(fp=[4, 1, 2, 3], dice=[0.2, 0.9, 0.0, 0.7])
+    assert summarise(with_false_positive)["false_positive_patients"] == 1
     assert "false_positive_patients" not in summarise(CASES.drop(index=2))
 
 
-def test_pooled_scores_are_made_of_all_pixels_at_once():
-    """17 pixels found, 8 false, 8 missed, 367 rightly left out, of 400."""
+def test_global_scores_pool_the_pixels_of_all_patients():
+    """tp = 17, fp = 8, fn = 8, tn = 367, of 400 pixels."""
     values = summarise(CASES)
     assert values["dice_global"] == pytest.approx(34 / 50)
     assert values["iou_global"] == pytest.approx(17 / 33)
@@ -73,11 +73,11 @@ def test_pooled_scores_are_made_of_all_pixels_at_once():
     assert values["dice_global"] != pytest.approx(values["dice"])
 
 
-def test_who_was_tested_where_is_no_metric():
+def test_identifiers_thresholds_and_counts_are_not_summarised():
     assert not {"case", "fold", "threshold", "tp", "fp", "fn", "tn"} & summarise(CASES).keys()
 
 
-def test_patients_without_any_defined_dice_make_no_warning():
+def test_patients_without_any_defined_dice_cause_no_warning():
     values = summarise(CASES.assign(dice=nan, tp=0, fp=0, fn=0))
     assert isnan(values["dice"])
     assert isnan(values["dice_global"])

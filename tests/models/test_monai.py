@@ -1,4 +1,4 @@
-"""MONAI's networks: that they are MONAI's, and what is said where they cannot be had."""
+"""MONAI networks: equal to those of MONAI, and errors if MONAI is missing or a setting is wrong."""
 
 from __future__ import annotations
 
@@ -38,18 +38,19 @@ SETTINGS = [
         {"init_filters": 16, "blocks_down": [1, 1, 1, 1, 1], "up": "transposed", "dropout": 0},
         {"init_filters": 16, "blocks_down": (1,) * 5, "blocks_up": (1,) * 4, "upsample_mode": "deconv"},
     ),
-    ("swin_unetr", {}, {"feature_size": 24}),
-    (
+    pytest.param("swin_unetr", {}, {"feature_size": 24}, marks=pytest.mark.slow),
+    pytest.param(
         "swin_unetr",
         {"feature_size": 12, "depths": [1, 2, 1, 1], "window": 4, "v2": True, "drop_path": 0.3},
         {"feature_size": 12, "depths": (1, 2, 1, 1), "window_size": 4, "use_v2": True, "dropout_path_rate": 0.3},
+        marks=pytest.mark.slow,
     ),
 ]
 
 
 @installed
 @pytest.mark.parametrize(("name", "ours", "theirs"), SETTINGS)
-def test_the_network_is_the_one_that_monai_builds_from_the_same_settings(
+def test_the_network_equals_that_of_monai_with_the_same_settings(
     name: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
     from monai.networks.nets import SegResNet, SwinUNETR
@@ -57,16 +58,17 @@ def test_the_network_is_the_one_that_monai_builds_from_the_same_settings(
     net = build(name, **ours)
     torch.manual_seed(0)
     kind = {"segresnet": SegResNet, "swin_unetr": SwinUNETR}[name]
-    monais = kind(spatial_dims=2, in_channels=3, out_channels=1, **theirs)
-    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in monais.parameters())
-    state, x = monais.state_dict(), images(64, 96)
+    expected = kind(spatial_dims=2, in_channels=3, out_channels=1, **theirs)
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in expected.parameters())
+    state, x = expected.state_dict(), images(64, 96)
     assert net.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(net.eval()(x), monais.eval()(x))
+        assert torch.equal(net.eval()(x), expected.eval()(x))
 
 
 @installed
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "params"),
     [
@@ -76,8 +78,8 @@ def test_the_network_is_the_one_that_monai_builds_from_the_same_settings(
         ("swin_unetr", {"feature_size": 12, "window": 5}),
     ],
 )
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (64, 160)])
-def test_every_shape_of_it_trains_on_sides_of_32(
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 160)])
+def test_every_variant_trains_on_images_whose_sides_are_multiples_of_32(
     name: str, params: dict[str, Any], height: int, width: int
 ) -> None:
     net, x = build(name, **params).train(), images(height, width)
@@ -88,8 +90,8 @@ def test_every_shape_of_it_trains_on_sides_of_32(
 
 
 @installed
-@pytest.mark.parametrize("name", ["segresnet", "swin_unetr"])
-def test_training_drops_only_where_it_is_asked_to(name: str) -> None:
+@pytest.mark.parametrize("name", ["segresnet", pytest.param("swin_unetr", marks=pytest.mark.slow)])
+def test_dropout_is_applied_only_if_set(name: str) -> None:
     setting = {"segresnet": "dropout", "swin_unetr": "drop_path"}[name]
     small = {"segresnet": {"init_filters": 8}, "swin_unetr": {"feature_size": 12}}[name]
     with torch.no_grad():
@@ -99,10 +101,10 @@ def test_training_drops_only_where_it_is_asked_to(name: str) -> None:
 
 
 @installed
-def test_swin_unetr_says_which_images_are_too_small_before_its_norm_does() -> None:
+def test_swin_unetr_refuses_images_that_its_norms_cannot_process() -> None:
     net = build("swin_unetr", feature_size=12)
     assert registry.model["swin_unetr"].facts["smallest_image"] == 64
-    with pytest.raises(BadSetting, match="'swin_unetr' needs images of at least 64 pixels a side and got 32x32"):
+    with pytest.raises(BadSetting, match="'swin_unetr' needs images of at least 64 pixels per side and got 32x32"):
         net(images(32, 32))
     net._forward_pre_hooks.clear()
     with pytest.raises(ValueError, match="Expected more than 1 spatial element"):
@@ -110,7 +112,7 @@ def test_swin_unetr_says_which_images_are_too_small_before_its_norm_does() -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "sentence"),
+    ("name", "params", "message"),
     [
         ("segresnet", {"init_filters": 12}, "init_filters = 12 is refused: input should be a multiple of 8"),
         ("segresnet", {"blocks_down": [1] * 7}, "should have at most 6 items"),
@@ -121,26 +123,27 @@ def test_swin_unetr_says_which_images_are_too_small_before_its_norm_does() -> No
         ("swin_unetr", {"img_size": 64}, "has no setting 'img_size'"),
     ],
 )
-def test_a_setting_that_monai_would_refuse_or_misread_is_refused(
-    name: str, params: dict[str, Any], sentence: str
+def test_a_setting_that_monai_would_refuse_or_misread_raises(
+    name: str, params: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BadSetting, match=sentence):
+    with pytest.raises(BadSetting, match=message):
         registry.model[name].bind(params)
 
 
-@pytest.mark.parametrize(("name", "absent"), [("segresnet", ["monai"]), ("swin_unetr", ["monai", "einops"])])
-def test_where_monai_is_absent_the_model_is_known_and_says_how_to_get_it(
-    name: str, absent: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "missing"), [("segresnet", ["monai"]), ("swin_unetr", ["monai", "einops"])])
+def test_a_model_of_monai_raises_with_the_install_command_if_it_is_missing(
+    name: str, missing: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in absent:
-        monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
     with pytest.raises(
-        BadSetting, match=rf"model '{name}' needs {' and '.join(absent)}: pip install 'medseg-bench\[monai\]'"
+        BadSetting, match=rf"model '{name}' needs {' and '.join(missing)}: pip install 'medseg-bench\[monai\]'"
     ):
         build(name)
 
 
-def test_to_list_the_models_monai_is_not_imported() -> None:
+@pytest.mark.slow
+def test_listing_the_models_does_not_import_monai() -> None:
     listing = "import sys; from bench.registry import model; print('swin_unetr' in model, 'monai' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["True", "False"]
+    output = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["True", "False"]

@@ -1,1 +1,1 @@
-"""Augmentations: each changes a batch of images and masks, drawing from `Draws` alone."""
+"""Augmentations: each changes a batch of images and masks, with random numbers only from `SliceRandom`."""

@@ -1,4 +1,4 @@
-"""Any pipeline of the albumentations catalogue, seeded slice by slice."""
+"""Any pipeline of albumentations transforms, seeded for each slice."""
 
 from __future__ import annotations
 
@@ -21,20 +21,15 @@ from bench.errors import BadSetting, did_you_mean
 from bench.registry import augmentation
 
 Transform: TypeAlias = str | dict[str, dict[str, Any] | None]
+Pixels = NDArray[np.float32]
 
-
-# They change what a pixel is; here images stay float32 in [0, 1] until they are normalised, after augmentation.
+# These change the type or range of pixels, but images stay float32 in [0, 1] until they are normalised afterwards.
 _CONVERSIONS = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
-
-
 _ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose"}
 
 
-Pixels = NDArray[np.float32]
-
-
-def usable(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
-    """The same transforms, after building them once. Raises `BadSetting` for those that cannot be built."""
+def check_transforms(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
+    """Build the transforms once and return them unchanged. Raises `BadSetting` if one cannot be built."""
     _pipeline(_key(transforms))
     return transforms
 
@@ -45,13 +40,13 @@ def albumentations(
     masks: Tensor,
     draws: SliceRandom,
     *,
-    transforms: Annotated[tuple[Transform, ...], AfterValidator(usable)] = ("HorizontalFlip",),
+    transforms: Annotated[tuple[Transform, ...], AfterValidator(check_transforms)] = ("HorizontalFlip",),
 ) -> tuple[Tensor, Tensor]:
     """A list of albumentations transforms, such as [HorizontalFlip, {Rotate: {limit: 25, p: 0.8}}].
 
-    images: (B, C, H, W) in [0, 1], and clamped to it again; masks: (B, 1, H, W). Transforms that hold others take
-    them as a list of the same form: {OneOf: {transforms: [Blur, Sharpen]}}. Runs on the CPU, slice by slice.
-    Raises `BadSetting` when the transforms do not fit the slices.
+    images: (B, C, H, W) in [0, 1], clamped to that range afterwards; masks: (B, 1, H, W). Transforms that contain
+    others take them as a list of the same form: {OneOf: {transforms: [Blur, Sharpen]}}. Runs on the CPU, slice by
+    slice. Raises `BadSetting` if the transforms do not fit the slices.
     """
     pipeline = _pipeline(_key(transforms))
     changed = [
@@ -72,21 +67,21 @@ def _apply(pipeline: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple
     except (ValueError, TypeError, KeyError, cv2.error) as error:
         raise BadSetting(
             f"albumentations cannot apply these transforms to float32 slices of shape {image.shape}: "
-            f"{' '.join(str(error).split())}. Leave out the one that fails."
+            f"{' '.join(str(error).split())}. Remove the one that fails."
         ) from error
     changed = result["image"]
     if changed.shape != image.shape or changed.dtype != np.float32:
         raise BadSetting(
             f"the albumentations transforms turn a float32 slice of shape {image.shape} into {changed.dtype} of "
-            f"shape {changed.shape}, but slices must keep both. Leave out crops and conversions."
+            f"shape {changed.shape}, but they must keep both. Remove crops and conversions."
         )
     return changed, (result["mask"] > 0).astype(np.float32)
 
 
 def _seed(transform: Any, seed: np.random.SeedSequence) -> None:
-    """Give every transform a stream of its own.
+    """Seed every transform separately.
 
-    `Compose.set_random_seed` gives all of them the same one: two flips with p=0.5 would always happen together.
+    `Compose.set_random_seed` seeds all of them alike: two flips with p=0.5 would always happen together.
     """
     inner = getattr(transform, "transforms", ())
     transform.set_random_seed(int(seed.generate_state(1)[0]))
@@ -103,16 +98,16 @@ def _key(transforms: Sequence[Transform]) -> str:
 
 @lru_cache(maxsize=8)
 def _pipeline(key: str) -> A.Compose:
-    return A.Compose([_built(transform) for transform in json.loads(key)])
+    return A.Compose([_build(transform) for transform in json.loads(key)])
 
 
-def _built(transform: Transform) -> Any:
-    """One transform, with those inside it. Raises `BadSetting`."""
+def _build(transform: Transform) -> Any:
+    """Build one transform and those inside it. Raises `BadSetting`."""
     name, settings = _name_and_settings(transform)
-    kind = _kind(name)
+    kind = _transform_class(name)
     known = list(inspect.signature(kind).parameters)
     for setting in settings:
-        if setting not in known:  # albumentations itself would warn and leave it out
+        if setting not in known:  # albumentations would only warn and ignore it
             raise BadSetting(
                 f"albumentations' {name} has no setting '{setting}'; it has {', '.join(known)}."
                 f"{did_you_mean(setting, known)}"
@@ -120,11 +115,11 @@ def _built(transform: Transform) -> Any:
     if issubclass(kind, A.BaseCompose):
         if not (isinstance(inner := settings.get("transforms"), list) and inner):
             raise BadSetting(f"albumentations' {name} needs transforms, a list of at least one transform.")
-        settings["transforms"] = [_built(each) for each in inner]
+        settings["transforms"] = [_build(each) for each in inner]
     try:
         return kind(**settings)
     except (ValueError, TypeError) as error:
-        raise BadSetting(f"albumentations' {name} refuses its settings: {_reason(error)}.") from None
+        raise BadSetting(f"albumentations' {name} does not accept its settings: {_reason(error)}.") from None
 
 
 def _name_and_settings(transform: Transform) -> tuple[str, dict[str, Any]]:
@@ -135,14 +130,16 @@ def _name_and_settings(transform: Transform) -> tuple[str, dict[str, Any]]:
         if isinstance(settings, dict) or settings is None:
             return name, dict(settings or {})
     raise BadSetting(
-        f"{transform!r} is no albumentations transform. Write a name, or {{name: {{setting: value}}}}."
+        f"{transform!r} is not an albumentations transform. Write a name, or {{name: {{setting: value}}}}."
     )
 
 
-def _kind(name: str) -> Any:
-    """The class of this name. Raises `BadSetting`."""
+def _transform_class(name: str) -> Any:
+    """Return the class of this name. Raises `BadSetting`."""
     if name in _CONVERSIONS:
-        raise BadSetting(f"albumentations' {name} has no place here: the suite converts and normalises by itself.")
+        raise BadSetting(
+            f"albumentations' {name} cannot be used, since images are converted and normalised anyway. Remove it."
+        )
     catalogue = {
         name: kind
         for name, kind in vars(A).items()
@@ -154,7 +151,7 @@ def _kind(name: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first complaint, in one line: albumentations passes on pydantic's, which takes several."""
+    """Return the first problem in one line: the validation errors of pydantic have several."""
     lines = str(error).splitlines() or [type(error).__name__]
     if "validation error" in lines[0] and len(lines) > 2:
         return f"{lines[1].split('.')[0]}: {lines[2].partition(' [type=')[0].strip()}"

@@ -1,4 +1,4 @@
-"""What differs between scanners and sessions: gain, contrast, gamma and noise."""
+"""Differences between scanners and sessions: gain, contrast, gamma and noise."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def intensity(
 ) -> tuple[Tensor, Tensor]:
     """Brightness, contrast, gamma and noise; each setting is the largest amount, and 0 is off.
 
-    images: (B, C, H, W) in [0, 1], and clamped to it again; masks pass untouched. Each channel, being a scan of
-    its own, has its own numbers, which hold for the slices beside it too. In this order:
-    `gamma`: v ** g, with g between 1 / (1 + gamma) and 1 + gamma, evenly on a log scale;
-    `contrast`: the distance to the channel's mean times 1 +- contrast;
+    images: (B, C, H, W) in [0, 1], clamped to that range afterwards; masks are unchanged. Each channel gets its
+    own random numbers, shared by neighbouring slices. In this order:
+    `gamma`: v ** g, with g log-uniform between 1 / (1 + gamma) and 1 + gamma;
+    `contrast`: the distance to the mean of the channel times 1 +- contrast;
     `brightness`: times 1 +- brightness, a gain, which leaves a dark background dark;
-    `noise`: normal, its standard deviation even between 0 and `noise` of the full range. Off by default: one
-    number a pixel, drawn on the CPU, costs more than all the rest.
+    `noise`: Gaussian, with a standard deviation uniform between 0 and `noise` of the full range. Off by default:
+    one random number per pixel, drawn on the CPU, costs more than all the rest.
     """
     if not (brightness or contrast or gamma or noise):
         return images, masks
-    exponent, distance, gain, deviation = draws.of_channels(-1, 1, 4, images.shape[1]).unbind(1)
+    exponent, distance, gain, std = draws.uniform_per_channel(-1, 1, 4, images.shape[1]).unbind(1)
     if gamma:
         images = images.pow((1 + gamma) ** exponent)
     if contrast:
@@ -45,5 +45,5 @@ def intensity(
     if brightness:
         images = images * (1 + brightness * gain)
     if noise:
-        images = images + draws.normal(*images.shape[1:]) * (noise * deviation.abs())
+        images = images + draws.normal(*images.shape[1:]) * (noise * std.abs())
     return images.clamp(0, 1), masks

@@ -1,1 +1,1 @@
-"""Data sets: each finds its slices on disk and says how to read one."""
+"""Datasets: each function finds the slices of a dataset on disk and returns a `Source` that reads them."""

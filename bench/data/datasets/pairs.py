@@ -1,4 +1,4 @@
-"""Images of your own with a mask each, in two folders or side by side."""
+"""Images with one mask each, in two folders or side by side."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bench.data.readers.checks import check_mask_size
 from bench.data.readers.images import (
-    MASK,
+    MASK_NAME,
     SUFFIXES,
-    files_below,
-    name_below,
-    number_of,
-    read_mask_of,
+    last_number,
+    list_images,
+    match_patient,
+    read_mask_image,
     read_pixels,
-    resized,
-    said_patient,
+    relative_name,
 )
 from bench.data.readers.patient_folders import UNKNOWN
-from bench.data.readers.tiff import on_one_grid
+from bench.data.resize import resize_pair
 from bench.data.source import Pixels, SliceFile, Source
 from bench.errors import DataError
-from bench.formatting import listing
+from bench.formatting import join_first
 from bench.registry import dataset
 
-PARTS = "train", "training", "val", "valid", "validation", "test", "testing"  # no patient is called so
-
-
+SPLIT_FOLDERS = "train", "training", "val", "valid", "validation", "test", "testing"  # never names of patients
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -43,24 +41,24 @@ def pairs(
     patient: str | None = None,
     resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
 ) -> Source:
-    """Images of your own with a mask each: PNG, JPEG or TIFF of 8 bits, grey or colour.
+    """Your own images with one mask each: PNG, JPEG or TIFF of 8 bits, grey or colour.
 
-    Images lie below `folder`/`images`, their masks below `folder`/`masks` under the same names, with or without
-    _mask or _segmentation at the end; '.' for both says that masks lie beside their images. A folder of images is
-    a patient. Where several share one, `patient` says who is who: a regular expression for the path of an image
-    below `images`, without its suffix, whose group is the patient: '(P[0-9]+)_.*', or '(.*)' where every image is
-    a patient of its own. `resize` makes every slice that many pixels a side when it is read, the image by area and
-    the mask by nearest pixel. Raises `BenchError` for what must be mended.
+    Images are below `folder`/`images`, their masks below `folder`/`masks` with the same names, with or without
+    _mask or _segmentation at the end; '.' for both means that masks are beside their images. A folder of images is
+    one patient. If several patients share a folder, `patient` is a regular expression for the path of an image
+    below `images`, without its suffix, whose group is the patient: '(P[0-9]+)_.*', or '(.*)' if every image is a
+    separate patient. `resize` resizes every slice to that many pixels square when it is read, the image by area
+    and the mask by nearest pixel. Raises `BenchError` for problems that must be fixed.
     """
     root = folder.expanduser()
-    pictures, truths = _paired(root, images, masks)
+    image_files, mask_files = _pair_files(root, images, masks)
     members = defaultdict(list)
-    for name in pictures:
-        members[_patient(name, patient, root / images)].append(name)
+    for name in image_files:
+        members[_patient_of(name, patient, root / images)].append(name)
     slices = tuple(
-        SliceFile(case, number, UNKNOWN, pictures[name], truths[name])
+        SliceFile(case, number, UNKNOWN, image_files[name], mask_files[name])
         for case, names in sorted(members.items())
-        for number, name in _numbered(names)
+        for number, name in _number_slices(names)
     )
     channels = CHANNELS[read_pixels(slices[0].image).shape[-1]]
     return Source(
@@ -73,73 +71,81 @@ def pairs(
     )
 
 
-def _paired(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and masks, each by the path of the image below its folder, without suffix. Raises `DataError`."""
+def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and masks by the path of the image below its folder, without suffix. Raises `DataError`."""
     for name in (images, masks):
         if not (root / name).is_dir():
             raise DataError(
-                f"{root} has no folder '{name}'. Name the two folders with dataset.images and dataset.masks; "
-                "'.' for both where masks lie beside their images."
+                f"{root} has no folder '{name}'. Set dataset.images and dataset.masks to the two folders, "
+                "or both to '.' if masks are beside their images."
             )
-    beside = (root / images).resolve() == (root / masks).resolve()
-    pictures = _named(p for p in _below(root / images) if not (beside and MASK.fullmatch(p[0])))
-    truths = _named(
-        (name if name in pictures or not (marked := MASK.fullmatch(name)) else marked[1], path)
-        for name, path in _below(root / masks)
-        if not (beside and name in pictures)
+    side_by_side = (root / images).resolve() == (root / masks).resolve()
+    image_files = _unique(
+        p for p in _named_files(root / images) if not (side_by_side and MASK_NAME.fullmatch(p[0]))
     )
-    if not pictures:
+    mask_files = _unique(
+        (name if name in image_files or not (match := MASK_NAME.fullmatch(name)) else match[1], path)
+        for name, path in _named_files(root / masks)
+        if not (side_by_side and name in image_files)
+    )
+    if not image_files:
         raise DataError(f"{root / images} holds no images. They end in {', '.join(SUFFIXES)}.")
-    for some, others, lack in ((pictures, truths, "have no mask"), (truths, pictures, "are masks of no image")):
+    for some, others, problem in (
+        (image_files, mask_files, "image(s) have no mask"),
+        (mask_files, image_files, "mask(s) have no image"),
+    ):
         if orphans := [some[name] for name in sorted(some.keys() - others.keys())]:
-            raise DataError(f"{len(orphans)} file(s) {lack}: {listing(orphans)}. Mend or remove them.")
-    return pictures, truths
+            raise DataError(f"{len(orphans)} {problem}: {join_first(orphans)}. Fix or remove them.")
+    return image_files, mask_files
 
 
-def _below(folder: Path) -> Iterable[tuple[str, Path]]:
-    return ((name_below(folder, path), path) for path in files_below(folder))
+def _named_files(folder: Path) -> Iterable[tuple[str, Path]]:
+    return ((relative_name(folder, path), path) for path in list_images(folder))
 
 
-def _named(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for name, path in found:
-        if name in named:
-            raise DataError(f"{named[name]} and {path} are of one name. Keep one of them.")
-        named[name] = path
-    return named
+def _unique(named_files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for name, path in named_files:
+        if name in files:
+            raise DataError(f"{files[name]} and {path} have the same name. Keep one of them.")
+        files[name] = path
+    return files
 
 
-def _patient(name: str, pattern: str | None, images: Path) -> str:
-    """Whose image this is. Raises `BenchError` where that is not said: a guess would be a leak."""
-    if pattern is None:
-        parent, _, file = name.rpartition("/")
-        if parent.lower() in PARTS:
-            raise DataError(
-                f"{images / parent} is named as a part of a split, not as a patient. Say whose images such "
-                f"as {file} are: dataset.patient='{parent}/(P[0-9]+)_.*', or '.*/(P[0-9]+)_.*' for all parts."
-            )
-        if not parent:
-            raise DataError(
-                f"{images} holds images that are in no patient's folder, such as {name}. Say whose they are: "
-                "dataset.patient='(P[0-9]+)_.*', or '(.*)' if every image is a patient of its own."
-            )
-        return parent
-    return said_patient(name, pattern, images)
+def _patient_of(name: str, pattern: str | None, images: Path) -> str:
+    """Return the patient of an image. Raises `BenchError` if it is not certain: a guess could leak patients."""
+    if pattern is not None:
+        return match_patient(name, pattern, images)
+    parent, _, file = name.rpartition("/")
+    if parent.lower() in SPLIT_FOLDERS:
+        raise DataError(
+            f"{images / parent} is named like a part of a split, not like a patient. Set a pattern that finds the "
+            f"patient of {file}: dataset.patient='{parent}/(P[0-9]+)_.*', or '.*/(P[0-9]+)_.*' for all parts."
+        )
+    if not parent:
+        raise DataError(
+            f"{images} holds images outside any patient's folder, such as {name}. Set a pattern for patients: "
+            "dataset.patient='(P[0-9]+)_.*', or '(.*)' if every image is a separate patient."
+        )
+    return parent
 
 
-def _numbered(names: list[str]) -> list[tuple[int, str]]:
-    """A patient's slices in order, by the last number in their names; counted where two have the same."""
-    ordered = sorted(names, key=lambda name: (number_of(Path(name).name), name))
-    numbers = [number_of(Path(name).name) for name in ordered]
+def _number_slices(names: list[str]) -> list[tuple[int, str]]:
+    """Order the slices of a patient by the last number in their names; count them if numbers repeat."""
+    ordered = sorted(names, key=lambda name: (last_number(Path(name).name), name))
+    numbers = [last_number(Path(name).name) for name in ordered]
     if len(set(numbers)) < len(numbers):
         numbers = list(range(1, len(ordered) + 1))
     return list(zip(numbers, ordered, strict=True))
 
 
 def _read(entry: SliceFile, *, channels: int, resize: int | None) -> tuple[Pixels, Pixels]:
-    assert entry.mask is not None  # `_paired`
-    image, mask = read_pixels(entry.image), read_mask_of(entry.mask)
+    assert entry.mask is not None  # `_pair_files`
+    image, mask = read_pixels(entry.image), read_mask_image(entry.mask)
     if image.shape[-1] != channels:
-        raise DataError(f"{entry.image} has {image.shape[-1]} channel(s), the first {channels}. Save all alike.")
-    on_one_grid(image, mask, entry.mask)
-    return resized(image, mask, resize)
+        raise DataError(
+            f"{entry.image} has {image.shape[-1]} channel(s), but the first image has {channels}. "
+            "Save all images alike."
+        )
+    check_mask_size(image, mask, entry.mask)
+    return resize_pair(image, mask, resize)

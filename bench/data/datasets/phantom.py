@@ -1,9 +1,9 @@
-"""A phantom: synthetic heads in the layout of LGG, so that everything can be tried without any patient's data.
+"""A phantom: synthetic heads in the layout of LGG, to try everything without patient data.
 
 Each head is an ellipsoid of scalp, bone, grey and white matter and ventricles, drawn in three channels like
-pre-contrast T1, FLAIR and post-contrast T1. Its lesions are bright in FLAIR and dark before contrast; scalp,
-caps of the ventricles and bright bodies (bright in FLAIR *and* before contrast) are there to be mistaken
-for them, so that no threshold on one channel segments a phantom, while a small network learns to.
+pre-contrast T1, FLAIR and post-contrast T1. Its lesions are bright in FLAIR and dark before contrast. Scalp, the
+rims of the ventricles and bright bodies (bright in FLAIR *and* before contrast) resemble lesions: no threshold on
+one channel segments a phantom, but a small network learns to.
 """
 
 from __future__ import annotations
@@ -30,25 +30,19 @@ from bench.errors import BadSetting, DataError
 from bench.files import cache_folder
 from bench.registry import dataset
 
-VERSION = 1  # raise it when the pixels change: phantoms in the cache are then made anew
+VERSION = 1  # increase when the pixels change: phantoms in the cache are then written again
 
+Volume = NDArray[np.float32]  # (S, N, N)
 
-Volume = NDArray[np.float32]  # (S, N, N); a contrast is (3,): pre, FLAIR, post
-
-
+# The contrast of each tissue: pre, FLAIR, post.
 SCALP, BONE = (0.65, 0.80, 0.70), (0.06, 0.05, 0.06)
-
-
 GREY, WHITE, FLUID = (0.40, 0.47, 0.43), (0.54, 0.38, 0.57), (0.16, 0.10, 0.17)
-
-
-CAP, BODY = (0.50, 0.62, 0.53), (0.78, 0.80, 0.80)  # rims of the ventricles, and bodies that mimic a lesion
-
+RIM, BODY = (0.50, 0.62, 0.53), (0.78, 0.80, 0.80)  # rims of the ventricles, and bodies that mimic a lesion
 
 README = """# Phantom
 
-Synthetic heads written by `bench data phantom`: no pixel comes from a person. They lie in the layout of the
-LGG data set. The clusters in data.csv are drawn by lot: any association with them is chance.
+Synthetic heads written by `bench data phantom`: no pixel comes from a person. The layout is that of the LGG
+dataset. The clusters in data.csv are random: any association with them is chance.
 """
 
 
@@ -61,40 +55,40 @@ def phantom(
     institutions: Annotated[int, Field(ge=1, le=9)] = 4,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Source:
-    """Synthetic heads with lesions, made on first use: for trying things out and for tests, never for claims.
+    """Synthetic heads with lesions, written on first use: for trials and tests, never for claims.
 
-    `size` is pixels a side and `slices` the number a patient; the last institution has a single patient and
-    one patient's post-contrast channel is its FLAIR. Equal settings give equal bytes.
+    `size` is the pixels per side and `slices` the number per patient. The last institution has a single patient,
+    and the post-contrast channel of one patient is its FLAIR. Equal settings give equal bytes.
     """
-    recipe = Recipe(patients, size, slices, institutions, seed)
-    folder = cache_folder() / f"phantom-{recipe.key}"
+    settings = PhantomSettings(patients, size, slices, institutions, seed)
+    folder = cache_folder() / f"phantom-{settings.key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if len(list(folder.glob("*/*.tif"))) != 2 * patients * slices:
             shutil.rmtree(folder, ignore_errors=True)
-            _write(folder, recipe)
-    # That an institution is alone is no news about data that was made so.
+            _write(folder, settings)
+    # Replaces the note on the institution with a single patient, which is intended here.
     return replace(lgg(folder=folder), notes=("synthetic: its scores say nothing about patients.",))
 
 
 def write_phantom(
     folder: Path, *, patients: int = 16, size: int = 64, slices: int = 8, institutions: int = 4, seed: int = 0
 ) -> Path:
-    """Write a phantom as `folder`, which must be absent or empty. Raises `DataError` and `BadSetting`."""
+    """Write a phantom to `folder`, which must be new or empty. Raises `DataError` and `BadSetting`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not an empty folder. Give the path of a new one.")
-    given = {"patients": patients, "size": size, "slices": slices, "institutions": institutions, "seed": seed}
-    recipe = Recipe(**dataset["phantom"].settings(given))
+        raise DataError(f"{folder} is not an empty folder. Use a new one.")
+    values = {"patients": patients, "size": size, "slices": slices, "institutions": institutions, "seed": seed}
+    settings = PhantomSettings(**dataset["phantom"].settings(values))
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rmdir()
-    _write(folder, recipe)
+    _write(folder, settings)
     return folder
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings of a phantom."""
+class PhantomSettings:
+    """Settings of a phantom."""
 
     patients: int
     size: int
@@ -104,36 +98,36 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.patients < self.institutions:
-            raise BadSetting(f"{self.patients} phantom patients cannot fill {self.institutions} institutions.")
+            raise BadSetting(f"{self.patients} phantom patients are too few for {self.institutions} institutions.")
 
     @property
     def key(self) -> str:
         return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()[:12]
 
     def institution(self, patient: int) -> int:
-        """The first is large, the last has one patient, as in LGG."""
+        """Return the institution of a patient. The first is large and the last has one patient, as in LGG."""
         free = self.patients - self.institutions
-        if patient >= free:  # one for each, so that none stays empty
+        if patient >= free:  # one for each, so that none is empty
             return patient - free
         return int((self.institutions - 1) * (patient / free) ** 1.5)
 
 
-def _write(folder: Path, recipe: Recipe) -> None:
-    """Write beside `folder` and rename: it is there as a whole or not at all."""
+def _write(folder: Path, settings: PhantomSettings) -> None:
+    """Write `folder` completely or not at all."""
     writing = Path(tempfile.mkdtemp(prefix=".phantom-", dir=folder.parent))
     try:
         rows = ["Patient,RNASeqCluster,MethylationCluster,CNCluster"]
-        for patient in range(recipe.patients):
-            institution = recipe.institution(patient)
+        for patient in range(settings.patients):
+            institution = settings.institution(patient)
             case = f"PHANTOM_{2 * chr(ord('A') + institution)}_{patient + 1:04}"
-            images, masks = head(recipe, patient)
+            images, masks = draw_head(settings, patient)
             _write_case(writing / f"{case}_20000101", images, masks)
-            flips = np.random.default_rng([recipe.seed, patient, 2]).integers(1, 4, 3)
-            rows.append(f"{case},{','.join(map(str, flips))}")
+            clusters = np.random.default_rng([settings.seed, patient, 2]).integers(1, 4, 3)
+            rows.append(f"{case},{','.join(map(str, clusters))}")
         (writing / TABLE).write_text("\n".join(rows) + "\n")
         (writing / "README.md").write_text(README)
-        (writing / MARKER).write_text(json.dumps({"version": VERSION, **asdict(recipe)}, indent=1) + "\n")
-        writing.chmod(0o755)  # mkdtemp makes a folder for its owner only
+        (writing / MARKER).write_text(json.dumps({"version": VERSION, **asdict(settings)}, indent=1) + "\n")
+        writing.chmod(0o755)  # mkdtemp lets only the owner read
         writing.rename(folder)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
@@ -147,23 +141,23 @@ def _write_case(folder: Path, images: Pixels, masks: Pixels) -> None:
         tifffile.imwrite(folder / f"{stem}_mask.tif", mask, photometric="minisblack", metadata=None)
 
 
-def head(recipe: Recipe, patient: int) -> tuple[Pixels, Pixels]:
-    """One patient: images uint8 (S, N, N, 3) and masks uint8 (S, N, N) of 0 and 255."""
-    rng = np.random.default_rng([recipe.seed, patient])
-    scanner = np.random.default_rng([recipe.seed, recipe.institution(patient), 1])
-    shape = (recipe.slices, recipe.size, recipe.size)
+def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
+    """Draw one patient: images uint8 (S, N, N, 3) and masks uint8 (S, N, N) of 0 and 255."""
+    rng = np.random.default_rng([settings.seed, patient])
+    scanner = np.random.default_rng([settings.seed, settings.institution(patient), 1])
+    shape = (settings.slices, settings.size, settings.size)
 
     def texture(grain: float) -> Volume:
-        """Smooth noise of unit variance; `grain` is its correlation length as a share of the field of view."""
-        noise = gaussian_filter(rng.standard_normal(shape, np.float32), (0.7, *2 * (grain * recipe.size,)))
+        """Return smooth noise of unit variance; `grain` is its correlation length over the field of view."""
+        noise = gaussian_filter(rng.standard_normal(shape, np.float32), (0.7, *2 * (grain * settings.size,)))
         return np.asarray(noise / noise.std(), np.float32)
 
     z, y, x = _grid(shape, angle=rng.normal(0, 0.12), shift=rng.normal(0, 0.03, 2))
     wide, tall = rng.uniform(0.70, 0.80), rng.uniform(0.84, 0.94)
     radius = np.hypot(x / wide, y / tall) / np.sqrt(1 - 0.65 * z**2)  # 1 on the surface of the head
-    soft = 2.5 / recipe.size  # width of an edge
+    soft = 2.5 / settings.size  # width of an edge
 
-    # From the outside in; each tissue is painted over the one before where its membership says so.
+    # From the outside in: each tissue is painted over the previous one according to its membership.
     ripple, matter = texture(0.03), texture(0.05)
     volume = np.zeros((*shape, 3), np.float32)
     _paint(volume, _inside(radius, 1.0, soft), SCALP)
@@ -175,7 +169,7 @@ def head(recipe: Recipe, patient: int) -> tuple[Pixels, Pixels]:
     to_horn = (
         np.sqrt(((np.abs(x) - 0.13 - 0.1 * y**2) / 0.075) ** 2 + ((y + 0.02) / 0.30) ** 2 + (z / 0.55) ** 2) / horn
     )
-    _paint(volume, _inside(to_horn + 0.10 * ripple, 1.35, 0.25) * rng.uniform(0.3, 1.0), CAP)
+    _paint(volume, _inside(to_horn + 0.10 * ripple, 1.35, 0.25) * rng.uniform(0.3, 1.0), RIM)
     _paint(volume, _inside(to_horn, 1.0, 0.15), FLUID)
 
     cortex, lesion = 0.74, np.zeros(shape, np.float32)
@@ -195,20 +189,22 @@ def head(recipe: Recipe, patient: int) -> tuple[Pixels, Pixels]:
         _paint(volume, rim * shell, (0.30, bright, 0.85))
         lesion = np.maximum(lesion, member)
 
-    volume *= (1 + 0.05 * matter + 0.10 * texture(0.30))[..., None]  # matter that varies, and a coil's bias field
+    volume *= (1 + 0.05 * matter + 0.10 * texture(0.30))[
+        ..., None
+    ]  # tissue variation, and the bias field of a coil
     level = rng.uniform(0.45, 1.0) * scanner.uniform(0.7, 1.0, 3)
     noise = scanner.uniform(0.01, 0.04) * rng.standard_normal(volume.shape, np.float32)
     pixels = 255 * level * np.clip(volume + noise * (volume > 0.02), 0, 1)
     images = np.asarray(pixels, np.uint8)
     if patient == 2:
-        images[..., 2] = images[..., 1]  # a sequence that was not taken is replaced by FLAIR, as in LGG
+        images[..., 2] = images[..., 1]  # FLAIR replaces a missing sequence, as in LGG
     return images, np.where(lesion > 0.5, np.uint8(255), np.uint8(0))
 
 
 def _grid(
     shape: tuple[int, int, int], *, angle: float, shift: NDArray[np.float64]
 ) -> tuple[Volume, Volume, Volume]:
-    """Coordinates z, y, x from -1 to 1, turned and shifted in the plane."""
+    """Return coordinates z, y, x from -1 to 1, rotated and shifted in the plane."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
     y, x = y - np.float32(shift[0]), x - np.float32(shift[1])
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -223,10 +219,10 @@ def _blob(
     small: float,
     large: float,
 ) -> Volume:
-    """Distance from the centre of a random ellipsoid in the brain, 1 on its surface."""
+    """Return the distance from the centre of a random ellipsoid in the brain, 1 on its surface."""
     z, y, x = grid
     at, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.55)
-    levels = z[np.abs(z[:, 0, 0]) < 0.45, 0, 0]  # a centre on a slice, so that no lesion falls between two
+    levels = z[np.abs(z[:, 0, 0]) < 0.45, 0, 0]  # centred on a slice, so that no lesion falls between two
     centre = rng.choice(levels), out * brain[1] * np.sin(at), out * brain[0] * np.cos(at)
     size, flat = rng.uniform(small, large), rng.uniform(0.75, 1.3)
     radii = 1.6 * size + 0.05, size * flat, size / flat
@@ -235,7 +231,7 @@ def _blob(
 
 
 def _inside(distance: Volume, edge: float, width: float) -> Volume:
-    """Membership 1 well inside `edge`, 0 well outside, linear over `width`."""
+    """Return a membership of 1 well inside `edge` and 0 well outside, linear over `width`."""
     return np.asarray(np.clip(0.5 + (edge - distance) / width, 0, 1), np.float32)
 
 

@@ -1,1 +1,1 @@
-"""Preprocessing: each takes one uint8 slice (H, W, C) and gives another, every channel by itself."""
+"""Preprocessing steps: each turns one uint8 slice (H, W, C) into another, one channel at a time."""

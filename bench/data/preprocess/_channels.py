@@ -1,4 +1,4 @@
-"""Channels are scans of their own: what is done to one must not look at another. Grey levels are bytes."""
+"""Apply a step to every channel separately: channels are different scans, so a step must not mix them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bench.data.source import Pixels
 
 
 def each_channel(change: Callable[[Pixels], Pixels], image: Pixels) -> Pixels:
-    """`change` of every channel (H, W) of an image (H, W, C)."""
+    """Apply `change` to every channel (H, W) of an image (H, W, C)."""
     return np.stack([change(np.ascontiguousarray(image[..., c])) for c in range(image.shape[-1])], axis=-1)
 
 
-def grey_levels(values: NDArray[np.floating]) -> Pixels:
-    """Rounded, and cut to 0..255."""
+def to_grey_levels(values: NDArray[np.floating]) -> Pixels:
+    """Round and clip to 0..255."""
     return values.round().clip(0, 255).astype(np.uint8)

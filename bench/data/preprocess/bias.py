@@ -1,4 +1,4 @@
-"""The smooth shading that a receiver coil lays over a scan, and its removal."""
+"""Correct the smooth bias field that a receiver coil adds to a scan."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from bench.data.preprocess._channels import each_channel, grey_levels
+from bench.data.preprocess._channels import each_channel, to_grey_levels
 from bench.data.source import Pixels
 from bench.errors import BadSetting
 from bench.registry import preprocessing
 
-LEAST_TISSUE = 0.02  # share of a slice
-
-
-LEAST_CONTRAST = 10  # grey levels between the means of tissue and background
+MIN_TISSUE = 0.02  # share of a slice
+MIN_CONTRAST = 10  # grey levels between the means of tissue and background
 
 
 @preprocessing
@@ -27,20 +25,20 @@ def n4(
     levels: Annotated[int, Field(ge=1, le=6)] = 2,
     iterations: Annotated[int, Field(ge=1)] = 50,
 ) -> Pixels:
-    """N4: divides by the smooth field that most sharpens the tissue's histogram (Tustison et al. 2010).
+    """N4: divide by the smooth field that most sharpens the histogram of the tissue (Tustison et al. 2010).
 
     In 2D, slice by slice, since the distance between slices is unknown. The field is fitted to tissue (above
-    Otsu's threshold) on a grid `shrink` times coarser, with up to `iterations` on each of `levels` levels; each
-    level halves the distance of the spline's knots, the first has the whole slice between them. With three levels
-    or more the field follows large tumours too and takes their contrast away, so two are the default. The mean of
-    the tissue stays as it was. A slice with hardly any tissue, or hardly any contrast to the background, is
-    returned unchanged. Raises `BadSetting` where SimpleITK is not installed.
+    Otsu's threshold) on a grid `shrink` times coarser, with up to `iterations` on each of `levels` levels. The
+    knots of the spline span the whole slice on the first level; each further level halves their distance. With
+    three levels or more the field also follows large tumours and removes their contrast, so the default is two.
+    The mean of the tissue is kept. A slice with little tissue, or little contrast to the background, is returned
+    unchanged. Raises `BadSetting` if SimpleITK is not installed.
     """
-    itk = _simpleitk()
-    return each_channel(lambda channel: _corrected(itk, channel, shrink, [iterations] * levels), image)
+    itk = _import_simpleitk()
+    return each_channel(lambda channel: _correct(itk, channel, shrink, [iterations] * levels), image)
 
 
-def _simpleitk() -> Any:
+def _import_simpleitk() -> Any:
     try:
         import SimpleITK
     except ImportError:
@@ -50,22 +48,22 @@ def _simpleitk() -> Any:
     return SimpleITK
 
 
-def _corrected(itk: Any, channel: Pixels, shrink: int, iterations: list[int]) -> Pixels:
+def _correct(itk: Any, channel: Pixels, shrink: int, iterations: list[int]) -> Pixels:
     level, above = cv2.threshold(channel, 0, 1, cv2.THRESH_OTSU)
     tissue = above > 0
-    if not LEAST_TISSUE <= tissue.mean() < 1:
+    if not MIN_TISSUE <= tissue.mean() < 1:
         return channel
-    if channel[tissue].mean() - channel[~tissue].mean() < LEAST_CONTRAST:
+    if channel[tissue].mean() - channel[~tissue].mean() < MIN_CONTRAST:
         return channel
     whole = itk.GetImageFromArray(channel.astype(np.float32))
     coarse = itk.BinShrink(whole, [shrink, shrink])
     mask = itk.Cast(coarse > level, itk.sitkUInt8)
-    if itk.GetArrayViewFromImage(mask).mean() < LEAST_TISSUE:  # specks, gone in the mean of their neighbours
+    if itk.GetArrayViewFromImage(mask).mean() < MIN_TISSUE:  # specks that vanish in the mean of their neighbours
         return channel
     fit = itk.N4BiasFieldCorrectionImageFilter()
     fit.SetMaximumNumberOfIterations(iterations)
-    fit.SetNumberOfThreads(1)  # slices are shared between threads already
+    fit.SetNumberOfThreads(1)  # slices already run in parallel threads
     fit.Execute(coarse, mask)
-    even = channel / np.exp(itk.GetArrayFromImage(fit.GetLogBiasFieldAsImage(whole)))
-    even *= channel[tissue].mean() / even[tissue].mean()
-    return grey_levels(even)
+    corrected = channel / np.exp(itk.GetArrayFromImage(fit.GetLogBiasFieldAsImage(whole)))
+    corrected *= channel[tissue].mean() / corrected[tissue].mean()
+    return to_grey_levels(corrected)

@@ -1,0 +1,1 @@
+"""Readers of file formats and folder layouts, shared by datasets, the audit and prediction."""

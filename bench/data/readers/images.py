@@ -1,4 +1,4 @@
-"""Images as people have them: TIFF, PNG or JPEG of 8 bits, grey or colour, in folders of one patient each."""
+"""TIFF, PNG and JPEG images of 8 bits, grey or colour, in folders of one or several patients."""
 
 from __future__ import annotations
 
@@ -11,69 +11,66 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.readers.tiff import BadFile, binary, read_page
-from bench.data.source import Pixels, by_area
+from bench.data.readers.checks import BadFile, to_binary_mask
+from bench.data.readers.tiff import read_page
+from bench.data.source import Pixels
 from bench.errors import BadSetting, DataError
 
 TIFF = (".tif", ".tiff")
-
-
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg")
-
-
-MASK = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)  # the name of a mask beside images, without suffix
+MASK_NAME = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)  # of a mask beside images, without suffix
 
 
 def find_images(path: Path) -> dict[Path, list[Path]]:
-    """`{folder: its images by slice number}`, without masks, which `MASK` tells. Raises `DataError`."""
+    """Return `{folder: its images by slice number}`, without masks (`MASK_NAME`). Raises `DataError`."""
     if path.is_file():
         return {path.parent: [path]}
     if not path.is_dir():
-        raise DataError(f"{path} does not exist. Give an image, or a folder of images.")
-    found = [p for p in files_below(path) if not MASK.fullmatch(p.stem)]
-    if not found:
+        raise DataError(f"{path} does not exist. Pass an image, or a folder of images.")
+    images = [p for p in list_images(path) if not MASK_NAME.fullmatch(p.stem)]
+    if not images:
         raise DataError(f"{path} holds no images. They end in {', '.join(SUFFIXES)}.")
     return {
-        folder: sorted((p for p in found if p.parent == folder), key=lambda p: (number_of(p.stem), p.name))
-        for folder in sorted({p.parent for p in found})
+        folder: sorted((p for p in images if p.parent == folder), key=lambda p: (last_number(p.stem), p.name))
+        for folder in sorted({p.parent for p in images})
     }
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Files that end as images do, but for hidden ones."""
+def list_images(folder: Path) -> list[Path]:
+    """Return all files below a folder with the suffix of an image, except hidden ones."""
     return [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.name[0] != "."]
 
 
-def by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[list[Path]]:
-    """The images of one folder by patient: one patient, or whoever the group of `pattern` says, as in training."""
+def group_by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[list[Path]]:
+    """Group the images of one folder by the patient that `pattern` matches; without a pattern, as one patient."""
     if pattern is None:
         return [list(files)]
     members = defaultdict(list)
     for path in files:
-        found = re.fullmatch(pattern, name_below(root, path))
-        members[found[1] if found else ""].append(path)
+        match = re.fullmatch(pattern, relative_name(root, path))
+        members[match[1] if match else ""].append(path)
     return list(members.values())
 
 
-def said_patient(name: str, pattern: str, folder: Path) -> str:
-    """Whose an image is: the group of `pattern` in its name below `folder`. Raises `BenchError`."""
+def match_patient(name: str, pattern: str, folder: Path) -> str:
+    """Return the patient of an image: the group of `pattern` in its name below `folder`. Raises `BenchError`."""
     try:
-        found = re.fullmatch(pattern, name)
-        case = found[1] if found else None
+        match = re.fullmatch(pattern, name)
+        case = match[1] if match else None
     except (re.error, IndexError) as error:
         raise BadSetting(
-            f"dataset.patient = {pattern!r} is refused: {error}. "
-            "Give a regular expression whose group is the patient."
+            f"dataset.patient = {pattern!r} is not valid: {error}. "
+            "Use a regular expression with a group that matches the patient."
         ) from None
     if not case:
         raise DataError(
-            f"dataset.patient = {pattern!r} does not say whose {folder / name} is. Let it match all images."
+            f"dataset.patient = {pattern!r} finds no patient in {folder / name}. It must match all images."
         )
     return case
 
 
 def read_slice(path: Path, channels: int) -> Pixels:
-    """uint8 (H, W, channels); a grey image stands for every channel. Raises `DataError`."""
+    """Read an image as uint8 (H, W, channels); a grey image is repeated in every channel. Raises `DataError`."""
     image = read_pixels(path)
     if image.shape[-1] == 1:
         return np.repeat(image, channels, -1)
@@ -83,18 +80,18 @@ def read_slice(path: Path, channels: int) -> Pixels:
 
 
 def read_pixels(path: Path) -> Pixels:
-    """uint8 (H, W, 1) of a grey image, (H, W, 3) of a colour one. Raises `BadFile`."""
+    """Read a grey image as uint8 (H, W, 1) or a colour image as (H, W, 3). Raises `BadFile`."""
     if path.suffix.lower() in TIFF:
         image = read_page(path)
     else:
-        read = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if read is None or read.dtype != np.uint8:
-            raise BadFile("unreadable", path, "is no 8-bit image that can be read. Save it as PNG of 8 bits.")
-        image = np.asarray(read, np.uint8)
+        decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.dtype != np.uint8:
+            raise BadFile("unreadable", path, "cannot be read as an 8-bit image. Save it as an 8-bit PNG.")
+        image = np.asarray(decoded, np.uint8)
         if image.ndim == 3:
             if image.shape[2] == 4 and (image[..., 3] < 255).any():
-                raise BadFile("shape", path, "is transparent in parts. Save it without an alpha channel.")
-            image = image[..., 2::-1]  # blue, green, red, and what is opaque everywhere
+                raise BadFile("shape", path, "is partly transparent. Save it without an alpha channel.")
+            image = image[..., 2::-1]  # from blue, green, red, without an opaque alpha channel
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -102,35 +99,26 @@ def read_pixels(path: Path) -> Pixels:
     return np.ascontiguousarray(image)
 
 
-def read_mask_of(path: Path) -> Pixels:
-    """uint8 (H, W) of 0 and 1 from a file of {0, 255} or {0, 1}, grey or in equal channels. Raises `BadFile`."""
+def read_mask_image(path: Path) -> Pixels:
+    """Read a mask of {0, 255} or {0, 1} in one or equal channels as uint8 (H, W) of 0 and 1. Raises `BadFile`."""
     pixels = read_pixels(path)
     if (pixels != pixels[..., :1]).any():
         raise BadFile("shape", path, "is in colour. A mask is grey: 0 and 255, or 0 and 1.")
-    return binary(pixels[..., 0], path)
+    return to_binary_mask(pixels[..., 0], path)
 
 
-def read_truth(path: Path) -> NDArray[np.bool_] | None:
-    """The mask beside an image, <name>_mask of the same type, bool (H, W); None where there is none."""
-    beside = path.with_name(f"{path.stem}_mask{path.suffix}")
-    return read_mask_of(beside).astype(bool) if beside.is_file() else None
+def read_mask_beside(path: Path) -> NDArray[np.bool_] | None:
+    """Read the mask beside an image, <name>_mask of the same type, as bool (H, W); None if there is none."""
+    mask = path.with_name(f"{path.stem}_mask{path.suffix}")
+    return read_mask_image(mask).astype(bool) if mask.is_file() else None
 
 
-def resized(image: Pixels, mask: Pixels, side: int | None) -> tuple[Pixels, Pixels]:
-    """Image by area, mask by nearest pixel, both `side` pixels square; as they are, where no side is given."""
-    if side is None:
-        return image, mask
-    # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
-    nearest = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
-    return by_area(image, side), np.asarray(nearest, np.uint8)
-
-
-def name_below(folder: Path, path: Path) -> str:
-    """What a pattern for patients is held against: the path below the folder, without its suffix."""
+def relative_name(folder: Path, path: Path) -> str:
+    """Return the path below the folder without its suffix, which patterns for patients must match."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def number_of(name: str) -> int:
-    """The last number in a name, 0 if it has none."""
+def last_number(name: str) -> int:
+    """Return the last number in a name, 0 if it has none."""
     digits = re.findall(r"\d+", name)
     return int(digits[-1]) if digits else 0

@@ -1,9 +1,9 @@
-"""Who is in a folder: patients, their slices and the tables beside them, before any pixel is read.
+"""Folders of patients in the layout of LGG: their slices and tables, before any pixel is read.
 
-    <case>/<anything>_<n>.tif  with  <case>/<anything>_<n>_mask.tif      data.csv beside the cases, if there is one
+    <case>/<anything>_<n>.tif  with  <case>/<anything>_<n>_mask.tif      optionally data.csv beside the cases
 
-Files are grouped by patient, never by path, since the Kaggle archive holds its whole tree twice; masks are
-paired with images by name and slices ordered by number, since text sorts `_10_mask.tif` before `_10.tif`.
+Files are grouped by patient, never by path, since the Kaggle archive holds its whole tree twice. Masks are paired
+with images by name and slices are ordered by number, since text sorts `_10_mask.tif` before `_10.tif`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,20 @@ import pandas as pd
 
 from bench.data.source import SliceFile
 from bench.errors import DataError
-from bench.formatting import listing
+from bench.formatting import join_first
 
 CHANNELS = ("pre", "flair", "post")
-
-
-MARKER = "PHANTOM.json"  # lies in a folder of synthetic data, so that it is never taken for patients
-
-
+MARKER = "PHANTOM.json"  # marks a folder of synthetic data, so that it is never mistaken for patients
 TABLE = "data.csv"
-
-
 UNKNOWN = "unknown"
 
-
 _SLICE = re.compile(r"(?P<stem>.+_(?P<number>\d+))(?P<mask>_mask)?\.tiff?", re.IGNORECASE)
-
-
 _BARCODE = re.compile(r"(?P<case>(?:TCGA|PHANTOM)_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]+)(?:_\d{8})?")
 
 
 @dataclass(frozen=True)
 class PatientFolder:
-    """The folder of one patient: its slices by number, and masks that belong to none of them."""
+    """The folder of one patient: its slices by number, and masks without an image."""
 
     folder: Path
     slices: tuple[SliceFile, ...]
@@ -59,64 +50,58 @@ class PatientFolder:
         return sorted(set(range(min(numbers), max(numbers))) - set(numbers)) if numbers else []
 
     @property
-    def twice(self) -> list[Path]:
-        """Images whose slice number another image has too."""
+    def duplicate_numbers(self) -> list[Path]:
+        """Images that share a slice number with another image."""
         count = Counter(s.number for s in self.slices)
         return [s.image for s in self.slices if count[s.number] > 1]
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What lies under a folder, by patient."""
+class DataTree:
+    """The content of a folder, by patient."""
 
     root: Path
     scans: dict[str, PatientFolder]  # the copy that is used; sorted by case
-    copies: dict[str, tuple[PatientFolder, ...]]  # further folders that say they are the same patient
-    tables: tuple[Path, ...]  # every data.csv, the nearest to the root first
+    copies: dict[str, tuple[PatientFolder, ...]]  # further folders with the same case name
+    tables: tuple[Path, ...]  # every data.csv, those nearest to the root first
     unnumbered: tuple[Path, ...]  # TIFF files without a slice number
-    synthetic: frozenset[str]  # cases beside or below a phantom's marker
+    synthetic: frozenset[str]  # cases in a folder that is marked as synthetic, or below one
 
     @property
-    def institutions(self) -> dict[str, list[str]]:
-        """Institution -> its cases."""
+    def single_patient_institutions(self) -> dict[str, str]:
+        """Institution -> its only case."""
         members = defaultdict(list)
         for case, scan in self.scans.items():
-            members[identify(scan.folder)[1]].append(case)
-        return dict(sorted(members.items()))
-
-    @property
-    def alone(self) -> dict[str, str]:
-        """Institution -> its only case."""
-        return {name: cases[0] for name, cases in self.institutions.items() if len(cases) == 1 and name != UNKNOWN}
+            members[parse_case_name(scan.folder)[1]].append(case)
+        return {name: cases[0] for name, cases in sorted(members.items()) if len(cases) == 1 and name != UNKNOWN}
 
 
-def survey(folder: Path) -> Tree:
-    """Find patients, slices and tables under `folder`. Raises `DataError` when it is no folder."""
+def scan_folder(folder: Path) -> DataTree:
+    """Find patients, slices and tables under `folder`. Raises `DataError` if it is not a folder."""
     root = folder.expanduser()
     if not root.is_dir():
         raise DataError(
-            f"the data folder {folder} does not exist. Give dataset.folder the one that holds the cases."
+            f"the data folder {folder} does not exist. Set dataset.folder to the folder that holds the cases."
         )
-    found: dict[str, list[PatientFolder]] = defaultdict(list)
+    scans: dict[str, list[PatientFolder]] = defaultdict(list)
     tables, unnumbered = [], []
-    for parent, inside, names in os.walk(root):
-        inside[:] = sorted(n for n in inside if n[0] != "." and n != "__MACOSX")
-        here = Path(parent)
-        tables += [here / TABLE] if TABLE in names else []
-        scan, others = _scan(
-            here, sorted(n for n in names if n[0] != "." and n.lower().endswith((".tif", ".tiff")))
-        )
+    for parent, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(n for n in subfolders if n[0] != "." and n != "__MACOSX")
+        current = Path(parent)
+        tables += [current / TABLE] if TABLE in names else []
+        tiffs = sorted(n for n in names if n[0] != "." and n.lower().endswith((".tif", ".tiff")))
+        scan, others = _scan_patient(current, tiffs)
         unnumbered += others
         if scan.slices or scan.orphan_masks:
-            found[identify(here)[0]].append(scan)
-    # The most complete copy is used; of equal ones the nearest to the root.
+            scans[parse_case_name(current)[0]].append(scan)
+    # The most complete copy is used; of equally complete ones the nearest to the root.
     ranked = {
-        case: sorted(scans, key=lambda s: (-len(s.slices), len(s.folder.parts), str(s.folder)))
-        for case, scans in sorted(found.items())
+        case: sorted(copies, key=lambda s: (-len(s.slices), len(s.folder.parts), str(s.folder)))
+        for case, copies in sorted(scans.items())
     }
-    above = {scan.folder.resolve().parent for scan, *_ in ranked.values()}
-    marked = {parent for parent in above if any((p / MARKER).is_file() for p in (parent, *parent.parents))}
-    return Tree(
+    parents = {scan.folder.resolve().parent for scan, *_ in ranked.values()}
+    marked = {parent for parent in parents if any((p / MARKER).is_file() for p in (parent, *parent.parents))}
+    return DataTree(
         root=root,
         scans={case: used for case, (used, *_) in ranked.items()},
         copies={case: tuple(rest) for case, (_, *rest) in ranked.items() if rest},
@@ -126,10 +111,10 @@ def survey(folder: Path) -> Tree:
     )
 
 
-def identify(folder: Path) -> tuple[str, str]:
-    """Case and institution of a folder: TCGA_DU_7010_19860307 is (TCGA_DU_7010, DU).
+def parse_case_name(folder: Path) -> tuple[str, str]:
+    """Return case and institution of a folder: TCGA_DU_7010_19860307 is (TCGA_DU_7010, DU).
 
-    The first three fields are the patient's id in data.csv. Any other name is its own case, of 'unknown'.
+    The first three fields are the patient's id in data.csv. Any other name is a case of institution 'unknown'.
     """
     name = folder.name or folder.resolve().name  # the name of '.' is ''
     if barcode := _BARCODE.fullmatch(name):
@@ -137,36 +122,39 @@ def identify(folder: Path) -> tuple[str, str]:
     return name, UNKNOWN
 
 
-def rival(used: PatientFolder, copies: Iterable[PatientFolder], *, thorough: bool = False) -> PatientFolder | None:
-    """The folder, if any, that claims the patient of `used` without being a copy of it.
+def find_conflicting_copy(
+    used: PatientFolder, copies: Iterable[PatientFolder], *, compare_all: bool = False
+) -> PatientFolder | None:
+    """Return the first folder that has the case name of `used` but is not a copy of it, or None.
 
-    It has another name (a second date), shares no file, or a shared file differs. One image and its mask
-    are compared, or with `thorough` all of them.
+    Such a folder has another name (a second date), shares no file with `used`, or a shared file differs. One image
+    and its mask are compared, or all files with `compare_all`.
     """
     for copy in copies:
-        theirs = {path.name: path for path in _files(copy)}
-        shared = [path for path in _files(used) if path.name in theirs]
-        tried = shared if thorough else shared[len(shared) // 2 :][:2]
+        copied = {path.name: path for path in _files(copy)}
+        shared = [path for path in _files(used) if path.name in copied]
+        compared = shared if compare_all else shared[len(shared) // 2 :][:2]
         same_name = copy.folder.name == used.folder.name
-        if not (shared and same_name and all(filecmp.cmp(p, theirs[p.name], shallow=False) for p in tried)):
+        if not (shared and same_name and all(filecmp.cmp(p, copied[p.name], shallow=False) for p in compared)):
             return copy
     return None
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """data.csv by patient, with commas or semicolons; an empty cell is missing. Raises `DataError`."""
+    """Read data.csv, with commas or semicolons, indexed by patient; empty cells are NaN. Raises `DataError`."""
     try:
         header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
         table = pd.read_csv(path, sep=";" if ";" in header else ",", encoding="utf-8-sig", dtype={"Patient": str})
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
     if "Patient" not in table:
-        raise DataError(f"{path} has no column 'Patient'; it has {listing(table.columns)}.")
+        raise DataError(f"{path} has no column 'Patient'; it has {join_first(table.columns)}.")
     return table.set_index("Patient")
 
 
-def _scan(folder: Path, names: list[str]) -> tuple[PatientFolder, list[Path]]:
-    case, institution = identify(folder)
+def _scan_patient(folder: Path, names: list[str]) -> tuple[PatientFolder, list[Path]]:
+    """Pair images and masks among the TIFF files of one folder. Return files without a slice number separately."""
+    case, institution = parse_case_name(folder)
     images: dict[str, tuple[int, Path]] = {}
     masks: dict[str, Path] = {}
     unnumbered = []
@@ -181,9 +169,8 @@ def _scan(folder: Path, names: list[str]) -> tuple[PatientFolder, list[Path]]:
         SliceFile(case, number, institution, image, masks.get(stem))
         for stem, (number, image) in sorted(images.items(), key=lambda item: item[1])
     )
-    return PatientFolder(
-        folder, slices, tuple(masks[stem] for stem in sorted(masks.keys() - images.keys()))
-    ), unnumbered
+    orphans = tuple(masks[stem] for stem in sorted(masks.keys() - images.keys()))
+    return PatientFolder(folder, slices, orphans), unnumbered
 
 
 def _files(scan: PatientFolder) -> list[Path]:

@@ -1,1 +1,1 @@
-"""Losses: each takes logits and targets (B, 1, H, W) and gives one float32 number."""
+"""Loss functions: each takes logits and targets (B, 1, H, W) and returns one float32 number."""

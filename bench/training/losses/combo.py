@@ -1,6 +1,6 @@
-"""Losses that add cross-entropy, smooth everywhere, to Dice, indifferent to the size of the tumour.
+"""Losses that combine cross-entropy, which is smooth everywhere, with Dice, which ignores the size of the tumour.
 
-The literature calls three of them "combo": they have three names here.
+The literature calls all three "combo loss"; here each has its own name.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def bce_dice(
 
 @loss
 def bce_plus_dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "image") -> Tensor:
-    """Cross-entropy + Dice loss, unweighted: the sum that many code bases call combo or DiceCE loss.
+    """Cross-entropy + Dice loss, unweighted: many code bases call it combo or DiceCE loss.
 
-    logits, target: (B, 1, H, W). Twice `bce_dice` at its default weight: the same minimum, twice the gradient,
-    which matters to SGD and to gradient clipping and hardly to Adam.
+    logits, target: (B, 1, H, W). Twice `bce_dice` at its default weight: the same minimum, twice the gradient.
+    The factor changes SGD and gradient clipping, and hardly changes Adam.
     """
     return bce(logits, target) + dice(logits, target, smooth=smooth, over=over)
 
@@ -52,8 +52,8 @@ def combo(
     """alpha * weighted cross-entropy - (1 - alpha) * soft Dice (Taghanaki et al. 2019, equation 3).
 
     logits, target: (B, 1, H, W). The cross-entropy is the mean of -beta t ln p - (1 - beta) (1 - t) ln(1 - p);
-    `beta` above 0.5 punishes missed pixels more, below it false alarms. Soft Dice is subtracted as in the paper,
-    so that a perfect prediction gives alpha - 1, which is negative.
+    `beta` above 0.5 penalises missed pixels more, below 0.5 false positives. Soft Dice is subtracted, as in the
+    paper: the loss of a perfect prediction is alpha - 1, which is negative.
     """
     z, t = logits.float(), target.float()
     entropy = -(beta * t * F.logsigmoid(z) + (1 - beta) * (1 - t) * F.logsigmoid(-z)).mean()

@@ -1,4 +1,4 @@
-"""The Lovász hinge: the Jaccard loss of hard masks, extended to logits."""
+"""The Lovász hinge loss: the Jaccard loss of binary masks, extended to logits."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 
 from bench.registry import loss
-from bench.training.losses.overlap import Over, units
+from bench.training.losses.overlap import Over, flatten_units
 
 
 @loss
 def lovasz(logits: Tensor, target: Tensor, *, over: Over = "image") -> Tensor:
-    """Lovász extension of the Jaccard loss over hinge errors (Berman et al. 2018, algorithm 1).
+    """Lovász hinge loss: the Lovász extension of the Jaccard loss (Berman et al. 2018, algorithm 1).
 
-    logits, target: (B, 1, H, W). Per image, then averaged, or over the batch as one. On an empty mask it is the
-    largest hinge error alone: one false pixel already takes the Jaccard index from 1 to 0.
+    logits, target: (B, 1, H, W). Computed per image and averaged, or over the whole batch. For an empty mask it
+    equals the largest hinge error, because one false pixel takes the Jaccard index from 1 to 0.
     """
-    truth = units(target, over) > 0.5
-    errors = 1 - units(logits.float(), over) * torch.where(truth, 1.0, -1.0)
+    truth = flatten_units(target, over) > 0.5
+    errors = 1 - flatten_units(logits.float(), over) * torch.where(truth, 1.0, -1.0)
     return (errors.relu() * jaccard_steps(errors.detach(), truth)).sum(1).mean()
 
 
 def jaccard_steps(errors: Tensor, truth: Tensor) -> Tensor:
-    """(B, N): how much the Jaccard loss grows as each pixel, after all with larger errors, becomes wrong.
+    """Return how much each pixel adds to the Jaccard loss when pixels become wrong by descending error, (B, N).
 
     errors: (B, N) float; truth: (B, N) bool. The steps of an image sum to 1.
     """
     order = errors.argsort(dim=1, descending=True, stable=True)
-    ordered = truth.gather(1, order).long()  # integers: exact, and their cumsum is deterministic on a GPU
+    ordered = truth.gather(1, order).long()  # integers: exact, and cumsum is deterministic on GPUs
     intersection = ordered.sum(1, keepdim=True) - ordered.cumsum(1)
     union = ordered.sum(1, keepdim=True) + (1 - ordered).cumsum(1)
     loss_so_far = 1 - intersection / union

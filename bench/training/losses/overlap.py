@@ -1,14 +1,14 @@
-"""Losses made of soft overlap: Dice, Jaccard, Tversky and focal Tversky.
+"""Losses of soft overlap: Dice, Jaccard, Tversky and focal Tversky.
 
-Hits, misses and false alarms are sums of probabilities over one image, so that a large tumour does not drown a
-small one, or, with `over` = batch, over all images of a batch (the batch Dice of nnU-Net, Isensee et al. 2021).
-`smooth`, in pixels, is added above and below the fraction; it makes an empty image count as predicted perfectly
-when nothing is predicted, and keeps a gradient there when something is.
+Hits, misses and false alarms are sums of probabilities. With `over` = image they are sums over one image, so that
+a large tumour does not hide a small one. With `over` = batch they are sums over all images of a batch (the batch
+Dice of nnU-Net, Isensee et al. 2021); a batch that is split into micro-batches is summed per micro-batch.
 
-Over images, predicting nothing at all is a trap where most of them are empty: it is right on each of these, and
-what the others could teach is multiplied by probabilities that are nearly 0. A network that falls in early, while
-it is right nowhere else, hardly comes out again. Over the batch there is no such reward. A batch that is taken in
-parts, as memory asks for, is summed part by part.
+`smooth`, in pixels, is added to numerator and denominator. An empty image then scores perfectly when nothing is
+predicted, and still has a gradient when something is.
+
+Where most images are empty, `over` = image can trap a network that predicts nothing: it is right on every empty
+image, and the gradient of the others is multiplied by probabilities near 0. `over` = batch has no such trap.
 """
 
 from __future__ import annotations
@@ -21,49 +21,45 @@ from torch import Tensor
 from bench.registry import loss
 
 Share = Annotated[float, Field(gt=0, lt=1)]  # at 0 or 1 one kind of error would cost nothing
-
-
 Smooth = Annotated[float, Field(gt=0, le=1e6)]
-
-
-Over = Literal["image", "batch"]  # what hits and errors are summed over
+Over = Literal["image", "batch"]  # what the sums run over
 
 
 def tversky_index(logits: Tensor, target: Tensor, *, fn_weight: float, smooth: float, over: Over) -> Tensor:
-    """hits / (hits + fn_weight * misses + (1 - fn_weight) * alarms), float32: (B,), or (1,) over the batch."""
-    probability, target = units(logits.float().sigmoid(), over), units(target.float(), over)
+    """Return hits / (hits + fn_weight * misses + (1 - fn_weight) * alarms): float32, (B,) or (1,) for a batch."""
+    probability, target = flatten_units(logits.float().sigmoid(), over), flatten_units(target.float(), over)
     hits = (probability * target).sum(1)
     misses = ((1 - probability) * target).sum(1)
     alarms = (probability * (1 - target)).sum(1)
     return (hits + smooth) / (hits + fn_weight * misses + (1 - fn_weight) * alarms + smooth)
 
 
-def units(values: Tensor, over: Over) -> Tensor:
-    """(B, N) one row an image of (B, 1, H, W), or (1, B N) the whole batch as if it were one image."""
+def flatten_units(values: Tensor, over: Over) -> Tensor:
+    """Flatten (B, 1, H, W) to one row per image, (B, N), or to one row for the whole batch, (1, B * N)."""
     return values.flatten(1) if over == "image" else values.reshape(1, -1)
 
 
 def soft_dice(logits: Tensor, target: Tensor, *, smooth: float, over: Over) -> Tensor:
-    """(2 |P T| + smooth) / (|P| + |T| + smooth): the Tversky index that blames both errors alike."""
+    """Return (2 |P T| + smooth) / (|P| + |T| + smooth): the Tversky index with equal weights for both errors."""
     return tversky_index(logits, target, fn_weight=0.5, smooth=smooth / 2, over=over)
 
 
 @loss
 def dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "image") -> Tensor:
-    """1 - soft Dice with plain sums in the denominator (Drozdzal et al. 2016; V-Net squares them).
+    """Dice loss, 1 - soft Dice, with plain sums in the denominator (Drozdzal et al. 2016; V-Net squares them).
 
-    logits, target: (B, 1, H, W). Reduced per image, then averaged, or at once.
+    logits, target: (B, 1, H, W). Computed per image and averaged, or over the whole batch.
     """
     return (1 - soft_dice(logits, target, smooth=smooth, over=over)).mean()
 
 
 @loss
 def jaccard(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "image") -> Tensor:
-    """1 - soft intersection over union (Rahman and Wang 2016).
+    """Jaccard loss, 1 - soft intersection over union (Rahman and Wang 2016).
 
-    logits, target: (B, 1, H, W). Reduced per image, then averaged, or at once.
+    logits, target: (B, 1, H, W). Computed per image and averaged, or over the whole batch.
     """
-    probability, target = units(logits.float().sigmoid(), over), units(target.float(), over)
+    probability, target = flatten_units(logits.float().sigmoid(), over), flatten_units(target.float(), over)
     hits = (probability * target).sum(1)
     union = probability.sum(1) + target.sum(1) - hits
     return (1 - (hits + smooth) / (union + smooth)).mean()
@@ -73,10 +69,11 @@ def jaccard(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over 
 def tversky(
     logits: Tensor, target: Tensor, *, fn_weight: Share = 0.7, smooth: Smooth = 1.0, over: Over = "image"
 ) -> Tensor:
-    """1 - Tversky index, which weighs missed pixels against false alarms (Salehi et al. 2017).
+    """Tversky loss, 1 - Tversky index, which weights missed pixels against false alarms (Salehi et al. 2017).
 
-    logits, target: (B, 1, H, W). `fn_weight` is the share of blame on missed pixels (beta in the paper, alpha
-    being 1 - beta); 0.5 gives soft Dice with twice the `smooth`. Reduced per image, then averaged, or at once.
+    logits, target: (B, 1, H, W). `fn_weight` is the weight of missed pixels (beta in the paper) and 1 - fn_weight
+    that of false alarms (alpha); 0.5 equals the Dice loss with twice the `smooth`. Computed per image and
+    averaged, or over the whole batch.
     """
     return (1 - tversky_index(logits, target, fn_weight=fn_weight, smooth=smooth, over=over)).mean()
 
@@ -91,12 +88,12 @@ def focal_tversky(
     smooth: Smooth = 1.0,
     over: Over = "image",
 ) -> Tensor:
-    """(1 - Tversky index) ** focus (Abraham and Khan 2019, equation 4).
+    """Focal Tversky loss, (1 - Tversky index) ** focus (Abraham and Khan 2019, equation 4).
 
-    logits, target: (B, 1, H, W). `focus` is the exponent itself: the paper writes it 1 / gamma with gamma = 4/3,
-    hence 0.75; several libraries call the exponent gamma. `fn_weight` is the share of blame on missed pixels.
-    Reduced per image, then averaged, or at once.
+    logits, target: (B, 1, H, W). `focus` is the exponent: 1 / gamma in the paper, with gamma = 4/3, hence 0.75;
+    several libraries call the exponent gamma. `fn_weight` is the weight of missed pixels. Computed per image and
+    averaged, or over the whole batch.
     """
     missing = 1 - tversky_index(logits, target, fn_weight=fn_weight, smooth=smooth, over=over)
-    # Below 1 the power has an infinite slope at 0, which a perfect prediction would turn into NaN.
+    # An exponent below 1 has an infinite slope at 0, which would make the gradient of a perfect prediction NaN.
     return missing.clamp_min(1e-6).pow(focus).mean()
