@@ -5,30 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-
-def plain(text: str) -> str:
-    """Without control characters, which could rewrite the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 SYNTHETIC = " [synthetic]"
-
-
 SYNTHETIC_WARNING = (
-    "SYNTHETIC DATA: these are drawn phantoms, not patients. No score here says anything about real scans."
+    "SYNTHETIC DATA: these are generated phantoms, not patients. No score here says anything about real scans."
 )
-
-
 LEAKY_WARNING = (
-    "LEAKY SPLIT: slices of one patient are on both sides. This shows what that does to a score; it is no result."
+    "LEAKY SPLIT: slices of one patient are on both sides. This shows how that inflates a score; it is no result."
 )
-
-
 NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "auroc": "AUROC", "ece": "ECE"}
 
 
+def plain(text: str) -> str:
+    """Replace control characters, which could rewrite the terminal, by question marks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def duration(seconds: float) -> str:
-    """3700 as '1 h 02 min', 75 as '1 min 15 s'."""
+    """Return 3700 as '1 h 02 min' and 75 as '1 min 15 s'."""
     if math.isnan(seconds):
         return "–"
     whole = round(seconds)
@@ -40,25 +33,27 @@ def duration(seconds: float) -> str:
 
 
 def decimal(value: float, digits: int = 3) -> str:
-    """A number to so many digits, a dash where it is not defined."""
+    """Return a number with so many digits after the point, a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign, a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:+.{digits}f}"
 
 
-def between(low: float, high: float, said: Callable[[float], str] = decimal) -> str:
-    """Both ends of an interval."""
-    return "–" if math.isnan(low) or math.isnan(high) else f"{said(low)} to {said(high)}"
+def between(low: float, high: float, form: Callable[[float], str] = decimal) -> str:
+    """Return both ends of an interval, a dash if either is NaN."""
+    return "–" if math.isnan(low) or math.isnan(high) else f"{form(low)} to {form(high)}"
 
 
 def p_value(p: float) -> str:
+    """Return a p-value with three digits, never as 0.000."""
     return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def letter(group: int) -> str:
-    """1 is A, 2 is B, 27 is AA."""
+    """Return 1 as A, 2 as B, 27 as AA."""
     name = ""
     while group:
         group, rest = divmod(group - 1, 26)
@@ -67,12 +62,19 @@ def letter(group: int) -> str:
 
 
 def markdown_escaped(text: str) -> str:
+    """Return text that Markdown shows as it is."""
     for special in "\\`*_[]<>|":
         text = text.replace(special, f"\\{special}")
     return plain(text)
 
 
-def listing(names: Iterable[object], most: int = 5) -> str:
-    """'a, b, c and 12 more'."""
-    texts = [str(n) for n in names]
+def join_and(items: Iterable[object]) -> str:
+    """Join all items, of which there is at least one, as '0, 2 and 3'."""
+    *rest, last = map(str, items)
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def join_first(items: Iterable[object], most: int = 5) -> str:
+    """Join at most this many items as 'a, b, c', and count the others as in 'a, b, c and 12 more'."""
+    texts = [str(item) for item in items]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

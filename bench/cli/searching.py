@@ -1,9 +1,9 @@
-"""The command that searches settings."""
+"""The command `bench search`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,43 +17,43 @@ def search(
     ] = None,
     space: Annotated[
         list[str] | None,
-        typer.Option(help="What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; wins over the file."),
+        typer.Option(help="What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; overrides the file."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the study; the same name goes on with it.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")
-    ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials complete or pruned, over all workers.")] = 20,
+    name: Annotated[str | None, typer.Option(help="Name of the study; the same name resumes it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data; default: the synthetic phantom.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Complete or pruned trials of all workers.")] = 20,
     sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes, random or grid.")] = "tpe",
     pruner: Annotated[
-        str, typer.Option(help="none, median, hyperband (by epochs), wilcoxon (by patients, fold by fold).")
+        str, typer.Option(help="none, median or hyperband (after epochs), wilcoxon (patients, after folds).")
     ] = "none",
     objectives: Annotated[
-        str | None, typer.Option(help="The score, then costs: dice,flops; parameters, flops, latency.")
+        str | None,
+        typer.Option(help="The score, then costs (parameters, flops, latency): dice,flops."),
     ] = None,
-    fold: Annotated[int, typer.Option(help="Outer fold whose test patients are held back.")] = 0,
-    inner: Annotated[int, typer.Option(min=2, help="Inner folds among all other patients.")] = 3,
+    fold: Annotated[int, typer.Option(help="Outer fold; its test patients are held out.")] = 0,
+    inner: Annotated[int, typer.Option(min=2, help="Number of inner folds of all other patients.")] = 3,
     nested: Annotated[
-        bool, typer.Option("--nested", help="A study inside every outer fold, and the honest outer score.")
+        bool, typer.Option("--nested", help="Run a study inside every outer fold, for an unbiased outer score.")
     ] = False,
     against_default: Annotated[
-        bool, typer.Option("--against-default", help="Judge the unchanged base on the held-out fold, too.")
+        bool, typer.Option("--against-default", help="Also score the unchanged base on the held-out fold.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting of the base.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     plugin: Plugin = None,
     storage: Annotated[
-        str | None, typer.Option(help="Optuna storage, such as postgresql://...; else optuna.db beside the store.")
+        str | None,
+        typer.Option(help="Optuna storage, such as postgresql://...; default: optuna.db beside the store."),
     ] = None,
     join: Annotated[
-        str | None, typer.Option(help="Add a worker to this study; it brings its own space and settings.")
+        str | None, typer.Option(help="Add a worker to this study, with the space and settings of the study.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the best configuration to this YAML file.")] = None,
     tracking_uri: TrackingUri = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
 ) -> None:
-    """Search settings by inner folds; patients that had no part in it judge the best.
+    """Search settings by inner folds, and score the best on patients that took no part in the search.
 
     Example: `bench search benchmarks/search/unet.yaml --data ~/lgg --trials 30 --against-default --out best.yaml`
     """
@@ -61,23 +61,22 @@ def search(
     from bench.experiments import search as searching
     from bench.overrides import parse_assignment
 
-    here = {"dataset.folder": data and str(data.resolve()), "device": device}
-    own = {key: value for key, value in here.items() if value is not None}
+    machine = _without_none({"dataset.folder": data and str(data.resolve()), "device": device})
     if join is not None:
-        searching.join(join, here=own, storage=storage, uri=tracking_uri, quiet=quiet)
+        searching.join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
         return
-    read = searching.read_file(file) if file else searching.SpaceFile()
-    chosen = any(key.partition(".")[0] == "dataset" for key in read.base)
+    if nested and (out or against_default):
+        raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
+    content = searching.read_search_file(file) if file else searching.SearchFile()
+    names_dataset = any(key.partition(".")[0] == "dataset" for key in content.base)
     flags = {
-        "dataset": "lgg" if data and not chosen else None,
+        "dataset": "lgg" if data and not names_dataset else None,
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
-    given = {key: value for key, value in flags.items() if value is not None} | dict(
-        parse_assignment(a) for a in set_ or []
-    )
-    plan = searching.search_plan(
-        base=[layer for layer in (read.base, given) if layer],
-        space=read.space | searching.parse_space(space or []),
+    settings = _without_none(flags) | dict(parse_assignment(a) for a in set_ or [])
+    plan = searching.make_plan(
+        base=[layer for layer in (content.base, settings) if layer],
+        space=content.space | searching.parse_space_options(space or []),
         trials=trials,
         fold=fold,
         inner=inner,
@@ -86,19 +85,19 @@ def search(
         objectives=objectives.split(",") if objectives else [],
         seed=seed,
     )
-    title = name or (file.stem if file else "search")
-    if not nested:
-        searching.search(
-            plan,
-            name=title,
-            here=own,
-            storage=storage,
-            uri=tracking_uri,
-            against_default=against_default,
-            out=out,
-            quiet=quiet,
-        )
-        return
-    if out or against_default:
-        raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
-    searching.nested(plan, name=title, here=own, storage=storage, uri=tracking_uri, quiet=quiet)
+    study: dict[str, Any] = {
+        "name": name or (file.stem if file else "search"),
+        "machine": machine,
+        "storage": storage,
+        "uri": tracking_uri,
+        "quiet": quiet,
+    }
+    if nested:
+        searching.search_nested(plan, **study)
+    else:
+        searching.search(plan, against_default=against_default, out=out, **study)
+
+
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {key: value for key, value in options.items() if value is not None}

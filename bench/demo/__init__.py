@@ -1,1 +1,1 @@
-"""Logged models on a web page: patients with their truth, and files that are dropped on it."""
+"""The demo: a web page that shows predictions of logged models for patients with a truth or for dropped files."""

@@ -1,77 +1,40 @@
-"""The page in Gradio: it connects controls with what `studio` knows and `panels` draws."""
+"""The web page: what happens when a viewer uses a control."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.data.pack import shown_channel
+from bench.data.pack import display_channel
 from bench.demo import panels
-from bench.demo.scans import Scan, dropped
-from bench.demo.studio import IMPOSSIBLE, Prediction, Studio, busiest, mask_file
-from bench.demo.style import DARKEN, SAVE, SAVED, STYLE, TITLE
+from bench.demo.downloads import encode_masks
+from bench.demo.layout import LETTERS, NO_SECOND_MODEL, Choices, ControlValues, Layout
+from bench.demo.logged_models import TEST_FOLD_NOT_RUN, LoggedModels
+from bench.demo.predictions import Prediction, choose_slice
+from bench.demo.scans import Scan, read_dropped_files
+from bench.demo.style import CSS, DARK_MODE_JS, DOWNLOAD_JS
 from bench.errors import BenchError, DataError
 
-LETTERS = ("A", "B")
+MAX_FILE_SIZE = "64mb"
 
-
-NO_SECOND = ("none: show one model", "")
-
-
-LARGEST_FILE = "64mb"
-
-
-Changes = dict[Any, Any]  # {component: what it becomes}
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the controls of one page stand. `at` is the slice from 1, `channel` a position, a run '' for none."""
-
-    scan: Scan | None
-    at: int
-    opacity: float
-    channel: int | None
-    runs: tuple[str, ...]
-    thresholds: tuple[float, ...]
-
-    @classmethod
-    def of(cls, scan: Scan | None, at: float, opacity: float, channel: int | None, *rest: Any) -> Standing:
-        """From the values of the controls, in the order of `Page.controls`."""
-        return cls(scan, int(at), opacity, channel, tuple(r or "" for r in rest[:2]), rest[2:])
-
-
-@dataclass(frozen=True)
-class Row:
-    """The place of one model on the page: Gradio components."""
-
-    group: Any
-    heading: Any
-    threshold: Any
-    own: Any
-    save: Any
-    pictures: Any
-    file: Any
+Updates = dict[Any, Any]  # {component: its new value or properties}
 
 
 class Page:
-    """What is on the page, and what each control does. `chosen` is the run to open with."""
+    """The page and the handlers of its events. `run_id` is the run to open with."""
 
-    def __init__(self, gradio: Any, studio: Studio, chosen: str) -> None:
-        self.gr, self.studio = gradio, studio
+    def __init__(self, gradio: Any, models: LoggedModels, run_id: str) -> None:
+        self.gr, self.models = gradio, models
         with gradio.Blocks(title="medseg-bench demo", fill_width=True, delete_cache=(600, 3600)) as self.blocks:
-            gradio.HTML(TITLE)
-            self._choices(chosen)
-            self._sliders()
-            self.rows = [self._row(letter) for letter in LETTERS]
-            self._events()
+            self.ui = Layout(gradio, self._run_choices(), run_id)
+            self._connect_events()
 
     def serve(self, host: str, port: int) -> None:
-        """Listen until interrupted: no link is shared, no font or script is fetched from elsewhere."""
+        """Serve until interrupted. Nothing is shared, and no font or script is fetched from other machines."""
         gr = self.gr
         fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
         mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
@@ -83,226 +46,167 @@ class Page:
             ssr_mode=False,
             footer_links=[],
             run_history=False,
-            max_file_size=LARGEST_FILE,
+            max_file_size=MAX_FILE_SIZE,
             theme=gr.themes.Base(primary_hue="zinc", neutral_hue="zinc", font=fonts, font_mono=mono),
-            css=STYLE,
-            js=DARKEN,
+            css=CSS,
+            js=DARK_MODE_JS,
         )
 
-    def _choices(self, chosen: str) -> None:
-        gr, offers = self.gr, self._offers()
-        self.scan = gr.State()
-        with gr.Row(equal_height=True):
-            with gr.Column(scale=3, min_width=480):
-                with gr.Row():
-                    first = gr.Dropdown(offers, value=chosen, label="Model A", elem_id="model-a")
-                    second = gr.Dropdown(
-                        [NO_SECOND, *offers], value="", label="Model B, to compare", elem_id="model-b"
-                    )
-                with gr.Row():
-                    self.patient = gr.Dropdown([], label="Patient with truth", elem_id="patient")
-                    self.channel = gr.Radio([], label="Sequence shown", elem_id="channel")
-            with gr.Column(scale=1, min_width=280):
-                self.files = gr.File(
-                    label="or drop scans: TIFF or PNG, 8 bits",
-                    file_count="multiple",
-                    height=164,
-                    elem_id="files",
-                )
-        self.runs = [first, second]
-        self.banner, self.status = gr.HTML(elem_id="banner"), gr.HTML(elem_id="status")
+    def _connect_events(self) -> None:
+        ui = self.ui
+        self._connect(self.blocks.load, self._start, [], ui.all)
+        self._connect(ui.patient.input, self._choose_patient, [ui.patient], ui.all)
+        self._connect(ui.files.upload, self._show_files, [ui.files], ui.all)
+        self._connect(ui.files.delete, self._show_files, [ui.files], ui.all)
+        self._connect(ui.files.clear, self._start, [], ui.all)
+        for run in ui.runs:
+            self._connect(run.input, self._change_run, [], ui.all)
+        for control in (ui.at, ui.opacity, ui.channel, *(row.threshold for row in ui.rows)):
+            self._connect(control.input, self._redraw, [], ui.drawn)
+        for number, row in enumerate(ui.rows):
+            self._connect(row.reset.click, partial(self._reset_threshold, number), [], [row.threshold, *ui.drawn])
+            saved = self._connect(row.save.click, partial(self._save_masks, number), [], [row.file])
+            saved.success(None, row.file, js=DOWNLOAD_JS, api_visibility="private")
 
-    def _sliders(self) -> None:
-        gr = self.gr
-        with gr.Row():
-            with gr.Column(scale=3, min_width=480):
-                self.at = gr.Slider(1, 2, value=1, step=1, label="Slice", buttons=[], elem_id="slice")
-                self.strip = gr.HTML(elem_id="strip")
-            with gr.Column(scale=1, min_width=280):
-                self.opacity = gr.Slider(
-                    0, 1, value=0.5, step=0.05, label="Overlay opacity", buttons=[], elem_id="opacity"
-                )
+    def _connect(self, event: Any, handler: Callable[..., Updates], more: list[Any], outputs: list[Any]) -> Any:
+        """Call `handler(values, *more)` at an event. A `BenchError` is shown as a status; nothing else changes."""
+        ui = self.ui
 
-    def _row(self, letter: str) -> Row:
-        gr, small = self.gr, letter.lower()
-        with gr.Column(visible=letter == LETTERS[0], elem_id=f"row-{small}", elem_classes="model") as group:
-            with gr.Row():
-                with gr.Column(scale=3, min_width=480):
-                    heading = gr.HTML(elem_id=f"heading-{small}")
-                with gr.Column(scale=1, min_width=280):
-                    threshold = gr.Slider(
-                        0,
-                        1,
-                        value=0.5,
-                        step=0.01,
-                        label=f"Threshold {letter}",
-                        buttons=[],
-                        elem_id=f"threshold-{small}",
-                    )
-                    with gr.Row():
-                        own = gr.Button("Run's own threshold", size="sm", min_width=80, elem_id=f"own-{small}")
-                        save = gr.Button("Download masks", size="sm", min_width=80, elem_id=f"save-{small}")
-                    gr.HTML(SAVED)
-            pictures = gr.HTML(elem_id=f"pictures-{small}")
-            file = gr.Textbox(elem_classes="unseen")
-        return Row(group, heading, threshold, own, save, pictures, file)
-
-    @property
-    def controls(self) -> list[Any]:
-        """What a `Standing` is read from."""
-        thresholds = [row.threshold for row in self.rows]
-        return [self.scan, self.at, self.opacity, self.channel, *self.runs, *thresholds]
-
-    def _events(self) -> None:
-        drawn = [self.strip, *(part for row in self.rows for part in (row.heading, row.pictures))]
-        opened = [*self.controls, self.patient, self.files, self.banner, self.status]
-        opened += [*(row.group for row in self.rows), *drawn]
-        self._on(self.blocks.load, self._start, [], opened)
-        self._on(self.patient.input, self._choose, [self.patient], opened)
-        self._on(self.files.upload, self._drop, [self.files], opened)
-        self._on(self.files.delete, self._drop, [self.files], opened)
-        self._on(self.files.clear, self._start, [], opened)
-        for run in self.runs:
-            self._on(run.input, self._change, [], opened)
-        for control in (self.at, self.opacity, self.channel, *(row.threshold for row in self.rows)):
-            self._on(control.input, self._redraw, [], drawn)
-        for number, row in enumerate(self.rows):
-            self._on(row.own.click, partial(self._own, number), [], [row.threshold, *drawn])
-            saved = self._on(row.save.click, partial(self._save, number), [], [row.file, self.status])
-            saved.success(None, row.file, js=SAVE, api_visibility="private")
-
-    def _on(self, event: Any, handler: Callable[..., Changes], more: list[Any], outputs: list[Any]) -> Any:
-        """Call `handler(standing, *more)` at an event. Its `BenchError` is a sentence; what was shown stays."""
-
-        def handle(*values: Any) -> Changes:
+        def handle(*values: Any) -> Updates:
             try:
-                return handler(Standing.of(*values[: len(self.controls)]), *values[len(self.controls) :])
+                return handler(ControlValues.read(*values[: len(ui.controls)]), *values[len(ui.controls) :])
             except BenchError as error:
-                return {self.status: panels.problem(str(error))}
+                return {ui.status: panels.render_problem(str(error))}
 
         return event(
             handle,
-            [*self.controls, *more],
-            [*outputs, self.status] if self.status not in outputs else outputs,
+            [*ui.controls, *more],
+            outputs if ui.status in outputs else [*outputs, ui.status],
             show_progress="hidden",
             trigger_mode="always_last",
             api_visibility="private",
         )
 
-    def _start(self, standing: Standing) -> Changes:
-        """A fresh page: the runs that are logged by now, and the first patient, if there is one."""
-        offers, patients = self._offers(), self._patients(standing.runs[0])
-        shown = {
-            self.runs[0]: self.gr.update(choices=offers),
-            self.runs[1]: self.gr.update(choices=[NO_SECOND, *offers]),
-            self.files: None,
+    def _start(self, values: ControlValues) -> Updates:
+        """Refresh the list of runs, and show the first patient if there is one."""
+        ui, runs, patients = self.ui, self._run_choices(), self._patient_choices(values.runs[0])
+        updates = {
+            ui.runs[0]: self.gr.update(choices=runs),
+            ui.runs[1]: self.gr.update(choices=[NO_SECOND_MODEL, *runs]),
+            ui.files: None,
         }
         if not patients:
-            return shown | {self.status: panels.hint("Drop scans into the box to see what the model sees.")}
-        opened = self._choose(standing, patients[0][1])
-        return shown | opened | {self.patient: self.gr.update(choices=patients, value=patients[0][1])}
+            return updates | {ui.status: panels.render_hint("Drop scans into the box to see a prediction.")}
+        case = patients[0][1]
+        return (
+            updates
+            | self._choose_patient(values, case)
+            | {ui.patient: self.gr.update(choices=patients, value=case)}
+        )
 
-    def _choose(self, standing: Standing, case: str) -> Changes:
-        if self.studio.patients is None:
+    def _choose_patient(self, values: ControlValues, case: str) -> Updates:
+        if self.models.patients is None:
             raise DataError("there is no data folder. Start the demo with --data, or drop scans.")
-        return self._open(replace(standing, scan=self.studio.patients.scan(case), at=0)) | {self.files: None}
+        return self._show_scan(replace(values, scan=self.models.patients.scan(case), at=0)) | {self.ui.files: None}
 
-    def _drop(self, standing: Standing, files: list[str] | None) -> Changes:
-        """Show dropped files; files that cannot be shown leave the page as it was, with a sentence."""
+    def _show_files(self, values: ControlValues, files: list[str] | None) -> Updates:
+        """Show dropped files. If they cannot be shown, remove them and keep what the page shows."""
         if not files:
-            return self._start(standing)
-        channels = self.studio.load(standing.runs[0]).segmenter.channels
+            return self._start(values)
+        channels = self.models.load(values.runs[0]).models.channels
         try:
-            scan = dropped([Path(file) for file in files], channels)
+            scan = read_dropped_files([Path(file) for file in files], channels)
         except BenchError as error:
-            return {self.status: panels.problem(str(error)), self.files: None}
-        return self._open(replace(standing, scan=scan, at=0)) | {self.patient: None}
+            return {self.ui.status: panels.render_problem(str(error)), self.ui.files: None}
+        return self._show_scan(replace(values, scan=scan, at=0)) | {self.ui.patient: None}
 
-    def _change(self, standing: Standing) -> Changes:
-        """Another run: the same slice, by its models."""
-        patients = {self.patient: self.gr.update(choices=self._patients(standing.runs[0]))}
-        return patients | self._open(standing) if standing.scan is not None else patients
+    def _change_run(self, values: ControlValues) -> Updates:
+        """Show the same slice with another run."""
+        updates = {self.ui.patient: self.gr.update(choices=self._patient_choices(values.runs[0]))}
+        return updates | self._show_scan(values) if values.scan is not None else updates
 
-    def _open(self, standing: Standing) -> Changes:
-        """Show a scan, at its busiest slice where `at` is 0, each run at its own threshold."""
-        scan, asked = _shown(standing), self._asked(standing)
-        first = next((a for a in asked if isinstance(a, Prediction)), None)
-        channel = standing.channel
+    def _show_scan(self, values: ControlValues) -> Updates:
+        """Show a scan with each run at its own threshold; if `at` is 0, `choose_slice` chooses the slice."""
+        ui, scan, results = self.ui, _require_scan(values), self._predict(values)
+        first = next((r for r in results if isinstance(r, Prediction)), None)
+        channel = values.channel
         if channel is None or channel >= len(scan.channels):
-            channel = shown_channel(scan.channels)
-        own = [a.threshold if isinstance(a, Prediction) else 0.5 for a in (*asked, None)][: len(self.rows)]
-        at = standing.at or busiest(scan, first) + 1
-        standing = replace(standing, at=at, channel=channel, thresholds=tuple(own))
+            channel = display_channel(scan.channels)
+        thresholds = [r.threshold if isinstance(r, Prediction) else 0.5 for r in (*results, None)][: len(ui.rows)]
+        at = values.at or choose_slice(scan, first) + 1
+        values = replace(values, at=at, channel=channel, thresholds=tuple(thresholds))
         names = [(name, number) for number, name in enumerate(scan.channels)]
         several = len(scan.images) > 1
         return {
-            self.scan: scan,
-            self.banner: panels.banner(scan),
-            self.status: "",
-            self.channel: self.gr.update(choices=names, value=channel),
-            self.at: self.gr.update(maximum=max(len(scan.images), 2), value=at, interactive=several),
-            self.rows[1].group: self.gr.update(visible=len(asked) > 1),
-            **{row.threshold: round(t, 2) for row, t in zip(self.rows, own, strict=True)},
-            **self._redraw(standing),
+            ui.scan: scan,
+            ui.banner: panels.render_banner(scan),
+            ui.status: "",
+            ui.channel: self.gr.update(choices=names, value=channel),
+            ui.at: self.gr.update(maximum=max(len(scan.images), 2), value=at, interactive=several),
+            ui.rows[1].group: self.gr.update(visible=len(results) > 1),
+            **{row.threshold: round(t, 2) for row, t in zip(ui.rows, thresholds, strict=True)},
+            **self._redraw(values),
         }
 
-    def _redraw(self, standing: Standing) -> Changes:
-        """The pictures and numbers of where the controls stand."""
-        scan = _shown(standing)
-        view = panels.View(min(standing.at, len(scan.images)) - 1, standing.channel or 0, standing.opacity)
-        changes: Changes = {}
-        lines = []
-        asked = zip(LETTERS, self.rows, self._asked(standing), standing.thresholds, strict=False)
-        for letter, row, answer, threshold in asked:
-            if isinstance(answer, Prediction):
-                at = answer.nearest(threshold)
-                lines.append((letter, answer, at))
-                changes[row.heading] = panels.heading(letter, scan, answer, at, view)
-                changes[row.pictures] = panels.pictures_of(scan, answer, at, view)
+    def _redraw(self, values: ControlValues) -> Updates:
+        """Redraw the pictures and numbers."""
+        scan = _require_scan(values)
+        view = panels.View(min(values.at, len(scan.images)) - 1, values.channel or 0, values.opacity)
+        updates: Updates = {}
+        shown = []
+        results = zip(LETTERS, self.ui.rows, self._predict(values), values.thresholds, strict=False)
+        for letter, row, result, slider in results:
+            if isinstance(result, Prediction):
+                threshold = result.snap(slider)
+                shown.append((letter, result, threshold))
+                updates[row.heading] = panels.render_heading(letter, scan, result, threshold, view)
+                updates[row.pictures] = panels.render_pictures(scan, result, threshold, view)
             else:
-                changes[row.heading], changes[row.pictures] = panels.refusal(letter, str(answer)), ""
-        return changes | {self.strip: panels.strip(scan, view.at, lines)}
+                updates[row.heading], updates[row.pictures] = panels.render_refusal(letter, str(result)), ""
+        return updates | {self.ui.areas: panels.render_areas(scan, view.at, shown)}
 
-    def _own(self, number: int, standing: Standing) -> Changes:
-        """Back to the run's own threshold."""
-        answer = self._answer(number, standing)
-        thresholds = list(standing.thresholds)
-        thresholds[number] = answer.threshold
-        changes = self._redraw(replace(standing, thresholds=tuple(thresholds)))
-        return changes | {self.rows[number].threshold: round(answer.threshold, 2)}
+    def _reset_threshold(self, number: int, values: ControlValues) -> Updates:
+        """Return to the run's own threshold."""
+        own = self._predict_one(number, values).threshold
+        thresholds = list(values.thresholds)
+        thresholds[number] = own
+        updates = self._redraw(replace(values, thresholds=tuple(thresholds)))
+        return updates | {self.ui.rows[number].threshold: round(own, 2)}
 
-    def _save(self, number: int, standing: Standing) -> Changes:
-        """The masks as text, for the browser to write a file of: nothing of them is left on this machine."""
-        answer = self._answer(number, standing)
-        name, content = mask_file(_shown(standing), answer, answer.nearest(standing.thresholds[number]))
-        return {self.rows[number].file: f"{name}|{base64.b64encode(content).decode()}"}
+    def _save_masks(self, number: int, values: ControlValues) -> Updates:
+        """Send the masks as text, of which the browser makes a file: the server keeps none."""
+        prediction = self._predict_one(number, values)
+        threshold = prediction.snap(values.thresholds[number])
+        name, content = encode_masks(_require_scan(values), prediction, threshold)
+        return {self.ui.rows[number].file: f"{name}|{base64.b64encode(content).decode()}"}
 
-    def _asked(self, standing: Standing) -> list[Prediction | BenchError]:
-        """What every chosen run says of the scan, or why it cannot."""
-        found: list[Prediction | BenchError] = []
-        for run in filter(None, standing.runs):
+    def _predict(self, values: ControlValues) -> list[Prediction | BenchError]:
+        """Return for every chosen run its prediction, or the reason why there is none."""
+        results: list[Prediction | BenchError] = []
+        for run in filter(None, values.runs):
             try:
-                found.append(self.studio.predict(run, _shown(standing)))
+                results.append(self.models.predict(run, _require_scan(values)))
             except BenchError as error:
-                found.append(error)
-        return found
+                results.append(error)
+        return results
 
-    def _answer(self, number: int, standing: Standing) -> Prediction:
-        answer = self._asked(standing)[number]
-        if not isinstance(answer, Prediction):
-            raise answer
-        return answer
+    def _predict_one(self, number: int, values: ControlValues) -> Prediction:
+        result = self._predict(values)[number]
+        if not isinstance(result, Prediction):
+            raise result
+        return result
 
-    def _offers(self) -> list[tuple[str, str]]:
-        return [(panels.offer(record), record.run_id) for record in self.studio.offers()]
+    def _run_choices(self) -> Choices:
+        return [(panels.label_run(record), record.run_id) for record in self.models.list_runs()]
 
-    def _patients(self, run: str) -> list[tuple[str, str]]:
-        """Patients with what the run can say about them; those about whom it must be silent come last."""
-        told = self.studio.tested(run)
-        return [(f"{c} · {told[c]}", c) for c in sorted(told, key=lambda c: (told[c] == IMPOSSIBLE, c))]
+    def _patient_choices(self, run: str) -> Choices:
+        """Return the patients with what the run can show of them; those that it cannot show come last."""
+        texts = self.models.describe_patients(run)
+        cases = sorted(texts, key=lambda case: (texts[case] == TEST_FOLD_NOT_RUN, case))
+        return [(f"{case} · {texts[case]}", case) for case in cases]
 
 
-def _shown(standing: Standing) -> Scan:
-    if standing.scan is None:
+def _require_scan(values: ControlValues) -> Scan:
+    if values.scan is None:
         raise DataError("there is no scan yet. Choose a patient, or drop a scan.")
-    return standing.scan
+    return values.scan

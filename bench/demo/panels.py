@@ -1,4 +1,4 @@
-"""The page's pictures and numbers as HTML. It draws; it decides nothing."""
+"""The pictures and numbers of the page as HTML. It only renders; the texts and values come from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,173 +12,187 @@ from numpy.typing import NDArray
 
 from bench.demo import pictures
 from bench.demo.pictures import BOTH, Picture
+from bench.demo.predictions import Prediction, Score, score
 from bench.demo.scans import Scan
-from bench.demo.studio import Prediction, Score, score
 from bench.formatting import SYNTHETIC, SYNTHETIC_WARNING
 from bench.inference.overlays import PREDICTION, TRUTH
+from bench.masks import Mask
+from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
-LINES = (PREDICTION, "#6cb6ff")  # of the first and of the second model, under the slider
-
-
-COARSE = 160  # pixels a side up to which a picture is enlarged without smoothing
+LINE_COLOURS = (PREDICTION, "#6cb6ff")  # of the first and the second model in the area chart
+COARSE = 160  # up to this many pixels per side, a picture is enlarged without smoothing
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the controls stand: slice and channel as positions, opacity from 0 to 1."""
+    """What is shown: slice and channel as positions from 0, opacity from 0 to 1."""
 
     at: int
     channel: int
     opacity: float
 
 
-def banner(scan: Scan) -> str:
-    """What must be said about the scan itself, before any model."""
-    said = [SYNTHETIC_WARNING] if scan.synthetic else []
-    return "".join(f"<p class='caution'>{escape(text)}</p>" for text in (*said, *scan.notes))
+def render_banner(scan: Scan) -> str:
+    """Render the warnings that concern the scan itself."""
+    texts = [SYNTHETIC_WARNING] if scan.synthetic else []
+    return _render_warnings([*texts, *scan.notes])
 
 
-def strip(scan: Scan, at: int, answers: Sequence[tuple[str, Prediction, float]]) -> str:
-    """Under the slider: the tumour's area from the first to the last slice, by truth and by each prediction.
+def render_areas(scan: Scan, at: int, shown: Sequence[tuple[str, Prediction, float]]) -> str:
+    """Render a chart of the tumour's area in every slice, by truth and by each prediction.
 
-    `answers` are letter, prediction and threshold of the models shown.
+    `shown` has the letter, the prediction and the threshold of each model.
     """
     areas = [] if scan.truth is None else [("truth", TRUTH, scan.truth.sum((1, 2)))]
-    for (letter, prediction, threshold), colour in zip(answers, LINES, strict=False):
+    for (letter, prediction, threshold), colour in zip(shown, LINE_COLOURS, strict=False):
         areas.append((letter, colour, prediction.mask(threshold).sum((1, 2))))
-    count, most = len(scan.images), max((int(area.max()) for _, _, area in areas), default=0)
+    count, largest = len(scan.images), max((int(area.max()) for _, _, area in areas), default=0)
     lines = "".join(
-        f"<polyline points='{_points(area, most)}' stroke='{colour}' fill='none'/>" for name, colour, area in areas
+        f"<polyline points='{_chart_points(area, largest)}' stroke='{colour}' fill='none'/>"
+        for _, colour, area in areas
     )
     if scan.truth is not None:
-        ground = f"0,29 {_points(areas[0][2], most)} 100,29"
+        ground = f"0,29 {_chart_points(areas[0][2], largest)} 100,29"
         lines = f"<polygon points='{ground}' fill='{TRUTH}' fill-opacity='.25'/>{lines}"
-    here = 100 * at / (count - 1) if count > 1 else 50.0
-    keys = " ".join(_key(colour, name) for name, colour, _ in areas)
+    x = 100 * at / (count - 1) if count > 1 else 50.0
+    legend = " ".join(_render_key(colour, name) for name, colour, _ in areas)
     return (
-        f"<div class='strip'><div class='where'><span class='lines'>area by slice: {keys}</span>"
+        f"<div class='areas'><div class='position'><span class='legend'>area by slice: {legend}</span>"
         f"<b>{escape(scan.title)}</b> · slice {at + 1} of {count} · {escape(scan.names[at])}</div>"
         f"<svg viewBox='0 0 100 30' preserveAspectRatio='none' role='img' aria-label='tumour area by slice'>"
-        f"{lines}<line x1='{here:.2f}' x2='{here:.2f}' y1='0' y2='30'/></svg></div>"
+        f"{lines}<line x1='{x:.2f}' x2='{x:.2f}' y1='0' y2='30'/></svg></div>"
     )
 
 
-def _points(area: NDArray[np.int64], most: int) -> str:
-    """Points of a line in a box of 100 x 30, from the first slice to the last."""
+def _chart_points(area: NDArray[np.int64], largest: int) -> str:
+    """Return the points of a line in a box of 100 x 30, from the first slice to the last."""
     x = np.linspace(0, 100, len(area)) if len(area) > 1 else np.array([50.0])
-    y = 29 - 27 * area / max(most, 1)
+    y = 29 - 27 * area / max(largest, 1)
     return " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
 
 
-def heading(letter: str, scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
-    """Who speaks, with which threshold, and the scores of the slice and of the patient."""
+def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
+    """Render which models predict, their threshold and warnings, and the scores of slice and patient."""
     mask, truth = prediction.mask(threshold), scan.truth
-    here = score(mask[view.at], None if truth is None else truth[view.at])
-    whole = score(mask, truth)
+    of_slice = score(mask[view.at], None if truth is None else truth[view.at])
+    of_patient = score(mask, truth)
     own = threshold == prediction.threshold
-    origin = prediction.origin if own else f"yours; the run's own is {prediction.threshold:.3g}"
-    remark = "" if own or truth is None else "<p class='caution moved'>At your threshold: not a result.</p>"
-    notes = "".join(f"<p class='caution'>{escape(text)}</p>" for text in prediction.cautions)
+    origin = prediction.threshold_text if own else f"yours; the run's own is {prediction.threshold:.3g}"
+    moved = "" if own or truth is None else "<p class='warning'>At your threshold: not a result.</p>"
     return (
-        f"<div class='heading'><div class='who'><h2><i>{letter}</i> {escape(_title(prediction))}</h2>"
-        f"<p>{escape(prediction.said)}</p><p>Threshold {threshold:.3g}, {origin}.</p>{notes}</div>"
+        f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(_title(prediction))}</h2>"
+        f"<p>{escape(prediction.models_text)}</p><p>Threshold {threshold:.3g}, {origin}.</p>"
+        f"{_render_warnings(prediction.warnings)}</div>"
         f"<div class='numbers'><table><tr><th></th><th>Dice</th><th>truth, px</th><th>prediction, px</th></tr>"
-        f"{_line('this slice', here)}{_line('whole patient' if truth is not None else 'all slices', whole)}"
-        f"</table>{remark}{_logged(prediction, whole) if own else ''}</div></div>"
+        f"{_render_score('this slice', of_slice)}"
+        f"{_render_score('whole patient' if truth is not None else 'all slices', of_patient)}"
+        f"</table>{moved}{_render_logged_dice(prediction, of_patient) if own else ''}</div></div>"
     )
 
 
-def refusal(letter: str, sentence: str) -> str:
-    """In place of a model's heading, when it cannot be shown."""
-    return f"<div class='heading'><div class='who'><h2><i>{letter}</i></h2>{problem(sentence)}</div></div>"
+def render_refusal(letter: str, sentence: str) -> str:
+    """Render the heading of a model that cannot be shown."""
+    return (
+        f"<div class='heading'><div class='about'><h2><i>{letter}</i></h2>{render_problem(sentence)}</div></div>"
+    )
 
 
-def problem(sentence: str) -> str:
+def render_problem(sentence: str) -> str:
     return f"<p class='problem'>{escape(sentence)}</p>"
 
 
-def hint(sentence: str) -> str:
+def render_hint(sentence: str) -> str:
     return f"<p class='hint'>{escape(sentence)}</p>"
 
 
-def offer(record: RunRecord) -> str:
-    """A run in a list: name, start of its id, Dice."""
-    synthetic = SYNTHETIC if record.tags.get("bench.synthetic") == "true" else ""
-    return f"{record.name}{synthetic} · {record.run_id[:8]} · Dice {_dice(record.metrics.get('dice'))}"
+def label_run(record: RunRecord) -> str:
+    """Return the label of a run in a list: name, start of its id, Dice."""
+    synthetic = SYNTHETIC if record.tags.get(Tag.SYNTHETIC) == "true" else ""
+    return f"{record.name}{synthetic} · {record.run_id[:8]} · Dice {_format_dice(record.metrics.get('dice'))}"
 
 
-def pictures_of(scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
-    """Five pictures of one slice: scan, truth, prediction, probability, overlay."""
+def render_pictures(scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
+    """Render five pictures of one slice: scan, truth, prediction, probability, overlay."""
     at, channel = view.at, view.channel
-    image = pictures.grey(scan.images[at, ..., channel], scan.bright[channel])
+    image = pictures.draw_scan(scan.images[at, ..., channel], scan.white_levels[channel])
     mask = prediction.mask(threshold)[at]
     truth = None if scan.truth is None else scan.truth[at]
-    heat = pictures.heat(prediction.probability(at))
-    drawn = pictures.overlay(image, mask, truth, view.opacity)
-    shown = [
-        _figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
-        _no_truth() if truth is None else _figure("truth", pictures.solid(truth, TRUTH), _key(TRUTH, "Truth")),
-        _figure("prediction", pictures.solid(mask, PREDICTION), _key(PREDICTION, "Prediction")),
-        _figure("probability", heat, _scale(threshold)),
-        _figure("overlay", drawn, _overlay_key(truth is not None)),
+    probability = pictures.draw_probability(prediction.probability(at))
+    overlay = pictures.draw_overlay(image, mask, truth, view.opacity)
+    figures = [
+        _render_figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
+        _render_truth(truth),
+        _render_figure("prediction", pictures.draw_mask(mask, PREDICTION), _render_key(PREDICTION, "Prediction")),
+        _render_figure("probability", probability, _render_scale(threshold)),
+        _render_figure("overlay", overlay, _render_overlay_key(truth is not None)),
     ]
-    return f"<div class='pictures'>{''.join(shown)}</div>"
+    return f"<div class='pictures'>{''.join(figures)}</div>"
 
 
 def _title(prediction: Prediction) -> str:
     return f"{prediction.run.name} · {prediction.run.run_id[:8]}"
 
 
-def _line(name: str, found: Score) -> str:
+def _render_warnings(texts: Sequence[str]) -> str:
+    return "".join(f"<p class='warning'>{escape(text)}</p>" for text in texts)
+
+
+def _render_score(name: str, values: Score) -> str:
     return (
-        f"<tr><th>{name}</th><td class='dice'>{_dice(found.dice)}</td>"
-        f"<td>{_count(found.truth)}</td><td>{_count(found.prediction)}</td></tr>"
+        f"<tr><th>{name}</th><td class='dice'>{_format_dice(values.dice)}</td>"
+        f"<td>{_format_count(values.truth)}</td><td>{_format_count(values.prediction)}</td></tr>"
     )
 
 
-def _dice(value: float | None) -> str:
+def _format_dice(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def _count(pixels: int | None) -> str:
+def _format_count(pixels: int | None) -> str:
     return "–" if pixels is None else f"{pixels:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _logged(prediction: Prediction, whole: Score) -> str:
-    """What the run itself wrote down about this patient, so that nobody has to believe this page."""
-    if prediction.logged is None:
+def _render_logged_dice(prediction: Prediction, of_patient: Score) -> str:
+    """Render the Dice that the run logged for this patient, so that a viewer can check this page."""
+    if prediction.logged_dice is None:
         return ""
-    agrees = _dice(prediction.logged) == _dice(whole.dice)
-    return f"<p class='logged'>{'as' if agrees else 'unlike'} logged by the run: {_dice(prediction.logged)}</p>"
+    logged = _format_dice(prediction.logged_dice)
+    relation = "as" if logged == _format_dice(of_patient.dice) else "differs from the Dice"
+    return f"<p class='logged'>{relation} logged by the run: {logged}</p>"
 
 
-def _figure(name: str, picture: Picture, caption: str) -> str:
+def _render_figure(name: str, picture: Picture, caption: str) -> str:
     height, width = picture.shape[:2]
     coarse = " coarse" if max(height, width) < COARSE else ""
     return (
-        f"<figure class='{name}'><img class='slice{coarse}' alt='{name}' src='{pictures.data_uri(picture)}'"
+        f"<figure class='{name}'><img class='slice{coarse}' alt='{name}' src='{pictures.encode_data_uri(picture)}'"
         f" style='aspect-ratio:{width}/{height}'><figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _no_truth() -> str:
-    return "<figure class='truth'><div class='slice none'>no truth</div><figcaption>Truth</figcaption></figure>"
+def _render_truth(truth: Mask | None) -> str:
+    if truth is None:
+        return (
+            "<figure class='truth'><div class='slice none'>no truth</div><figcaption>Truth</figcaption></figure>"
+        )
+    return _render_figure("truth", pictures.draw_mask(truth, TRUTH), _render_key(TRUTH, "Truth"))
 
 
-def _key(colour: str, text: str) -> str:
+def _render_key(colour: str, text: str) -> str:
     return f"<span class='key' style='background:{colour}'></span>{text}"
 
 
-def _overlay_key(with_truth: bool) -> str:
+def _render_overlay_key(with_truth: bool) -> str:
     if not with_truth:
-        return _key(PREDICTION, "Prediction on the scan")
-    return f"Overlay {_key(BOTH, 'both')} {_key(PREDICTION, 'excess')} {_key(TRUTH, 'missed')}"
+        return _render_key(PREDICTION, "Prediction on the scan")
+    keys = (BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")
+    return f"Overlay {' '.join(_render_key(*key) for key in keys)}"
 
 
-def _scale(threshold: float) -> str:
-    """The colours of a probability from 0 to 1, with the threshold marked."""
-    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in pictures.ramp()[:: 255 // 15])
+def _render_scale(threshold: float) -> str:
+    """Render the colours of probabilities from 0 to 1, with a mark at the threshold."""
+    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in pictures.colour_map()[:: 255 // 15])
     return (
         f"Probability <span class='scale'>0<span class='bar' style='background:linear-gradient(90deg, {stops})'>"
         f"<span class='tick' style='left:{100 * threshold:.1f}%'></span></span>1</span>"

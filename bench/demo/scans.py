@@ -1,4 +1,4 @@
-"""What the demo shows: a patient of a data folder with its truth, or files that somebody dropped on the page."""
+"""The scans that the demo shows: patients of a data folder with their truth, or files dropped on the page."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from pathlib import Path
 import numpy as np
 
 from bench.data.fingerprints import fingerprints, image_table
-from bench.data.pack import histograms_of, load_or_pack
+from bench.data.pack import compute_histograms, load_or_pack
 from bench.data.readers.images import find_images, read_slice
-from bench.data.source import Pixels, Source
+from bench.data.source import Pixels, SliceFile, Source
 from bench.errors import DataError
+from bench.formatting import join_and
 from bench.masks import Mask
 
-SUFFIXES = (".tif", ".tiff", ".png")  # no JPEG: one that is cut short would be read as if it were whole
-
-
-LARGEST = 1 << 26  # pixels of a stack that is dropped on the page; `bench predict` takes more
+SUFFIXES = (".tif", ".tiff", ".png")  # no JPEG: a truncated one is read without an error
+MAX_PIXELS = 1 << 26  # of all dropped slices together; `bench predict` takes more
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The slices of one patient: uint8 (S, H, W, C), and bool (S, H, W) where there is a truth.
+    """The slices of one patient: images uint8 (S, H, W, C), and the truth bool (S, H, W) if there is one.
 
-    `case` is the patient of the data folder, None for dropped files. Equal `key`s are equal scans. `names` are
-    those of the slices' files without suffix, `prints` the `fingerprints` of their images.
+    `case` is the patient's id in the data folder, None for dropped files. Scans with the same `key` are equal.
+    `names` are the slices' file names without suffix, `fingerprints` identify their images.
     """
 
     key: str
@@ -41,34 +40,31 @@ class Scan:
     names: tuple[str, ...]
     channels: tuple[str, ...]
     synthetic: bool = False
-    data: str = ""  # content key of the data set that it belongs to
-    prints: frozenset[str] = frozenset()
+    data: str = ""  # content key of the dataset that it belongs to
+    fingerprints: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def bright(self) -> tuple[float, ...]:
-        """The grey level that is shown white, for each channel: one for all slices."""
+    def white_levels(self) -> tuple[float, ...]:
+        """The grey level that is shown white, for each channel; all slices share it."""
         flat = self.images.reshape(-1, self.images.shape[-1])
-        return tuple(float(b) for b in np.maximum(np.percentile(flat, 99.5, axis=0), 1))
+        return tuple(float(level) for level in np.maximum(np.percentile(flat, 99.5, axis=0), 1))
 
 
 class Patients:
-    """The patients of a data folder. Raises `DataError` for one that cannot be used."""
+    """The patients of a data folder. Raises `DataError` if the folder cannot be used."""
 
     def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
         self.pack = load_or_pack(source, tick=tick)
-        self._names = [  # in the order of the pack's rows
-            entry.image.stem if entry.place is None else f"{entry.image.name.partition('.')[0]}_{entry.place + 1}"
-            for entry in source.slices
-        ]
-        self._prints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
+        self._names = [_slice_name(entry) for entry in source.slices]  # in the order of the pack's rows
+        self._fingerprints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
 
     @property
     def cases(self) -> list[str]:
         return self.pack.cases
 
     def scan(self, case: str) -> Scan:
-        """One patient. Raises `DataError` when it is not there."""
+        """Return the scan of one patient. Raises `DataError` for an unknown patient."""
         rows, manifest = self.pack.rows([case]), self.pack.manifest
         if not len(rows):
             raise DataError(f"there is no patient {case} in the data folder. Choose one of the list.")
@@ -82,21 +78,27 @@ class Patients:
             channels=manifest.channels,
             synthetic=manifest.synthetic,
             data=manifest.key,
-            prints=self.prints(case),
+            fingerprints=self.fingerprints(case),
         )
 
-    def prints(self, case: str) -> frozenset[str]:
-        """What the images of a patient are known by (`fingerprints`)."""
-        found: frozenset[str] = self._prints.get(case, frozenset())
-        return found
+    def fingerprints(self, case: str) -> frozenset[str]:
+        """Return the fingerprints of a patient's images."""
+        known: frozenset[str] = self._fingerprints.get(case, frozenset())
+        return known
 
 
-def dropped(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
-    """Files as the slices of one patient, in the order of their numbers. Raises `DataError`.
+def _slice_name(entry: SliceFile) -> str:
+    if entry.position is None:
+        return entry.image.stem
+    return f"{entry.image.name.partition('.')[0]}_{entry.position + 1}"
 
-    Files that end in _mask are left out, and said.
+
+def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
+    """Read files as the slices of one patient, ordered by the numbers in their names. Raises `DataError`.
+
+    Files that end in _mask are left out, and a note says so.
     """
-    _refuse(files)
+    _check_names(files)
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             shutil.copy(file, folder)
@@ -107,10 +109,10 @@ def dropped(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
             raise DataError(str(error).replace(f"{folder}/", "")) from None
     sizes = {image.shape[:2]: path.name for image, path in zip(slices, paths, strict=True)}
     if len(sizes) > 1:
-        shown = " and ".join(f"{name} is {size[0]}x{size[1]}" for size, name in list(sizes.items())[:2])
-        raise DataError(f"{shown}: the files of one patient have one size. Drop one patient at a time.")
+        examples = join_and(f"{name} is {size[0]}x{size[1]}" for size, name in list(sizes.items())[:2])
+        raise DataError(f"{examples}: the files of one patient must have one size. Drop one patient at a time.")
     images = np.stack(slices)
-    if images[..., 0].size > LARGEST:
+    if images[..., 0].size > MAX_PIXELS:
         raise DataError(f"{images[..., 0].size:,} pixels are too many for this page. Use `bench predict`.")
     names = tuple(path.stem for path in paths)
     masks = len(files) - len(paths)
@@ -122,19 +124,19 @@ def dropped(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
         truth=None,
         names=names,
         channels=channels,
-        prints=frozenset(fingerprints(histograms_of(images))) - {""},
-        notes=(f"{masks} file(s) that end in _mask were left out: a mask is no scan.",) if masks else (),
+        fingerprints=frozenset(fingerprints(compute_histograms(images))) - {""},
+        notes=(f"{masks} file(s) that end in _mask were left out: a mask is not a scan.",) if masks else (),
     )
 
 
-def _refuse(files: Iterable[Path]) -> None:
+def _check_names(files: Iterable[Path]) -> None:
     names = [file.name for file in files]
     if not names:
         raise DataError("no files were dropped. Drop the slices of a patient.")
     for name in names:
         if not name.lower().endswith(SUFFIXES):
-            raise DataError(f"{name} is no scan. Drop images that end in {', '.join(SUFFIXES)}.")
+            raise DataError(f"{name} is not a scan. Drop images that end in {', '.join(SUFFIXES)}.")
         if names.count(name) > 1:
-            raise DataError(f"two files are called {name}. Give every slice a name of its own.")
+            raise DataError(f"two files are called {name}. Give every slice its own name.")
     if all(Path(name).stem.endswith("_mask") for name in names):
         raise DataError("only masks were dropped (they end in _mask). Drop the scans.")

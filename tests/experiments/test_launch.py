@@ -1,4 +1,4 @@
-"""Work spread over processes: what is lost starts again, and a suite ends as if no worker had died."""
+"""Launchers: lost work starts again, and a suite ends as if no worker had died."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from bench.errors import BadSetting, UnknownName
-from bench.experiments.launch import Event, InProcess, Launcher, WorkItem, engine, spread
-from bench.experiments.launch.local import LocalLauncher, share
-from bench.experiments.launch.on_ray import join
+from bench.experiments.launch import Event, InProcess, Launcher, WorkItem, make_launcher, run_items
+from bench.experiments.launch.local import LocalLauncher, threads_per_worker
+from bench.experiments.launch.on_ray import connect as connect_ray
 from bench.experiments.run import execute
-from bench.experiments.suite import DONE, run_suite
+from bench.experiments.suite import run_suite
+from bench.experiments.suite_cells import DONE
 from bench.experiments.suite_file import read_suite
-from bench.tracking import Store, connect, folds_of, read_table, runs_with
+from bench.tracking import Store, connect, find_folds, read_table, search_runs
 from bench.tracking.store import RetryingClient
 
 TINY = {
@@ -45,22 +46,22 @@ TINY = {
 
 
 class Scripted:
-    """Answers each start of a task with the next word of its script: '' is over, anything else how it is lost."""
+    """A launcher whose items end as the next word of their scripts says: '' finished, anything else how lost."""
 
     def __init__(self, workers: int, **scripts: list[str]) -> None:
         self.workers, self.scripts = workers, scripts
         self.started: list[str] = []
         self.stopped: list[str] = []
 
-    def start(self, task: WorkItem) -> Scripted.Job:
-        self.started.append(task.name)
-        return Scripted.Job(self, task.name)
+    def start(self, item: WorkItem) -> Scripted.Work:
+        self.started.append(item.name)
+        return Scripted.Work(self, item.name)
 
-    class Job:
+    class Work:
         def __init__(self, owner: Scripted, name: str) -> None:
             self.owner, self.name = owner, name
 
-        def ended(self) -> str | None:
+        def poll(self) -> str | None:
             script = self.owner.scripts[self.name]
             return script.pop(0) if script else None
 
@@ -68,55 +69,53 @@ class Scripted:
             self.owner.stopped.append(self.name)
 
         def join(self) -> None:
-            self.owner.stopped.append(f"{self.name} has ended")
+            self.owner.stopped.append(f"{self.name} was joined")
 
 
-def task(name: str) -> WorkItem:
+def item(name: str) -> WorkItem:
     return WorkItem(name, print)
 
 
-def told(events) -> list[tuple[str, str]]:
-    return [(event.task.name, event.what) for event in events]
+def outcomes(events) -> list[str]:
+    return [f"{event.item.name} {event.kind}" for event in events]
 
 
-def test_a_lost_task_starts_again_and_is_given_up_after_its_retries() -> None:
-    engine = Scripted(1, a=["died", "died", "died"], b=["died", ""])
-    events = list(spread([task("a"), task("b")], engine, retries=2, pause=0))
-    assert sorted(told(events)) == [("a", "given up"), ("a", "lost"), ("a", "lost"), ("b", "lost"), ("b", "over")]
-    assert Event(task("a"), "given up", "died") in events
-    assert engine.started == ["a", "a", "a", "b", "b"]
+def test_a_lost_item_starts_again_and_is_given_up_after_its_retries() -> None:
+    launcher = Scripted(1, a=["died", "died", "died"], b=["died", ""])
+    events = list(run_items([item("a"), item("b")], launcher, retries=2, pause=0))
+    assert sorted(outcomes(events)) == ["a given up", "a lost", "a lost", "b finished", "b lost"]
+    assert Event(item("a"), "given up", "died") in events
+    assert launcher.started == ["a", "a", "a", "b", "b"]
 
 
-def test_tasks_are_taken_as_workers_are_free() -> None:
-    engine = Scripted(2, a=[""], b=[""], c=[""])
+def test_an_item_is_taken_only_when_a_worker_is_free() -> None:
+    launcher = Scripted(2, a=[""], b=[""], c=[""])
     taken: list[str] = []
 
-    def tasks():
+    def items():
         for name in "abc":
             taken.append(name)
-            yield task(name)
+            yield item(name)
 
-    events = spread(tasks(), engine, pause=0)
+    events = run_items(items(), launcher, pause=0)
     next(events)
     assert taken == ["a", "b"]
-    assert [name for name, _ in told(events)] == ["b", "c"]
+    assert outcomes(events) == ["b finished", "c finished"]
 
 
-def test_who_stops_listening_stops_what_is_at_work() -> None:
-    """All at once: none goes on working while another one takes its time to say goodbye."""
-    engine = Scripted(3, a=[""], b=[], c=[])
-    events = spread([task("a"), task("b"), task("c")], engine, pause=0)
+def test_closing_the_events_stops_the_running_items() -> None:
+    """All are stopped before any is waited for, so that none continues to run in the meantime."""
+    launcher = Scripted(3, a=[""], b=[], c=[])
+    events = run_items([item("a"), item("b"), item("c")], launcher, pause=0)
     next(events)
     events.close()
-    assert engine.stopped == ["b", "c", "b has ended", "c has ended"]
+    assert launcher.stopped == ["b", "c", "b was joined", "c was joined"]
 
 
-def test_without_workers_tasks_run_here_in_turn() -> None:
+def test_without_workers_items_run_in_turn_in_this_process() -> None:
     done: list[str] = []
-    assert told(spread([WorkItem(n, done.append, (n,)) for n in "ab"], InProcess())) == [
-        ("a", "over"),
-        ("b", "over"),
-    ]
+    events = run_items([WorkItem(name, done.append, (name,)) for name in "ab"], InProcess())
+    assert outcomes(events) == ["a finished", "b finished"]
     assert done == ["a", "b"]
 
 
@@ -142,12 +141,12 @@ def launcher(request: pytest.FixtureRequest, tmp_path: Path):
     elif request.param == "slurm":
         pytest.importorskip("submitit")
         if not slurm_answers():
-            pytest.skip("no Slurm answers here")
-        yield engine("slurm", 2, {"folder": str(tmp_path / "jobs"), "timeout_min": 5, "ask_every": 1})
+            pytest.skip("no Slurm cluster answers")
+        yield make_launcher("slurm", 2, {"folder": str(tmp_path / "jobs"), "timeout_min": 5, "ask_every": 1})
     elif request.param == "submitit":
         submitit = pytest.importorskip("submitit")
         request.getfixturevalue("monkeypatch").setattr(submitit.core.core.Job, "_results_timeout_s", 1)  # of 15
-        yield engine("slurm", 2, {"cluster": "local", "folder": str(tmp_path / "jobs"), "timeout_min": 5})
+        yield make_launcher("slurm", 2, {"cluster": "local", "folder": str(tmp_path / "jobs"), "timeout_min": 5})
     else:
         yield request.getfixturevalue("cluster")
 
@@ -157,79 +156,86 @@ def cluster():
     """A Ray cluster of this machine with two worker processes."""
     ray = pytest.importorskip("ray")
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield engine("ray", None, {})
+    yield make_launcher("ray", None, {})
     ray.shutdown()
 
 
-def test_every_engine_tells_a_death_from_an_end(launcher: Launcher, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_every_launcher_distinguishes_lost_from_finished_work(launcher: Launcher, tmp_path: Path) -> None:
     once = ONCE.format(mark=str(tmp_path / "mark"), out=str(tmp_path / "out"))
-    tasks = [
+    items = [
         WorkItem("once", exec, (once,)),
         WorkItem("always", signal.raise_signal, (signal.SIGKILL,)),
         WorkItem("fine", (tmp_path / "fine").touch),
         WorkItem("wrong", int, ("x",)),
     ]
-    events = list(spread(tasks, launcher, retries=1))
-    assert sorted(told(events)) == [
-        *(("always", "given up"), ("always", "lost"), ("fine", "over"), ("once", "lost"), ("once", "over")),
-        *(("wrong", "given up"), ("wrong", "lost")),
+    events = list(run_items(items, launcher, retries=1))
+    assert sorted(outcomes(events)) == [
+        *("always given up", "always lost", "fine finished", "once finished", "once lost"),
+        *("wrong given up", "wrong lost"),
     ]
-    assert all("ValueError: invalid literal for int()" in e.said for e in events if e.task.name == "wrong")
-    assert not any("\n" in event.said for event in events)
+    assert all("ValueError: invalid literal for int()" in e.reason for e in events if e.item.name == "wrong")
+    assert not any("\n" in event.reason for event in events)
     assert (tmp_path / "out").read_text() == "1"
     assert (tmp_path / "fine").exists()
 
 
-def test_a_local_death_is_named() -> None:
-    tasks = [WorkItem("killed", signal.raise_signal, (signal.SIGKILL,)), WorkItem("wrong", int, ("x",))]
-    said = {e.task.name: e.said for e in spread(tasks, LocalLauncher(2), retries=0)}
-    assert said["killed"] == "killed by SIGKILL"
-    assert said["wrong"].startswith("exit code 1: ValueError: invalid literal")
+@pytest.mark.slow
+def test_the_event_of_a_local_worker_says_how_it_was_lost() -> None:
+    items = [WorkItem("killed", signal.raise_signal, (signal.SIGKILL,)), WorkItem("wrong", int, ("x",))]
+    reasons = {e.item.name: e.reason for e in run_items(items, LocalLauncher(2), retries=0)}
+    assert reasons["killed"] == "killed by SIGKILL"
+    assert reasons["wrong"].startswith("exit code 1: ValueError: invalid literal")
 
 
-def test_local_workers_divide_threads_and_take_gpus_in_turn(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.slow
+def test_local_workers_take_gpus_in_turn(tmp_path: Path) -> None:
     code = "import os; from pathlib import Path; Path({!r}).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
-    # The first waits for the second, or one worker could do both.
+    # The first waits for the second; otherwise one worker could do both.
     wait = "import time\nwhile not Path({!r}).exists(): time.sleep(0.05)"
     outs = [tmp_path / "0", tmp_path / "1"]
     codes = [code.format(str(outs[0])) + "\n" + wait.format(str(outs[1])), code.format(str(outs[1]))]
-    list(
-        spread([WorkItem(str(n), exec, (c,)) for n, c in enumerate(codes)], LocalLauncher(2, gpus=["4", "GPU-7"]))
-    )
+    items = [WorkItem(str(n), exec, (code,)) for n, code in enumerate(codes)]
+    list(run_items(items, LocalLauncher(2, gpus=["4", "GPU-7"])))
     assert [out.read_text() for out in outs] == ["4", "GPU-7"]
+
+
+def test_local_workers_share_the_cores(monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8)
-    assert [share(workers) for workers in (1, 3, 20)] == [8, 2, 1]
+    assert [threads_per_worker(workers) for workers in (1, 3, 20)] == [8, 2, 1]
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus"), [(0, ["0"]), ("0,1", ["0", "1"]), ("GPU-7", ["GPU-7"]), ([2, "3"], ["2", "3"])]
+    ("option", "gpus"), [(0, ["0"]), ("0,1", ["0", "1"]), ("GPU-7", ["GPU-7"]), ([2, "3"], ["2", "3"])]
 )
-def test_gpus_are_named_as_cuda_visible_devices_names_them_or_as_a_list(given, gpus) -> None:
-    assert LocalLauncher(gpus=given).gpus == gpus
+def test_gpus_are_given_as_cuda_visible_devices_or_as_a_list(option, gpus) -> None:
+    assert LocalLauncher(gpus=option).gpus == gpus
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "error", "says"),
+    ("name", "options", "error", "message"),
     [
         ("rai", {}, UnknownName, "local, ray, slurm"),
         ("local", {"adress": "auto"}, BadSetting, "adress"),
     ],
 )
-def test_an_unknown_launcher_or_option_is_refused(name, options, error, says) -> None:
-    with pytest.raises(error, match=says):
-        engine(name, 2, options)
+def test_an_unknown_launcher_or_option_is_refused(name, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make_launcher(name, 2, options)
 
 
-def test_a_task_of_ray_has_as_many_threads_as_cores(cluster, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.slow
+def test_a_ray_task_has_as_many_threads_as_cores(cluster, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     code = "import os; from pathlib import Path; Path({!r}).write_text(os.environ['OMP_NUM_THREADS'])"
-    list(spread([WorkItem("a", exec, (code.format(str(tmp_path / "a")),))], engine("ray", None, {"cpus": 2})))
+    one = WorkItem("a", exec, (code.format(str(tmp_path / "a")),))
+    list(run_items([one], make_launcher("ray", None, {"cpus": 2})))
     assert (tmp_path / "a").read_text() == "2"
 
 
-class Unjoined:
-    """Ray before it is connected: it says where it was asked to go, or will not."""
+class FakeRay:
+    """Ray before it is connected: it records the address, or refuses."""
 
     def __init__(self, refusal: str = "") -> None:
         self.exceptions = pytest.importorskip("ray").exceptions
@@ -245,56 +251,56 @@ class Unjoined:
 
 @pytest.fixture
 def closed() -> str:
-    """An address at which nobody listens."""
+    """An address that nothing listens on."""
     with socket.socket() as one:
         one.bind(("", 0))
         return f"127.0.0.1:{one.getsockname()[1]}"
 
 
-def test_a_cluster_that_does_not_answer_is_said_at_once(closed, monkeypatch) -> None:
-    ray = Unjoined()
+def test_a_ray_cluster_that_does_not_answer_is_reported_at_once(closed, monkeypatch) -> None:
+    ray = FakeRay()
     for address in (closed, f"ray://{closed}", "nowhere.invalid:6379"):
         with pytest.raises(BadSetting, match=r"no Ray cluster answers at .*address=HOST:PORT"):
-            join(ray, address)
+            connect_ray(ray, address)
     with pytest.raises(BadSetting, match="Invalid address format"):
-        join(ray, "nowhere")
+        connect_ray(ray, "nowhere")
     monkeypatch.setenv("RAY_ADDRESS", closed)
     for address in (None, "auto"):
         with pytest.raises(BadSetting, match="no Ray cluster answers at"):
-            join(ray, address)
+            connect_ray(ray, address)
     assert ray.address is None
 
 
-def test_a_cluster_that_wants_a_token_is_a_sentence() -> None:
+def test_a_ray_cluster_that_needs_a_token_says_how_to_set_it() -> None:
     with socket.create_server(("", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(BadSetting, match=r"ray: No token was found\. .*RAY_AUTH_MODE=token") as said:
-            join(Unjoined("No token was found. There is more to say."), address)
-    assert "more to say" not in str(said.value)
+        with pytest.raises(BadSetting, match=r"ray: No token was found\. .*RAY_AUTH_MODE=token") as error:
+            connect_ray(FakeRay("No token was found. There is more to say."), address)
+    assert "more to say" not in str(error.value)
 
 
 def test_without_an_address_ray_does_not_look_for_a_cluster(monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray = Unjoined()
-    join(ray, None)
+    ray = FakeRay()
+    connect_ray(ray, None)
     assert ray.address == "local"
 
 
-def test_who_ends_the_program_is_still_heard_once_ray_is_joined() -> None:
-    def heard(*given: object) -> None:
+def test_connecting_to_ray_keeps_the_handler_of_sigterm() -> None:
+    def handler(*_: object) -> None:
         """Stands for the handler of the command line."""
 
-    before = signal.signal(signal.SIGTERM, heard)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        join(Unjoined(), "local")
-        assert signal.getsignal(signal.SIGTERM) is heard
+        connect_ray(FakeRay(), "local")
+        assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch):
-    """A queue that takes every job as number 7; `states` is what it says of it, and nothing runs."""
+    """A fake Slurm queue that accepts every job as number 7 and reports the returned file; nothing runs."""
     pytest.importorskip("submitit")
     states = tmp_path / "states"
     scripts = {
@@ -309,29 +315,29 @@ def queue(tmp_path: Path, monkeypatch):
     return states
 
 
-def test_slurm_itself_is_asked_whether_a_job_is_lost(queue: Path, tmp_path: Path) -> None:
-    job = engine("slurm", 1, {"folder": str(tmp_path / "jobs"), "ask_every": 0}).start(task("a"))
-    assert job.ended() is None  # squeue has failed
+def test_the_slurm_queue_says_whether_a_job_is_lost(queue: Path, tmp_path: Path) -> None:
+    job = make_launcher("slurm", 1, {"folder": str(tmp_path / "jobs"), "ask_every": 0}).start(item("a"))
+    assert job.poll() is None  # squeue has failed
     for state in ("PENDING", "RUNNING", "COMPLETING"):
         queue.write_text(f"6 CANCELLED\n7 {state}\n")
-        assert job.ended() is None
+        assert job.poll() is None
     queue.write_text("7 NODE_FAIL\n")
-    assert job.ended().startswith("job 7: NODE_FAIL, see ")
+    assert job.poll().startswith("job 7: NODE_FAIL, see ")
     queue.write_text("6 RUNNING\n")
-    assert job.ended().startswith("job 7: FORGOTTEN")
+    assert job.poll().startswith("job 7: FORGOTTEN")
 
 
-def test_an_answer_older_than_the_job_says_nothing_of_it(queue: Path, tmp_path: Path) -> None:
-    slurm = engine("slurm", 2, {"folder": str(tmp_path / "jobs"), "ask_every": 3600})
+def test_an_answer_older_than_the_job_says_nothing_about_it(queue: Path, tmp_path: Path) -> None:
+    slurm = make_launcher("slurm", 2, {"folder": str(tmp_path / "jobs"), "ask_every": 3600})
     queue.write_text("7 CANCELLED\n")
-    assert slurm.start(task("a")).ended() is not None
-    assert slurm.start(task("b")).ended() is None
+    assert slurm.start(item("a")).poll() is not None
+    assert slurm.start(item("b")).poll() is None
 
 
-def test_a_job_of_slurm_has_what_was_asked_for_and_a_thread_a_core(queue: Path, tmp_path: Path) -> None:
+def test_a_slurm_job_has_the_options_and_one_thread_per_core(queue: Path, tmp_path: Path) -> None:
     options = {"cpus_per_task": 4, "mem_gb": 8, "gpus_per_node": 1, "slurm_partition": "long"}
     options |= {"slurm_setup": [f"echo loaded > {tmp_path}/module"], "folder": str(tmp_path / "jobs")}
-    engine("slurm", 1, options).start(task("a"))
+    make_launcher("slurm", 1, options).start(item("a"))
     script = (tmp_path / "batch.sh").read_text()
     for line in ("cpus-per-task=4", "mem=8GB", "gpus-per-node=1", "partition=long", "time=1440"):
         assert f"\n#SBATCH --{line}\n" in script
@@ -341,17 +347,17 @@ def test_a_job_of_slurm_has_what_was_asked_for_and_a_thread_a_core(queue: Path, 
     assert (tmp_path / "module").read_text() == "loaded\n"
 
 
-def test_what_slurm_will_not_take_is_a_sentence(queue: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_option_that_slurm_rejects_is_a_bad_setting(queue: Path, tmp_path: Path, monkeypatch) -> None:
     options = {"folder": str(tmp_path / "jobs")}
     for wrong in ({"slurm_partitio": "long"}, {"mem_gb": "much"}):
         with pytest.raises(BadSetting, match=next(iter(wrong))):
-            engine("slurm", 1, options | wrong)
+            make_launcher("slurm", 1, options | wrong)
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition >&2; exit 1\n")
     with pytest.raises(BadSetting, match="slurm: sbatch: error: invalid partition"):
-        engine("slurm", 1, options).start(task("a"))
+        make_launcher("slurm", 1, options).start(item("a"))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BadSetting, match="are you indeed on a slurm cluster"):
-        engine("slurm", 1, options)
+        make_launcher("slurm", 1, options)
 
 
 CROWD = """
@@ -373,28 +379,29 @@ CROWD = """
 """
 
 
-def test_processes_that_log_to_one_store_lose_and_double_nothing(store: Store) -> None:
+@pytest.mark.slow
+def test_processes_that_log_to_one_store_lose_and_duplicate_nothing(store: Store) -> None:
     command = [sys.executable, "-c", textwrap.dedent(CROWD), store.uri]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    runs = {run.data.tags["number"]: run for run in runs_with(store, {"bench.kind": "cv"})}
-    assert len(runs_with(store, {"bench.kind": "cv"})) == len(runs) == 8
+    runs = {run.data.tags["number"]: run for run in search_runs(store, {"bench.kind": "cv"})}
+    assert len(search_runs(store, {"bench.kind": "cv"})) == len(runs) == 8
     assert [e.name for e in store.client.search_experiments()].count("crowd") == 1
     for number in range(8):
         run = runs[str(number)]
         assert (run.info.status, run.data.params) == ("FINISHED", {"number": str(number)})
-        (fold,) = runs_with(store, {"mlflow.parentRunId": run.info.run_id})
+        (fold,) = search_runs(store, {"mlflow.parentRunId": run.info.run_id})
         for name, start in (("a", number), ("b", 0)):
             history = store.client.get_metric_history(fold.info.run_id, name)
             assert [(m.step, m.value) for m in history] == [(step, start + step) for step in range(10)]
         assert {fold.data.tags[f"tag {step}"] for step in range(10)} == {str(number)}
 
 
-def test_a_locked_database_is_tried_again_but_not_for_metrics() -> None:
+def test_a_write_to_a_locked_database_is_retried_but_not_metrics() -> None:
     class Locked:
         calls = 0
 
-        def set_tag(self, *given: str, metrics: object = None) -> str:
+        def set_tag(self, *_: str, metrics: object = None) -> str:
             self.calls += 1
             if self.calls < 3:
                 raise MlflowException("(sqlite3.OperationalError) database is locked")
@@ -417,9 +424,9 @@ def test_a_locked_database_is_tried_again_but_not_for_metrics() -> None:
 
 
 def kill_one(folder: Path, killed: list[str]) -> None:
-    """SIGKILL whoever holds the lock of the first run that has finished a fold."""
+    """SIGKILL the process that holds the lock of the first run with a finished fold."""
     deadline = time.monotonic() + 120
-    holders: dict[Path, psutil.Process] = {}  # looked for while they train: a fold ends within a second
+    holders: dict[Path, psutil.Process] = {}  # found while they train, because a fold ends within a second
     while time.monotonic() < deadline:
         for workspace in folder.glob("mlruns/unfinished/*"):
             if workspace in holders and list(workspace.glob("fold-*/result.state")):
@@ -428,46 +435,47 @@ def kill_one(folder: Path, killed: list[str]) -> None:
                 return
             if workspace not in holders:
                 for process in psutil.Process().children(recursive=True):
-                    with suppress(psutil.NoSuchProcess):  # Ray's come and go
+                    with suppress(psutil.NoSuchProcess):  # Ray starts and ends processes
                         if any(file.path == str(workspace / "lock") for file in process.open_files()):
                             holders[workspace] = process
         time.sleep(0.02)
 
 
-def survives_a_kill(folder: Path, template: Path, launcher: Launcher, entries: str) -> None:
-    """All cells end as if nothing had happened, each in one run, though a worker is killed."""
-    for name in ("mlruns", "calm"):
+def check_survival(folder: Path, template: Path, launcher: Launcher, entries: str) -> None:
+    """Kill a worker, and check that every cell is done in one run with the results of an undisturbed run."""
+    for name in ("mlruns", "undisturbed"):
         shutil.copytree(template, folder / name)
     wanted = {name: TINY["entries"][name] for name in entries}
     (folder / "two.yaml").write_text(yaml.safe_dump(TINY | {"entries": wanted}))
     suite = read_suite(folder / "two.yaml")
-    uri, said, killed = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}", [], []
+    uri, texts, killed = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}", [], []
     killer = threading.Thread(target=kill_one, args=(folder, killed))
     killer.start()
-    found = run_suite(suite, uri=uri, launcher=launcher, told=lambda cell, state, text: said.append(text))
+    states = run_suite(suite, uri=uri, launcher=launcher, report=lambda cell, state, text: texts.append(text))
     killer.join()
-    print("\n".join(said))
+    print("\n".join(texts))
     store: Store = connect(uri)
-    assert [s.state for s in found] == [DONE] * len(entries)
-    assert sum("has lost its worker" in text for text in said) == len(killed) == 1
-    parents = runs_with(store, {"bench.kind": "cv"})
-    assert {run.info.run_id for run in parents} == {s.run.info.run_id for s in found}
+    assert [s.state for s in states] == [DONE] * len(entries)
+    assert sum("has lost its worker" in text for text in texts) == len(killed) == 1
+    parents = search_runs(store, {"bench.kind": "cv"})
+    assert {run.info.run_id for run in parents} == {s.run.info.run_id for s in states}
     assert killed[0] in {run.info.run_id for run in parents}
     for run in parents:
-        folds = folds_of(store, run)
-        assert len(runs_with(store, {"mlflow.parentRunId": run.info.run_id})) == len(folds) == 3
+        folds = find_folds(store, run)
+        assert len(search_runs(store, {"mlflow.parentRunId": run.info.run_id})) == len(folds) == 3
         for fold in folds.values():
             history = store.client.get_metric_history(fold.info.run_id, "train/loss")
             assert [metric.step for metric in history] == list(range(1, 9))
-    lost = next(s for s in found if s.run.info.run_id == killed[0])
-    calm = connect(f"sqlite:///{folder / 'calm' / 'mlflow.db'}")
-    undisturbed = calm.client.get_run(execute(lost.cell.what, uri=calm.uri, quiet=True))
-    assert read_table(store, lost.run, "cases").equals(read_table(calm, undisturbed, "cases"))
+    lost = next(s for s in states if s.run.info.run_id == killed[0])
+    other = connect(f"sqlite:///{folder / 'undisturbed' / 'mlflow.db'}")
+    undisturbed = other.client.get_run(execute(lost.cell.what, uri=other.uri, quiet=True))
+    assert read_table(store, lost.run, "cases").equals(read_table(other, undisturbed, "cases"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "entries"), [("local", "a"), ("ray", "ab")])
 def test_a_suite_survives_the_death_of_a_worker(name, entries, tmp_path, template, monkeypatch, request) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     workers = LocalLauncher(2) if name == "local" else request.getfixturevalue("cluster")
-    survives_a_kill(tmp_path, template, workers, entries)
+    check_survival(tmp_path, template, workers, entries)

@@ -1,12 +1,11 @@
-"""Work spread over processes and machines: a small protocol, its engines, and the one loop that drives them.
+"""Run work items in other processes and machines: the protocol of a launcher, and the loop that drives it.
 
-An engine starts tasks in processes of their own and says when and how each has ended. Workers may die, join and
-leave: a task whose worker was lost is started again, so what it does must be safe to do twice.
+A launcher starts each item in its own process and reports how it ended. Workers may die, join and leave: an item
+with a lost worker is started again, so it must be safe to run an item twice.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -18,131 +17,123 @@ from bench.errors import BadSetting, UnknownName
 
 @dataclass(frozen=True)
 class WorkItem:
-    """A function and what it is given, all of which can be pickled."""
+    """A function and its arguments, which must all be picklable."""
 
     name: str
-    work: Callable[..., None]
-    given: tuple[Any, ...] = ()
+    function: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
-        self.work(*self.given)
+        self.function(*self.arguments)
 
 
-def attempt(task: WorkItem) -> str:
-    """Run a task in its worker: '' or what went wrong, as text, for an error may not be known elsewhere."""
+def run_item(item: WorkItem) -> str:
+    """Run an item in its worker. Return '' or the error as text, because only the worker may know its class."""
     try:
-        task()
+        item()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 class StartedWork(Protocol):
-    """A task that was started."""
+    """An item that was started."""
 
-    def ended(self) -> str | None:
-        """None while it is at work, '' when its work is over, else how its worker was lost."""
+    def poll(self) -> str | None:
+        """Return None while it runs, '' when it has finished, else how its worker was lost."""
 
     def stop(self) -> None:
-        """Interrupt it, and come back at once."""
+        """Interrupt it, without waiting."""
 
     def join(self) -> None:
-        """Wait for it to end after it was interrupted."""
+        """Wait until it has ended after an interrupt."""
 
 
 class Launcher(Protocol):
-    """An engine that runs tasks in processes of their own."""
+    """Runs items in their own processes."""
 
     @property
     def workers(self) -> int:
-        """How many tasks it can have at once, at least one. This may change as workers join and leave."""
+        """How many items can run at once, at least one. It may change as workers join and leave."""
 
-    def start(self, task: WorkItem) -> StartedWork: ...
+    def start(self, item: WorkItem) -> StartedWork: ...
 
 
 class InProcess:
-    """One task after another in this process, which is lost with the first that dies."""
+    """Runs one item after another in this process, without protection against a crash."""
 
     workers = 1
 
-    def start(self, task: WorkItem) -> StartedWork:
-        task()
-        return _Over()
+    def start(self, item: WorkItem) -> StartedWork:
+        item()
+        return _Finished()
 
 
-class _Over:
-    def ended(self) -> str:
+class _Finished:
+    def poll(self) -> str:
         return ""
 
-    def stop(self) -> None:
-        """It has ended."""
-
-    def join(self) -> None:
-        """It has ended."""
+    def stop(self) -> None: ...
+    def join(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Event:
-    """What has become of a task; `said` is how its worker was lost."""
+    """What happened to an item; `reason` says how its worker was lost."""
 
-    task: WorkItem
-    what: Literal["lost", "given up", "over"]
-    said: str = ""
+    item: WorkItem
+    kind: Literal["lost", "given up", "finished"]
+    reason: str = ""
 
 
-def spread(
-    tasks: Iterable[WorkItem], launcher: Launcher, *, retries: int = 2, pause: float = 0.2
+def run_items(
+    items: Iterable[WorkItem], launcher: Launcher, *, retries: int = 2, pause: float = 0.2
 ) -> Generator[Event]:
-    """Run tasks and tell of each as it ends; a lost one is told of and starts again up to `retries` times.
+    """Run items and yield an event as each ends; start a lost item again up to `retries` times.
 
-    `tasks` are taken one by one as workers are free, so that a generator can decide at the last moment. Close the
-    iterator to stop the tasks that are at work.
+    An item is taken from `items` only when a worker is free, so a generator can decide late what to run. Close the
+    generator of events to stop the running items.
     """
-    waiting, again, lost = iter(tasks), deque[WorkItem](), Counter[str]()
-    jobs: dict[str, tuple[WorkItem, StartedWork]] = {}
+    waiting, again, losses = iter(items), deque[WorkItem](), Counter[str]()
+    running: dict[str, tuple[WorkItem, StartedWork]] = {}
     try:
         while True:
-            while len(jobs) < launcher.workers and (task := again.popleft() if again else next(waiting, None)):
-                jobs[task.name] = task, launcher.start(task)
-            if not jobs:
+            while len(running) < launcher.workers and (item := again.popleft() if again else next(waiting, None)):
+                running[item.name] = item, launcher.start(item)
+            if not running:
                 return
-            ended = [(t, said) for t, job in jobs.values() if (said := job.ended()) is not None]
+            ended = [(item, reason) for item, work in running.values() if (reason := work.poll()) is not None]
             if not ended:
                 time.sleep(pause)
-            for task, said in ended:
-                del jobs[task.name]
-                lost[task.name] += bool(said)
-                if said and lost[task.name] <= retries:
-                    again.append(task)
-                    yield Event(task, "lost", said)
+            for item, reason in ended:
+                del running[item.name]
+                losses[item.name] += bool(reason)
+                if reason and losses[item.name] <= retries:
+                    again.append(item)
+                    yield Event(item, "lost", reason)
                 else:
-                    yield Event(task, "given up" if said else "over", said)
+                    yield Event(item, "given up" if reason else "finished", reason)
     finally:
-        for _, job in jobs.values():  # all at once: each may need a while to say goodbye
-            job.stop()
-        for _, job in jobs.values():
-            job.join()
+        for _, work in running.values():  # stop all before waiting: each may need a while to end its runs
+            work.stop()
+        for _, work in running.values():
+            work.join()
 
 
-def engine(name: str, workers: int | None, options: Mapping[str, Any]) -> Launcher:
-    """The engine of this name: local, ray or slurm. Raises `BadSetting` for what it cannot take."""
+def make_launcher(name: str, workers: int | None, options: Mapping[str, Any]) -> Launcher:
+    """Make the launcher local, ray or slurm. Raises `BadSetting` for options that it does not take."""
     from bench.experiments.launch.local import LocalLauncher
     from bench.experiments.launch.on_ray import RayLauncher
     from bench.experiments.launch.on_slurm import SlurmLauncher
 
-    engines: dict[str, Callable[..., Launcher]] = {
+    launchers: dict[str, Callable[..., Launcher]] = {
         "local": LocalLauncher,
         "ray": RayLauncher,
         "slurm": SlurmLauncher,
     }
-    if name not in engines:
-        raise UnknownName(f"there is no launcher '{name}'; there are {', '.join(engines)}.")
+    if name not in launchers:
+        raise UnknownName(f"there is no launcher '{name}'. Choose one of {', '.join(launchers)}.")
     try:
-        return engines[name](workers, **options)
+        return launchers[name](workers, **options)
     except TypeError as error:
-        raise BadSetting(f"--launch: {error}. It takes the options of --launcher {name}.") from None
-
-
-def carried() -> dict[str, str]:
-    """The part of this process's environment that a worker elsewhere needs."""
-    return {k: v for k, v in os.environ.items() if k.startswith(("BENCH_", "HF_", "MLFLOW_"))}
+        raise BadSetting(f"--launch: {error}. Give only options that --launcher {name} takes.") from None

@@ -1,4 +1,4 @@
-"""Processes of this machine: one a GPU where there are any, else as many as wanted with the cores divided."""
+"""Workers on this machine: one process per GPU, or several processes that share the CPU cores."""
 
 from __future__ import annotations
 
@@ -14,83 +14,81 @@ import psutil
 
 from bench.experiments.launch import StartedWork, WorkItem
 
-GRACE = 60  # seconds in which an interrupted worker can say goodbye to the store
+GRACE_SECONDS = 60  # for an interrupted worker to end its runs in the store
 
 
 class LocalLauncher:
-    """Each task has a fresh process and one of the `gpus`, which are named as CUDA_VISIBLE_DEVICES does."""
+    """Starts each item in a new process with one of the `gpus`, named as in CUDA_VISIBLE_DEVICES."""
 
     def __init__(self, workers: int | None = None, *, gpus: Sequence[str | int] | str | int | None = None) -> None:
-        named = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
-        self.gpus = visible_gpus() if named is None else [str(gpu) for gpu in named]
+        names = str(gpus).split(",") if isinstance(gpus, str | int) else gpus
+        self.gpus = visible_gpus() if names is None else [str(gpu) for gpu in names]
         self.workers = workers or len(self.gpus) or 1
-        self._places: dict[int, _Process] = {}
+        self._slots: dict[int, _WorkerProcess] = {}
 
-    def start(self, task: WorkItem) -> StartedWork:
-        place = next(
-            n for n in range(self.workers) if n not in self._places or self._places[n].ended() is not None
-        )
-        own = {"OMP_NUM_THREADS": str(share(self.workers))}
+    def start(self, item: WorkItem) -> StartedWork:
+        slot = next(n for n in range(self.workers) if n not in self._slots or self._slots[n].poll() is not None)
+        environment = {"OMP_NUM_THREADS": str(threads_per_worker(self.workers))}
         if self.gpus:
-            own["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
-        self._places[place] = _Process(task, own)
-        return self._places[place]
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        self._slots[slot] = _WorkerProcess(item, environment)
+        return self._slots[slot]
 
 
-class _Process:
-    """A worker. It is in a session of its own, or an interrupt from the keyboard would reach it twice."""
+class _WorkerProcess:
+    """A worker process, in its own process group: Ctrl-C would otherwise interrupt it twice."""
 
-    def __init__(self, task: WorkItem, environment: dict[str, str]) -> None:
-        self._end: str | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `_told`
-        with tempfile.TemporaryFile() as order:
-            pickle.dump(task, order)
-            order.seek(0)
+    def __init__(self, item: WorkItem, environment: dict[str, str]) -> None:
+        self._result: str | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed by `_describe_end`
+        with tempfile.TemporaryFile() as stdin:
+            pickle.dump(item, stdin)
+            stdin.seek(0)
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bench.experiments.launch.worker"],
-                stdin=order,
+                stdin=stdin,
                 stdout=subprocess.DEVNULL,
-                stderr=self._errors,
+                stderr=self._stderr,
                 env=os.environ | environment,
                 start_new_session=True,
             )
 
-    def ended(self) -> str | None:
-        if self._end is None and (code := self.process.poll()) is not None:
-            self._end = self._told(code)
-        return self._end
+    def poll(self) -> str | None:
+        if self._result is None and (code := self.process.poll()) is not None:
+            self._result = self._describe_end(code)
+        return self._result
 
     def stop(self) -> None:
         self.process.terminate()
 
     def join(self) -> None:
         try:
-            self.process.wait(GRACE)
+            self.process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.ended()
+        self.poll()
 
-    def _told(self, code: int) -> str:
-        with self._errors as errors:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
+    def _describe_end(self, code: int) -> str:
+        with self._stderr as stderr:
+            stderr.seek(0)
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        return f"exit code {code}: {lines[-1] if lines else 'nothing was said'}" if code else ""
+        return f"exit code {code}: {lines[-1] if lines else 'no error output'}" if code else ""
 
 
-def share(workers: int) -> int:
-    """Threads of one worker, when so many divide the cores of this machine."""
+def threads_per_worker(workers: int) -> int:
+    """Return the number of threads of each worker when they share the cores of this machine."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores // workers, int(given) if given.isdecimal() else cores))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores // workers, int(limit) if limit.isdecimal() else cores))
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return given.split(",")[:count] if given else [str(n) for n in range(count)]
+    return names.split(",")[:count] if names else [str(n) for n in range(count)]

@@ -1,4 +1,4 @@
-"""A Ray cluster: the one at an address (or in RAY_ADDRESS), else one of this machine, started for the occasion."""
+"""Workers on a Ray cluster: the one at an address (or in RAY_ADDRESS), else a new one on this machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import Any
 
 from bench.errors import BadSetting
-from bench.experiments.launch import StartedWork, WorkItem, attempt, carried
+from bench.experiments.launch import StartedWork, WorkItem, run_item
 
 
 class RayLauncher:
-    """Each task has a process, `cpus` cores (and threads) and `gpus` GPUs: by default one where there are any.
+    """Starts each item in a process with `cpus` cores (and threads) and `gpus` GPUs, by default one if any.
 
-    `address` is HOST:PORT of the head, or auto for the cluster that this machine is a node of.
+    `address` is HOST:PORT of the head node, or auto for the cluster that this machine is a node of.
     """
 
     def __init__(
@@ -25,82 +25,87 @@ class RayLauncher:
             self.ray: Any = import_module("ray")
         except ImportError:
             raise BadSetting("--launcher ray needs Ray: pip install 'medseg-bench[ray]'.") from None
-        self.most, ray = workers, self.ray
-        if not ray.is_initialized():
-            join(ray, address)
-        there = ray.cluster_resources()
-        self.cpus, self.gpus = cpus, gpus if gpus is not None else min(1.0, there.get("GPU", 0.0))
-        self._run = ray.remote(  # retries are ours, so that every engine does the same
+        self.max_workers = workers
+        if not self.ray.is_initialized():
+            connect(self.ray, address)
+        resources = self.ray.cluster_resources()
+        self.cpus, self.gpus = cpus, gpus if gpus is not None else min(1.0, resources.get("GPU", 0.0))
+        self._run = self.ray.remote(  # `run_items` retries, so that all launchers do the same
             num_cpus=self.cpus,
             num_gpus=self.gpus,
             max_calls=1,
             max_retries=0,
-            runtime_env={"env_vars": carried() | {"OMP_NUM_THREADS": str(cpus)}},
-        )(attempt)
+            runtime_env={"env_vars": _worker_environment() | {"OMP_NUM_THREADS": str(cpus)}},
+        )(run_item)
 
     @property
     def workers(self) -> int:
-        there = self.ray.cluster_resources()
-        room = there.get("CPU", 0) // self.cpus
+        resources = self.ray.cluster_resources()
+        room = resources.get("CPU", 0) // self.cpus
         if self.gpus:
-            room = min(room, there.get("GPU", 0) // self.gpus)
-        return max(1, int(room if self.most is None else min(room, self.most)))
+            room = min(room, resources.get("GPU", 0) // self.gpus)
+        return max(1, int(room if self.max_workers is None else min(room, self.max_workers)))
 
-    def start(self, task: WorkItem) -> StartedWork:
-        return _Remote(self.ray, self._run.remote(task))
+    def start(self, item: WorkItem) -> StartedWork:
+        return _RayTask(self.ray, self._run.remote(item))
 
 
-class _Remote:
+class _RayTask:
     def __init__(self, ray: Any, result: Any) -> None:
         self.ray, self.result = ray, result
 
-    def ended(self) -> str | None:
+    def poll(self) -> str | None:
         done, _ = self.ray.wait([self.result], timeout=0)
         if not done:
             return None
         try:
             return str(self.ray.get(self.result))
-        except self.ray.exceptions.RayTaskError as error:  # the task could not be read there
+        except self.ray.exceptions.RayTaskError as error:  # the worker could not unpickle the item
             return str(error).strip().splitlines()[-1]
         except self.ray.exceptions.RayError as error:
-            return _first(error)
+            return _first_sentence(error)
 
     def stop(self) -> None:
         self.ray.cancel(self.result)
 
     def join(self) -> None:
-        """Ray sees to it."""
+        """Ray waits for the worker."""
 
 
-def join(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one. Raises `BadSetting` for what keeps Ray from it."""
-    where = address or os.environ.get("RAY_ADDRESS") or "local"  # else Ray goes where `ray start` has last been
+def connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one. Raises `BadSetting` if Ray cannot."""
+    target = address or os.environ.get("RAY_ADDRESS") or "local"  # Ray's default is the last `ray start`
     try:
-        if where != "local":
-            _knock(where)
-        at_end = signal.getsignal(signal.SIGTERM)
-        ray.init(address=where, log_to_driver=False, logging_level="ERROR")
-        signal.signal(signal.SIGTERM, at_end)  # not that of Ray, which lets nobody say goodbye
-        ray._private.worker._worker_logs_enabled = False  # the pages that it prints of a node that is lost
+        if target != "local":
+            _check_reachable(target)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        ray.init(address=target, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler exits before our runs have ended
+        ray._private.worker._worker_logs_enabled = False  # Ray would print pages about a lost node
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise BadSetting(
-            f"--launcher ray: {_first(error)}. Give --launch address=HOST:PORT of the head, on a machine that is "
-            "a node of the cluster. If it wants a token, set RAY_AUTH_MODE=token and, in RAY_AUTH_TOKEN or "
-            "~/.ray/auth_token, what `ray get-auth-token` says on the head."
+            f"--launcher ray: {_first_sentence(error)}. Give --launch address=HOST:PORT of the head, on a machine "
+            "that is a node of the cluster. If the cluster needs a token, set RAY_AUTH_MODE=token and put the "
+            "output of `ray get-auth-token` on the head into RAY_AUTH_TOKEN or ~/.ray/auth_token."
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise `ConnectionError` where nobody answers: Ray itself would try for a quarter of an hour."""
-    services = import_module("ray._private.services")  # it knows where `ray start` notes the address
-    there = address.partition("://")[2] or services.canonicalize_bootstrap_address(address)
-    host, _, port = there.rpartition(":")
+def _worker_environment() -> dict[str, str]:
+    """Return the part of this process's environment that workers on other machines need."""
+    return {k: v for k, v in os.environ.items() if k.startswith(("BENCH_", "HF_", "MLFLOW_"))}
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `ConnectionError` if no cluster answers: Ray itself would try for a quarter of an hour."""
+    services = import_module("ray._private.services")  # it knows where `ray start` stores the address
+    location = address.partition("://")[2] or services.canonicalize_bootstrap_address(address)
+    host, _, port = location.rpartition(":")
     try:
         socket.create_connection((host, port), timeout=10).close()
     except OSError as error:
-        raise ConnectionError(f"no Ray cluster answers at {there} ({error.strerror or error})") from None
+        raise ConnectionError(f"no Ray cluster answers at {location} ({error.strerror or error})") from None
 
 
-def _first(error: Exception) -> str:
-    """The first sentence of what Ray says, which is pages."""
+def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of Ray's error, which can be pages long."""
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""`python -m bench.experiments.launch.worker`: one task, read from standard input, in a process of its own."""
+"""`python -m bench.experiments.launch.worker`: run one work item, pickled on standard input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NoReturn
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
     pickle.load(sys.stdin.buffer)()
 
 
-def _as_interrupt(signum: int, frame: object) -> NoReturn:
+def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -1,6 +1,6 @@
-"""What a trial is judged by: validation scores of inner folds, made among development patients alone.
+"""The objective of a trial: validation scores of inner folds, which split the development patients.
 
-The test patients of the outer fold are in none of them, so that no choice can be made by what they show.
+The test patients of the outer fold are in no inner fold, so they cannot influence a choice.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pandas as pd
 from optuna import Trial, TrialPruned
@@ -23,12 +22,12 @@ from bench.training.inference_cost import inference_costs
 from bench.training.step import Execution
 from bench.types import SILENT, Fold, Watch
 
-COSTS = ("parameters", "flops", "latency")  # objectives beside the score: less is better
+COSTS = ("parameters", "flops", "latency")  # objectives beside the score; less is better
 
 
 @dataclass(frozen=True)
 class InnerFold:
-    """An inner fold: some development patients fit, the others say how well."""
+    """Development patients in two parts: one to train on, one to score."""
 
     number: int
     train: frozenset[str]
@@ -37,115 +36,117 @@ class InnerFold:
 
 @dataclass(frozen=True)
 class EpochScore:
-    """What validation patients say after an epoch; `best` when better than all epochs before."""
+    """The validation score after an epoch; `best` if it is better than after all epochs before."""
 
     epoch: int
     value: float
     best: bool
-    patients: Mapping[str, float] = field(default_factory=dict)  # of a best one, where each patient was asked for
+    patients: Mapping[str, float] = field(default_factory=dict)  # of a best epoch, if scores by patient are wanted
 
 
-TrialEvaluator = Callable[..., Iterator[EpochScore]]  # with the arguments of `validated`
+TrialEvaluator = Callable[..., Iterator[EpochScore]]  # with the arguments of `train_and_validate`
 
 
 def inner_folds(index: pd.DataFrame, outer: Fold, count: int, seed: int) -> tuple[Fold, ...]:
-    """Grouped folds among all patients but the outer test patients."""
+    """Return folds grouped by patient among all patients but the outer test patients."""
     return tuple(patients(index[~index["case"].isin(outer.test)], folds=count, seed=seed))
 
 
-def validated(
+def train_and_validate(
     experiment: Experiment,
-    part: InnerFold,
+    fold: InnerFold,
     loader: SliceLoader,
     *,
     execution: Execution,
-    each: bool,
+    per_patient: bool,
     watch: Watch = SILENT,
 ) -> Iterator[EpochScore]:
-    """Train on the part's training patients; after each epoch, what its validation patients say.
+    """Train on the fold's training patients; after each epoch, yield the score of its validation patients.
 
-    `each` asks for a score of every validation patient as well, whenever an epoch is the best so far.
+    With `per_patient`, an epoch that is the best so far also has the score of every validation patient.
     """
     task, settings = experiment.task, experiment.config.train
-    seed = derive_seed(experiment.config.seed, "search", part.number)
+    seed = derive_seed(experiment.config.seed, "search", fold.number)
     model = experiment.model(seed)
+    predictor = experiment.predictor([model], loader)
     scores: list[float] = []
     best = 0
-    rows = experiment.pack.rows(part.train)
+    rows = experiment.pack.rows(fold.train)
     for epoch in experiment.train(model, loader, rows, seed=seed, scores=scores, execution=execution, watch=watch):
-        value = task.validate(loader, model, part.val)
+        value = task.validate(predictor, fold.val)
         scores.append(task.sign * value)
         if not best or math.isnan(scores[best - 1]) or scores[-1] > scores[best - 1]:
             best = epoch.number
-        leads = best == epoch.number
-        asked = sorted(part.val) if each and leads else ()
+        is_best = best == epoch.number
+        cases = sorted(fold.val) if per_patient and is_best else ()
         watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
-        yield EpochScore(
-            epoch.number, value, leads, {case: task.validate(loader, model, [case]) for case in asked}
-        )
+        yield EpochScore(epoch.number, value, is_best, {case: task.validate(predictor, [case]) for case in cases})
         if settings.patience is not None and len(scores) - best >= settings.patience:
             return
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The mean over inner folds of the best epoch's validation score, then the costs that are asked for.
+    """The mean over inner folds of the best epoch's validation score, then the costs of the plan.
 
-    `resolved` makes a experiment of chosen values. With the pruner 'wilcoxon' every patient's score is reported after
-    each inner fold, under the patient's number; with another, every epoch's score in the first inner fold.
+    `resolve` makes an experiment of chosen values. The pruner 'wilcoxon' gets every patient's score after each
+    inner fold, with the patient's number as its step; the others get the score of every epoch of the first fold.
     """
 
     space: Space
-    resolved: Callable[[Mapping[str, Value]], Experiment]
+    resolve: Callable[[Mapping[str, Value]], Experiment]
     folds: tuple[Fold, ...]
     pruner: str
     costs: tuple[str, ...]
     execution: Execution
-    judge: TrialEvaluator = validated
+    evaluator: TrialEvaluator = train_and_validate
     watch: Watch = SILENT
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
-        experiment = replace(self.resolved(self.space.suggest(trial)), folds=self.folds)
+        experiment = replace(self.resolve(self.space.suggest(trial)), folds=self.folds)
         loader = SliceLoader(experiment.pack, experiment.config.input, experiment.device)
-        costs = self._measured(experiment, loader)
+        costs = self._measure_costs(experiment, loader)
         means = []
         for fold in self.folds:
-            part = InnerFold(fold.number, fold.train | fold.val, fold.test)
-            found = self._fold(trial, experiment, part, loader)
-            means.append(found.value)
+            inner = InnerFold(fold.number, fold.train | fold.val, fold.test)
+            best = self._run_fold(trial, experiment, inner, loader)
+            means.append(best.value)
             trial.set_user_attr("folds", means)
-            for number, case in enumerate(sorted(part.train | part.val)):
-                if math.isfinite(found.patients.get(case, math.nan)):
-                    trial.report(found.patients[case], number)
-            if found.patients and fold is not self.folds[-1] and trial.should_prune():
+            for number, case in enumerate(sorted(inner.train | inner.val)):
+                if math.isfinite(best.patients.get(case, math.nan)):
+                    trial.report(best.patients[case], number)
+            if best.patients and fold is not self.folds[-1] and trial.should_prune():
                 raise TrialPruned
         return (sum(means) / len(means), *costs)
 
-    def _fold(self, trial: Trial, experiment: Experiment, part: InnerFold, loader: SliceLoader) -> EpochScore:
-        """The best pass of an inner fold."""
-        each, early = self.pruner == "wilcoxon", self.pruner in ("median", "hyperband") and part.number == 0
-        images = len(experiment.pack.rows(part.train)) * experiment.config.train.epochs
-        self.watch.fold(part.number, len(self.folds), images)
-        found: EpochScore | None = None
-        for one in self.judge(experiment, part, loader, execution=self.execution, each=each, watch=self.watch):
-            if one.best:
-                found = one
-            if early and math.isfinite(one.value):
-                trial.report(one.value, one.epoch)
+    def _run_fold(self, trial: Trial, experiment: Experiment, fold: InnerFold, loader: SliceLoader) -> EpochScore:
+        """Return the score of the best epoch of an inner fold."""
+        per_epoch = self.pruner in ("median", "hyperband") and fold.number == 0
+        images = len(experiment.pack.rows(fold.train)) * experiment.config.train.epochs
+        self.watch.fold(fold.number, len(self.folds), images)
+        best: EpochScore | None = None
+        per_patient = self.pruner == "wilcoxon"
+        for score in self.evaluator(
+            experiment, fold, loader, execution=self.execution, per_patient=per_patient, watch=self.watch
+        ):
+            if score.best:
+                best = score
+            if per_epoch and math.isfinite(score.value):
+                trial.report(score.value, score.epoch)
                 if trial.should_prune():
                     raise TrialPruned
-        if found is None or math.isnan(found.value):
+        if best is None or math.isnan(best.value):
             raise TrainingError(
-                f"the validation {experiment.task.primary} of inner fold {part.number} is not defined. "
+                f"the validation {experiment.task.primary} of inner fold {fold.number} is not defined. "
                 "Give fewer --inner."
             )
-        return found
+        return best
 
-    def _measured(self, experiment: Experiment, loader: SliceLoader) -> list[float]:
+    def _measure_costs(self, experiment: Experiment, loader: SliceLoader) -> list[float]:
         measured = inference_costs(experiment, loader) if {"flops", "latency"} & set(self.costs) else {}
-        known: dict[str, Any] = {
+        values = {
             "parameters": experiment.parameters,
-            "flops": measured.get("flops"),
-            "latency": measured.get("latency_p50_ms"),
+            "flops": measured.get("flops", math.nan),
+            "latency": measured.get("latency_p50_ms", math.nan),
         }
-        return [float(known[name]) for name in self.costs]
+        return [float(values[name]) for name in self.costs]

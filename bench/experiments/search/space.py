@@ -1,4 +1,4 @@
-"""What is searched: settings by their dotted names, each with a range or a list of values."""
+"""The search space: settings by their dotted names, each with a range or a list of values."""
 
 from __future__ import annotations
 
@@ -16,19 +16,13 @@ from bench.errors import BadSetting, BenchError, did_you_mean
 from bench.overrides import parse_assignment, read_yaml
 
 Value = bool | int | float | str | None
-
-
 When = dict[str, Value | tuple[Value, ...]]
-
-
 FIXED = ("dataset", "split", "evaluate", "seed", *NOT_DECISIVE)  # they decide what a score means, or nothing
-
-
 _SHORT = re.compile(r"(\S+?)\.\.(\S+)(?: (log)| step (\S+))?")
 
 
-class Suggests(Protocol):
-    """The part of an Optuna trial that is asked for values."""
+class Suggester(Protocol):
+    """The part of an Optuna trial that suggests values."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
     def suggest_float(
@@ -38,7 +32,7 @@ class Suggests(Protocol):
 
 
 class Range(Settings):
-    """Numbers from `low` to `high`, both included; whole ones where both ends are written without a point."""
+    """Numbers from `low` to `high`, both included; integers if both are written without a decimal point."""
 
     low: int | float
     high: int | float
@@ -47,37 +41,36 @@ class Range(Settings):
     when: When = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _sound(self) -> Range:
+    def _check(self) -> Range:
         if self.low >= self.high:
             raise ValueError("low must be below high")
         if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a log range starts above 0 and has no step")
+            raise ValueError("a log range must start above 0 and has no step")
         if self.step is not None:
             steps = (self.high - self.low) / self.step
-            if abs(steps - round(steps)) > 1e-9 or (self._whole and not isinstance(self.step, int)):
-                raise ValueError("high must be low and a whole number of steps")
+            if abs(steps - round(steps)) > 1e-9 or (self._is_integer and not isinstance(self.step, int)):
+                raise ValueError("high must be low plus a whole number of steps")
         return self
 
     @property
-    def _whole(self) -> bool:
+    def _is_integer(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> tuple[Value, ...]:
         return self.low, self.high
 
-    def suggest(self, trial: Suggests, name: str) -> Value:
-        if self._whole:
-            whole = int(self.low), int(self.high)
-            return trial.suggest_int(name, *whole, step=int(self.step or 1), log=self.log)
+    def suggest(self, trial: Suggester, name: str) -> Value:
+        if self._is_integer:
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
-    def points(self, name: str) -> list[Value]:
-        step = self.step or (1 if self._whole else None)
+    def grid_values(self, name: str) -> list[Value]:
+        step = self.step or (1 if self._is_integer else None)
         if step is None:
             raise BadSetting(f"space: a grid needs a list of values, or a step, for {name}.")
         numbers = self.low + step * np.arange(round((self.high - self.low) / step) + 1)
-        return [int(n) if self._whole else float(n) for n in numbers]
+        return [int(n) if self._is_integer else float(n) for n in numbers]
 
 
 class Choice(Settings):
@@ -90,111 +83,121 @@ class Choice(Settings):
     def ends(self) -> tuple[Value, ...]:
         return self.values
 
-    def suggest(self, trial: Suggests, name: str) -> Value:
+    def suggest(self, trial: Suggester, name: str) -> Value:
         value: Value = trial.suggest_categorical(name, self.values)
         return value
 
-    def points(self, name: str) -> list[Value]:
+    def grid_values(self, name: str) -> list[Value]:
         return list(self.values)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Settings in the order in which they are drawn; one with a `when` only where earlier ones came out so."""
+    """The searched settings, in the order in which they are drawn.
 
-    parts: Mapping[str, Range | Choice]
+    A setting with `when` is drawn only if earlier ones have the values that it names.
+    """
 
-    def suggest(self, trial: Suggests) -> dict[str, Value]:
-        """One value of each setting that applies."""
+    dimensions: Mapping[str, Range | Choice]
+
+    def suggest(self, trial: Suggester) -> dict[str, Value]:
+        """Draw one value of each setting that applies."""
         chosen: dict[str, Value] = {}
-        for name, part in self.parts.items():
-            if _holds(part.when, chosen):
-                chosen[name] = part.suggest(trial, name)
+        for name, dimension in self.dimensions.items():
+            if _applies(dimension.when, chosen):
+                chosen[name] = dimension.suggest(trial, name)
         return chosen
 
     def grid(self, names: Iterable[str] | None = None) -> list[dict[str, Value]]:
-        """Every combination (of these settings alone)."""
+        """Return every combination of all settings, or of these `names` alone."""
         points: list[dict[str, Value]] = [{}]
-        wanted = self.parts if names is None else set(names)
-        for name, part in self.parts.items():
+        wanted = self.dimensions if names is None else set(names)
+        for name, dimension in self.dimensions.items():
             if name in wanted:
-                values = part.points(name)
+                values = dimension.grid_values(name)
                 points = [
-                    q for p in points for q in ([p | {name: v} for v in values] if _holds(part.when, p) else [p])
+                    new
+                    for point in points
+                    for new in (
+                        [point | {name: v} for v in values] if _applies(dimension.when, point) else [point]
+                    )
                 ]
         return points
 
-    def check(self, configured: Callable[[Mapping[str, Value]], RunConfig]) -> None:
-        """Try the ends of every range and all choices, with every component they may meet. Raises `BadSetting`.
+    def check(self, configure: Callable[[Mapping[str, Value]], RunConfig]) -> None:
+        """Try the ends of every range and all choices with every component they may meet. Raises `BadSetting`.
 
-        `configured` makes of chosen values the settings of a trial.
+        `configure` returns the settings of a trial with the chosen values.
         """
-        for name, part in self.parts.items():
-            if name.partition(".")[0] in FIXED:
-                raise BadSetting(
-                    f"space: {name} cannot be searched, for it does not belong to how a model is trained. "
-                    "Set it under 'base'."
-                )
-            earlier = list(self.parts)[: list(self.parts).index(name)]
-            for other in part.when:
-                if other not in earlier or not isinstance(self.parts[other], Choice):
-                    raise BadSetting(
-                        f"space: {name} depends on '{other}', which is no list of values above it."
-                        f"{did_you_mean(other, earlier)}"
-                    )
-            for context in self.grid(self._meets(name)):
-                if not _holds(part.when, context):
+        for name, dimension in self.dimensions.items():
+            self._check_name(name)
+            for context in self.grid(self._choices_above(name)):
+                if not _applies(dimension.when, context):
                     continue
-                for value in part.ends:
+                for value in dimension.ends:
                     try:
-                        configured(context | {name: value}).completed()
+                        configure(context | {name: value}).completed()
                     except BenchError as error:
-                        met = ", ".join(f"{k}: {v}" for k, v in context.items())
-                        hint = f" (with {met}; a 'when' says to which it belongs)" if met else ""
+                        others = ", ".join(f"{k}: {v}" for k, v in context.items())
+                        hint = f" (with {others}; add a 'when' to say where it applies)" if others else ""
                         raise BadSetting(f"space: {name}: {error}{hint}") from None
 
-    def _meets(self, name: str) -> set[str]:
-        """The choices that decide whether `name` exists."""
-        found: set[str] = set()
-        for other, part in self.parts.items():
+    def _check_name(self, name: str) -> None:
+        """Raise `BadSetting` if a setting cannot be searched, or depends on what is not a choice above it."""
+        if name.partition(".")[0] in FIXED:
+            raise BadSetting(
+                f"space: {name} cannot be searched, because it does not belong to how a model is trained. "
+                "Set it under 'base'."
+            )
+        above = list(self.dimensions)[: list(self.dimensions).index(name)]
+        for other in self.dimensions[name].when:
+            if other not in above or not isinstance(self.dimensions[other], Choice):
+                raise BadSetting(
+                    f"space: {name} depends on '{other}', which is not a list of values above it."
+                    f"{did_you_mean(other, above)}"
+                )
+
+    def _choices_above(self, name: str) -> set[str]:
+        """Return the choices that decide whether the setting exists."""
+        choices: set[str] = set()
+        for other, dimension in self.dimensions.items():
             owns = name.startswith(f"{other.removesuffix('.name')}.") and other != name
-            if isinstance(part, Choice) and (owns or other in self.parts[name].when):
-                found |= {other} | self._meets(other)
-        return found
+            if isinstance(dimension, Choice) and (owns or other in self.dimensions[name].when):
+                choices |= {other} | self._choices_above(other)
+        return choices
 
 
-class SpaceFile(Settings):
-    """A search file, as it is written."""
+class SearchFile(Settings):
+    """The content of a search file."""
 
     base: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_file(path: Path) -> SpaceFile:
-    """A search file: `base` settings and the `space`. Raises `BenchError`."""
+def read_search_file(path: Path) -> SearchFile:
+    """Read a search file: `base` settings and the `space`. Raises `BenchError`."""
     try:
-        return SpaceFile.model_validate(read_yaml(path, "search"))
+        return SearchFile.model_validate(read_yaml(path, "search"))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BadSetting(f"{path}: {where}: a search file holds 'base' and 'space', two mappings.") from None
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise BadSetting(f"{path}: {where}: a search file holds two mappings, 'base' and 'space'.") from None
 
 
-def parse_space(lines: Iterable[str]) -> dict[str, Any]:
-    """`train.lr=1e-4..1e-2 log`, `loss=[dice, bce_dice]`, as a search file would have them."""
-    return dict(parse_assignment(line) for line in lines)
+def parse_space_options(options: Iterable[str]) -> dict[str, Any]:
+    """Return `train.lr=1e-4..1e-2 log`, `loss=[dice, bce_dice]` as the space of a search file."""
+    return dict(parse_assignment(option) for option in options)
 
 
-def read_space(given: Mapping[str, Any]) -> Space:
-    """A space of plain values. Raises `BadSetting` for a part that is neither a range nor a list of values."""
-    if not given:
+def build_space(values: Mapping[str, Any]) -> Space:
+    """Return the space of plain values. Raises `BadSetting` for what is neither a range nor a list of values."""
+    if not values:
         raise BadSetting("nothing to search. Give --space train.lr='1e-4..1e-2 log', or a file with a 'space'.")
-    return Space({name: _part(name, value) for name, value in given.items()})
+    return Space({name: _parse_dimension(name, value) for name, value in values.items()})
 
 
-def _part(name: str, value: Any) -> Range | Choice:
+def _parse_dimension(name: str, value: Any) -> Range | Choice:
     if isinstance(value, str) and (short := _SHORT.fullmatch(value)):
-        low, high, log, step = (parse_assignment(f"_={part}")[1] if part else None for part in short.groups())
+        low, high, log, step = (parse_assignment(f"_={text}")[1] if text else None for text in short.groups())
         value = {"low": low, "high": high, "log": log is not None, "step": step}
     elif isinstance(value, list):
         value = {"values": value}
@@ -202,15 +205,15 @@ def _part(name: str, value: Any) -> Range | Choice:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise BadSetting(
-            f"space: {name} = {value} is refused: {said[:1].lower()}{said[1:]}. Write a list of values, or a "
-            "range: '1e-4..1e-2 log', '4..32 step 4', {low: 0.0, high: 0.5}."
+            f"space: {name} = {value} is not valid: {reason[:1].lower()}{reason[1:]}. Write a list of values, or "
+            "a range: '1e-4..1e-2 log', '4..32 step 4', {low: 0.0, high: 0.5}."
         ) from None
 
 
-def _holds(when: Mapping[str, Value | tuple[Value, ...]], chosen: Mapping[str, Value]) -> bool:
+def _applies(when: When, chosen: Mapping[str, Value]) -> bool:
+    """Return whether earlier settings have the values that `when` names."""
     return all(
         name in chosen and chosen[name] in (wanted if isinstance(wanted, tuple) else (wanted,))
         for name, wanted in when.items()

@@ -1,0 +1,79 @@
+"""The prediction of a run for one scan, stored for every position of the threshold slider, and its Dice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.demo.scans import Scan
+from bench.masks import THRESHOLDS, Mask
+from bench.metrics.confusion import dice_of
+from bench.types import RunRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction of a run for a scan. `levels` are uint8 (S, H, W).
+
+    Level k means edges[k - 1] <= probability < edges[k]. The edges are the steps of the threshold slider and the
+    run's own threshold, so a mask of the levels equals the mask of the probabilities in every pixel. The texts say
+    which models predicted, how the threshold was set, and what a viewer must know.
+    """
+
+    run: RunRecord
+    levels: NDArray[np.uint8]
+    edges: NDArray[np.float64]
+    threshold: float
+    threshold_text: str
+    models_text: str
+    warnings: tuple[str, ...]
+    logged_dice: float | None = None  # of this patient in the run's own table, if it was made of the same images
+
+    def snap(self, threshold: float) -> float:
+        """Return the run's own threshold if it equals `threshold` to two decimals, else the nearest edge."""
+        if abs(threshold - self.threshold) < 0.005:
+            return self.threshold
+        return float(self.edges[np.abs(self.edges - threshold).argmin()])
+
+    def mask(self, threshold: float) -> Mask:
+        """Return where the probability reaches a threshold, which must be an edge: bool (S, H, W)."""
+        return self.levels > np.searchsorted(self.edges, threshold)
+
+    def probability(self, at: int) -> NDArray[np.float64]:
+        """Return the probabilities (H, W) of slice `at`, rounded down to the edges."""
+        floors: NDArray[np.float64] = np.concatenate(([0.0], self.edges))[self.levels[at]]
+        return floors
+
+
+def quantize(probability: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return the levels and edges of a `Prediction` from probabilities and the run's own threshold."""
+    edges = np.union1d(THRESHOLDS, [threshold])
+    return np.digitize(probability, edges.astype(np.float32)).astype(np.uint8), edges
+
+
+@dataclass(frozen=True)
+class Score:
+    """Pixels of truth and prediction, and Dice: NaN if both are empty, None without a truth."""
+
+    truth: int | None
+    prediction: int
+    dice: float | None
+
+
+def score(prediction: Mask, truth: Mask | None) -> Score:
+    """Return the areas and the Dice of one slice or of a whole stack."""
+    predicted = int(prediction.sum())
+    if truth is None:
+        return Score(None, predicted, None)
+    true, hits = int(truth.sum()), int((prediction & truth).sum())
+    return Score(true, predicted, float(dice_of(hits, predicted - hits, true - hits)))
+
+
+def choose_slice(scan: Scan, prediction: Prediction | None) -> int:
+    """Return the slice to open with: of the largest tumour, else of the largest prediction, else the middle."""
+    areas = np.zeros(len(scan.images)) if scan.truth is None else scan.truth.sum((1, 2))
+    if not areas.any() and prediction is not None:
+        areas = prediction.mask(prediction.threshold).sum((1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
