@@ -1,9 +1,4 @@
-"""The tracking store: the only package that knows MLflow.
-
-A run of the suite is a parent run (one configuration: means, intervals, costs, out-of-fold tables) with a child
-for every fold. Runs are addressed by explicit ids through `MlflowClient`; a run that `mlflow run` has opened is
-adopted as the parent.
-"""
+"""The tracking store: the only package that knows MLflow."""
 
 from __future__ import annotations
 
@@ -11,48 +6,48 @@ from bench.tracking.outbox import replay
 from bench.tracking.reader import (
     Run,
     download_model,
+    download_models,
+    find_folds,
+    find_parent,
     find_run,
-    folds_of,
-    masks_of,
-    model_folders,
-    parent_of,
-    probabilities_of,
+    read_masks,
+    read_probabilities,
+    read_records,
+    read_settings,
     read_table,
-    records,
-    runs_with,
-    settings_of,
+    search_runs,
 )
-from bench.tracking.recorder import MlflowRecorder, note_failure, note_ranks, open_run
+from bench.tracking.recorder import MlflowRecorder, log_failure, log_ranks, open_run
 from bench.tracking.store import Store, check_reachable, connect, store_uri, without_password
-from bench.tracking.tags import EVALUATION, FOLD, KIND, LEAKY, PARENT
+from bench.tracking.tags import EVALUATION, FOLD, LEAKY, PARENT, Tag
 from bench.tracking.ui import ui_command
 
 __all__ = [
     "EVALUATION",
     "FOLD",
-    "KIND",
     "LEAKY",
     "PARENT",
     "MlflowRecorder",
     "Run",
     "Store",
+    "Tag",
+    "check_reachable",
     "connect",
     "download_model",
+    "download_models",
+    "find_folds",
+    "find_parent",
     "find_run",
-    "folds_of",
-    "check_reachable",
-    "masks_of",
-    "model_folders",
-    "note_failure",
-    "note_ranks",
+    "log_failure",
+    "log_ranks",
     "open_run",
-    "parent_of",
-    "probabilities_of",
+    "read_masks",
+    "read_probabilities",
+    "read_records",
+    "read_settings",
     "read_table",
-    "records",
     "replay",
-    "runs_with",
-    "settings_of",
+    "search_runs",
     "store_uri",
     "ui_command",
     "without_password",

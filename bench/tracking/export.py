@@ -1,6 +1,6 @@
-"""`bench export`: the models of a run as a folder that needs no store, with what is known of them.
+"""`bench export`: the models of a run as a folder that needs no store, with their description.
 
-The folder knows again who took part in the run, but it cannot be read there who they are (`bench.tracking.participants`).
+The folder can recognise the patients of the run, but does not reveal them (`bench.tracking.participants`).
 """
 
 from __future__ import annotations
@@ -13,49 +13,49 @@ from torch import nn
 from bench.console import console
 from bench.errors import BadSetting
 from bench.models.io import DESCRIPTION, load_model, save_model
-from bench.tracking import connect, find_run, model_folders, parent_of
-from bench.tracking.participants import participants_of_run
+from bench.tracking import connect, download_models, find_parent, find_run
+from bench.tracking.participants import read_participants
 
 
 def export_run(
-    wanted: str, out: Path, *, fold: int | None = None, half: bool = False, uri: str | None = None
+    name_or_id: str, out: Path, *, fold: int | None = None, half: bool = False, uri: str | None = None
 ) -> None:
     """Write the fold models of a run to `out`/fold-N, and its model card to `out`/README.md.
 
-    With `half`, what layers multiply by is kept in 16 bits, and probabilities differ by about a thousandth. Raises
-    `BadSetting` where `out` holds something already.
+    With `half`, weight matrices are stored in 16 bits, and probabilities differ by about a thousandth. Raises
+    `BadSetting` if `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadSetting(f"{out} is not empty. Give another --out, or remove it.")
     store = connect(uri)
-    found = find_run(store, wanted)
-    parent = parent_of(store, found)
-    known = participants_of_run(store, parent).sealed()
+    run = find_run(store, name_or_id)
+    parent = find_parent(store, run)
+    patients = read_participants(store, parent).anonymise()
     with tempfile.TemporaryDirectory() as workspace:
-        for folder in model_folders(store, found, Path(workspace), fold=fold):
+        for folder in download_models(store, run, Path(workspace), fold=fold):
             model, description = load_model(folder)
             if half:
                 halve(model)
-            save_model(out / f"fold-{description['fold']}", model, description | {"patients": known})
-    card = parent.data.tags.get("mlflow.note.content", f"**{found.info.run_name}**")
-    folders = exported(out)
-    what = f"{len(folders)} model{'s' * (len(folders) > 1)}, one a fold"
-    use = f"`bench predict {out.name} IMAGES --out DIR` takes the mean of their probabilities, "
-    use += f"`bench evaluate {out.name} --data DIR` scores it on other patients."
-    (out / "README.md").write_text(f"{card}\n\n{what}: {use}\n")
+            save_model(out / f"fold-{description['fold']}", model, description | {"patients": patients})
+    card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
+    folders = find_exported_models(out)
+    count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
+    use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "
+    use += f"`bench evaluate {out.name} --data DIR` scores them on other patients."
+    (out / "README.md").write_text(f"{card}\n\n{count}. {use}\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     console().print(f"{len(folders)} models, {size / 1e6:.1f} MB, are in {out}", markup=False)
 
 
-def exported(folder: Path, fold: int | None = None) -> list[Path]:
-    """The model folders that an export, or one of its folds, consists of; none where it is neither."""
+def find_exported_models(folder: Path, fold: int | None = None) -> list[Path]:
+    """Return the model folders of an export, or of one of its folds; an empty list for any other folder."""
     if (folder / DESCRIPTION).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
 
 
 def halve(model: nn.Module) -> None:
-    """Weights in float16; biases, scales and running statistics, which are few and may be large, as they are."""
+    """Convert weights to float16. Biases, scales and running statistics stay: they are few and may be large."""
     for weights in model.parameters():
         if weights.ndim > 1:
             weights.data = weights.data.half()

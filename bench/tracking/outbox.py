@@ -1,7 +1,7 @@
-"""Metrics on their way to the store: what it does not take now is kept, and sent again.
+"""Metrics on their way to the store: those that it does not accept now are kept in a file and sent later.
 
-A run trains for hours, and no server stays up for ever. MLflow says with an `MlflowException` that a database is
-locked or a server gone, but only after 20 seconds (SQLite) or 4 minutes (a server; measured on 3.17).
+A run trains for hours, and servers fail. MLflow reports a locked database or a lost server as `MlflowException`,
+but only after 20 seconds (SQLite) or 4 minutes (a server; measured with MLflow 3.17).
 """
 
 from __future__ import annotations
@@ -22,17 +22,11 @@ from mlflow.exceptions import MlflowException
 from bench.errors import StoreError
 from bench.tracking.store import Store, root_cause
 
-# MLflow reads these at every request. Two tries of 10 seconds, where it would make eight of 120.
-BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-
-
-PAUSE = 10  # times as long as the vain attempt took: a store that hangs costs at most a tenth of a run
-
-
-REFUSED = "INVALID_PARAMETER_VALUE"  # a name that MLflow does not take, or a deleted run: waiting mends neither
-
-
-FIELDS = ("key", "value", "timestamp", "step")  # of a metric, as `file` has it
+# MLflow reads these at every request. Two attempts of 10 seconds, instead of eight of 120.
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PAUSE_FACTOR = 10  # times the length of the failed attempt: a store that hangs costs at most a tenth of a run
+REFUSED = "INVALID_PARAMETER_VALUE"  # an invalid name or a deleted run: waiting does not help
+FIELDS = ("key", "value", "timestamp", "step")  # of a metric in the file
 
 
 def to_stderr(text: str) -> None:
@@ -40,10 +34,10 @@ def to_stderr(text: str) -> None:
 
 
 class Outbox:
-    """The metrics of a run and its folds, sent in order; in `file`, one batch a line, those that must wait.
+    """Sends the metrics of a run and its folds in order. `file` keeps unsent batches, one per line.
 
-    A file that an earlier process has left is taken up. The store keeps one of two equal metrics (key, step, time
-    and value), so a batch that arrived in part, or whose answer was lost, may be sent again.
+    Batches that an earlier process left in `file` are sent first. The store keeps one of two equal metrics (key,
+    step, time and value), so a batch may be sent again after it arrived in part or its answer was lost.
     """
 
     def __init__(
@@ -54,65 +48,66 @@ class Outbox:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.file, self.say, self.clock = store, file, say, clock
-        self._waiting = deque(_read(file) if file.exists() else [])
-        self._failing, self._again = bool(self._waiting), 0.0
-        self._one_at_a_time = Lock()  # folds may run at once
+        self._batches = deque(_read(file) if file.exists() else [])
+        self._failing, self._retry_at = bool(self._batches), 0.0
+        self._lock = Lock()  # folds may run in parallel
 
     def send(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        """Into the store, or into `file` until it can be reached. Raises `StoreError` for what it never takes."""
-        with self._one_at_a_time:
-            self._waiting.append((run_id, metrics))
-            if self.clock() >= self._again:
+        """Send metrics to the store, or keep them in `file`. Raises `StoreError` if it will never accept them."""
+        with self._lock:
+            self._batches.append((run_id, metrics))
+            if self.clock() >= self._retry_at:
                 self._flush()
             else:
-                self._keep()
+                self._save()
 
-    def waiting(self, run_id: str) -> frozenset[tuple[str, int]]:
-        """Names and steps of the metrics that wait for a run."""
-        return frozenset((m.key, m.step) for own, metrics in self._waiting if own == run_id for m in metrics)
+    def unsent(self, run_id: str) -> frozenset[tuple[str, int]]:
+        """Return names and steps of the unsent metrics of a run."""
+        return frozenset((m.key, m.step) for owner, metrics in self._batches if owner == run_id for m in metrics)
 
     def close(self) -> str | None:
-        """Try once more. If some must still wait: a sentence that says where they are and what to do."""
-        with suppress(StoreError):  # what is refused waits as well, and is spoken of here
+        """Try to send once more. Return a sentence on where unsent metrics are and how to send them, or None."""
+        with suppress(StoreError):  # refused metrics stay unsent, and the sentence names them too
             self._flush()
-        if not self._waiting:
+        if not self._batches:
             return None
-        left = f"{sum(len(metrics) for _, metrics in self._waiting)} metrics did not reach {self.store.address}"
-        if problem := self._keep():
-            return f"{left}, and are lost: {self.file} cannot be written ({problem})."
+        count = f"{sum(len(metrics) for _, metrics in self._batches)} metrics did not reach {self.store.address}"
+        if problem := self._save():
+            return f"{count} and are lost: {self.file} cannot be written ({problem})."
         code = f"import bench.tracking as t; t.replay(t.connect({self.store.address!r}), {str(self.file)!r})"
-        return f'{left}. They are in {self.file}; send them when it answers again: python -c "{code}"'
+        return f'{count}. They are in {self.file}. Send them once the store answers again: python -c "{code}"'
 
     def _flush(self) -> None:
         started = self.clock()
         try:
             with short_timeouts():
-                while self._waiting:
-                    run_id, metrics = self._waiting[0]
+                while self._batches:
+                    run_id, metrics = self._batches[0]
                     self.store.client.log_batch(run_id, metrics=metrics)
-                    self._waiting.popleft()
-        except Exception as error:  # MLflow wraps what it knows of; hours of training must not hang on the rest
+                    self._batches.popleft()
+        except Exception as error:  # MLflow does not wrap every error, and none may end hours of training
             now = self.clock()
-            self._again = now + PAUSE * (now - started)
+            self._retry_at = now + PAUSE_FACTOR * (now - started)
             first, self._failing = not self._failing, True
-            kept = f"only in memory ({problem})" if (problem := self._keep()) else f"in {self.file}"
+            where = f"only in memory ({problem})" if (problem := self._save()) else f"in {self.file}"
             if isinstance(error, MlflowException) and error.error_code == REFUSED:
                 raise StoreError(f"{self.store.address} refuses metrics of run {run_id}: {error}") from error
             if first:
                 self.say(
-                    f"{self.store.address} takes no metrics ({root_cause(error)}): they wait {kept}, the run goes on"
+                    f"{self.store.address} accepts no metrics ({root_cause(error)}): they are kept {where}, and "
+                    "the run continues"
                 )
         else:
             if self._failing:
                 self.file.unlink(missing_ok=True)
-                self.say(f"{self.store.address} takes metrics again: all that waited have arrived")
-            self._failing, self._again = False, 0.0
+                self.say(f"{self.store.address} accepts metrics again: all that were kept have been sent")
+            self._failing, self._retry_at = False, 0.0
 
-    def _keep(self) -> OSError | None:
-        """Write all that waits to `file`, as a whole or not at all; gives what was in the way."""
+    def _save(self) -> OSError | None:
+        """Write all unsent batches to `file`, completely or not at all. Return the error that prevented it."""
         rows = [
             {"run_id": run_id, "metrics": [{name: getattr(m, name) for name in FIELDS} for m in metrics]}
-            for run_id, metrics in self._waiting
+            for run_id, metrics in self._batches
         ]
         draft = self.file.with_suffix(".draft")
         try:
@@ -124,17 +119,19 @@ class Outbox:
 
 
 def replay(store: Store, file: Path | str) -> None:
-    """Send what a run has left in a file, and remove the file. Raises `StoreError`."""
+    """Send the metrics that a run left in a file, and remove the file. Raises `StoreError`."""
     if not Path(file).exists():
-        raise StoreError(f"there is no file {file}: nothing waits in it to be sent.")
+        raise StoreError(
+            f"there is no file {file}. Give the file that the run named, bench-unsent-<run id>.jsonl."
+        )
     if problem := Outbox(store, Path(file)).close():
         raise StoreError(problem)
 
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Inside, MLflow gives a server seconds, not minutes; what the user's environment says comes first."""
-    ours = {name: value for name, value in BRIEF.items() if name not in os.environ}
+    """Give a server seconds instead of minutes to answer MLflow, except where the user has set these variables."""
+    ours = {name: value for name, value in SHORT_TIMEOUTS.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

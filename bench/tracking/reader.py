@@ -1,4 +1,4 @@
-"""Reading runs back: records for the leaderboard, one run by name, its tables and models."""
+"""Reading runs: records for the leaderboard, one run by name, its tables, masks and models."""
 
 from __future__ import annotations
 
@@ -9,152 +9,27 @@ from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run as Run  # so that others can name it without knowing MLflow
+from mlflow.entities import Run as Run  # others import it from here, because only this package knows MLflow
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError, UnknownName, did_you_mean
 from bench.masks import Masks, Probabilities, load_masks, load_probabilities
 from bench.overrides import parse_assignment
 from bench.tracking.store import Store, quoted
-from bench.tracking.tags import FOLD, IMPORTED, KIND, PARENT
+from bench.tracking.tags import FOLD, PARENT, Tag, scored_by_slice
 from bench.types import RunRecord
 
 T = TypeVar("T")
+NOT_SETTINGS = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # prefixes of the other params of runs
 
 
-DERIVED = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # what is logged beside settings
+def read_records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
+    """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`."""
+    runs = search_runs(store, {Tag.KIND: PARENT, **(tags or {})})
+    return [_read_record(store, run) for run in runs if run.info.status == "FINISHED"]
 
 
-def records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
-    """All finished cross-validations that carry these tags, with their per-patient tables. Raises `StoreError`."""
-    runs = runs_with(store, {KIND: PARENT, **(tags or {})})
-    return [_record(store, run) for run in runs if run.info.status == "FINISHED"]
-
-
-def find_run(store: Store, wanted: str) -> Run:
-    """The run with this name (the newest), this id, or the start of one. Raises `UnknownName`."""
-    if named := runs_with(store, {"mlflow.runName": wanted}):
-        return named[0]
-    runs = runs_with(store, {})
-    for run in runs if len(wanted) >= 6 else ():
-        if any(one.startswith(wanted) for one in (run.info.run_id, run.data.tags.get(IMPORTED, ""))):
-            return run
-    names = {run.info.run_name for run in runs}
-    raise UnknownName(
-        f"no run '{wanted}' in {store.address}.{did_you_mean(wanted, names)} "
-        "`bench leaderboard` shows names and ids."
-    )
-
-
-def model_folders(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
-    """Download the models of a run, one a fold, as folders that `checkpoint.load_model` reads."""
-    owners = folds_of(store, run)
-    if fold is not None:
-        owners = {n: r for n, r in owners.items() if n == fold}
-    folders = []
-    for number, owner in owners.items():
-        outputs = owner.outputs.model_outputs if owner.outputs else []
-        if outputs:
-            local = download_model(store, outputs[0].model_id, into / str(number))
-            folders.append(next(local.rglob("model.json")).parent)
-    if not folders:
-        which = "" if fold is None else f" of fold {fold}"
-        raise _lacks(run, f"model{which}")
-    return folders
-
-
-def folds_of(store: Store, run: Run) -> dict[int, Run]:
-    """The finished folds of a run by number; a fold is its own."""
-    if run.data.tags.get(KIND) == FOLD:
-        return {int(run.data.tags["bench.fold"]): run}
-    where = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{KIND}` = '{FOLD}'"
-    children = store.client.search_runs([run.info.experiment_id], where)
-    found = {int(r.data.tags["bench.fold"]): r for r in children if r.info.status == "FINISHED"}
-    return dict(sorted(found.items()))
-
-
-def download_model(store: Store, model_id: str, into: Path) -> Path:
-    """Copy a logged MLflow model into a new folder, where `mlflow.pyfunc.load_model` finds it too."""
-    into.mkdir(parents=True)
-    where = store.client.get_logged_model(model_id).artifact_location  # models:/ would ignore the store's address
-    return Path(mlflow.artifacts.download_artifacts(where, dst_path=str(into), tracking_uri=store.uri))
-
-
-def settings_of(run: Run) -> dict[str, Any]:
-    """The settings that a run has logged, as `bench.overrides.override` takes them."""
-    own = {k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(DERIVED)}
-    return dict(parse_assignment(f"{key}={value}") for key, value in own.items())
-
-
-def masks_of(store: Store, run: Run) -> Masks:
-    """The out-of-fold masks of a run, patient by patient, slices in their order. Raises `StoreError`."""
-    parts = []
-    for index, masks in _of_folds(store, run, "masks", load_masks):
-        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
-    return Masks.joined(parts)
-
-
-def probabilities_of(store: Store, run: Run) -> Probabilities:
-    """The out-of-fold probabilities of a run in hundredths, patient by patient. Raises `StoreError`."""
-    return Probabilities.joined(found for _, found in _of_folds(store, run, "probabilities", load_probabilities))
-
-
-def _of_folds(
-    store: Store, run: Run, name: str, load: Callable[[Path], tuple[pd.DataFrame, T]]
-) -> Iterator[tuple[pd.DataFrame, T]]:
-    folds = folds_of(store, run)
-    if not folds:
-        raise _lacks(run, name)
-    for fold in folds.values():
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                path = store.client.download_artifacts(fold.info.run_id, f"masks/{name}.npz", folder)
-            except (MlflowException, OSError) as error:
-                raise StoreError(
-                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has no {name} of {fold.info.run_name}: they "
-                    "are lost, or were not kept by the version that ran it. Run it again."
-                ) from error
-            yield load(Path(path))
-
-
-def _lacks(run: Run, what: str) -> StoreError:
-    way = "It was imported: only its scores are here" if IMPORTED in run.data.tags else "Choose a finished run"
-    return StoreError(f"run {run.info.run_name} ({run.info.run_id[:8]}) holds no {what}. {way}.")
-
-
-def runs_with(store: Store, tags: Mapping[str, str]) -> list[Run]:
-    """All runs that carry these tags, in whatever state, the newest first."""
-    where = " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items())
-    experiments = [e.experiment_id for e in store.client.search_experiments()]
-    found: list[Run] = []
-    token = None
-    while token != "":
-        page = store.client.search_runs(experiments, where, max_results=1000, page_token=token)
-        found += page
-        token = page.token or ""
-    return found
-
-
-def parent_of(store: Store, run: Run) -> Run:
-    """The run itself, or for a fold the run it belongs to."""
-    parent = run.data.tags.get("mlflow.parentRunId")
-    return store.client.get_run(parent) if parent else run
-
-
-def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
-    """A table that a run has logged. Raises `StoreError`."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
-            return pd.read_csv(path, dtype={"case": str, "image": str})
-    except (MlflowException, OSError) as error:
-        raise StoreError(
-            f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "
-            "Delete the run in the UI, or put its artifacts back."
-        ) from error
-
-
-def _record(store: Store, run: Run) -> RunRecord:
+def _read_record(store: Store, run: Run) -> RunRecord:
     return RunRecord(
         run_id=run.info.run_id,
         name=run.info.run_name or "",
@@ -162,5 +37,125 @@ def _record(store: Store, run: Run) -> RunRecord:
         settings=run.data.params,
         metrics=run.data.metrics,
         tags=dict(run.data.tags),
-        slices=read_table(store, run, "slices") if run.data.tags.get("bench.task") == "presence" else None,
+        slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
     )
+
+
+def search_runs(store: Store, tags: Mapping[str, str]) -> list[Run]:
+    """Return all runs with these tags, whatever their status, the newest first."""
+    where = " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items())
+    experiments = [e.experiment_id for e in store.client.search_experiments()]
+    runs: list[Run] = []
+    token = None
+    while token != "":
+        page = store.client.search_runs(experiments, where, max_results=1000, page_token=token)
+        runs += page
+        token = page.token or ""
+    return runs
+
+
+def find_run(store: Store, name_or_id: str) -> Run:
+    """Return the newest run with this name, or the run whose id starts with it. Raises `UnknownName`."""
+    if named := search_runs(store, {"mlflow.runName": name_or_id}):
+        return named[0]
+    runs = search_runs(store, {})
+    for run in runs if len(name_or_id) >= 6 else ():
+        if any(i.startswith(name_or_id) for i in (run.info.run_id, run.data.tags.get(Tag.IMPORTED, ""))):
+            return run
+    names = {run.info.run_name for run in runs}
+    raise UnknownName(
+        f"no run '{name_or_id}' in {store.address}.{did_you_mean(name_or_id, names)} "
+        "`bench leaderboard` shows names and ids."
+    )
+
+
+def find_parent(store: Store, run: Run) -> Run:
+    """Return the run that a fold belongs to; any other run is returned itself."""
+    parent = run.data.tags.get("mlflow.parentRunId")
+    return store.client.get_run(parent) if parent else run
+
+
+def find_folds(store: Store, run: Run) -> dict[int, Run]:
+    """Return the finished fold runs of a run by number. A fold run is its own only fold."""
+    if run.data.tags.get(Tag.KIND) == FOLD:
+        return {int(run.data.tags[Tag.FOLD]): run}
+    where = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{Tag.KIND}` = '{FOLD}'"
+    children = store.client.search_runs([run.info.experiment_id], where)
+    folds = {int(r.data.tags[Tag.FOLD]): r for r in children if r.info.status == "FINISHED"}
+    return dict(sorted(folds.items()))
+
+
+def read_settings(run: Run) -> dict[str, Any]:
+    """Return the settings of a run as `bench.overrides.override` accepts them."""
+    logged = {k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(NOT_SETTINGS)}
+    return dict(parse_assignment(f"{key}={value}") for key, value in logged.items())
+
+
+def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
+    """Return a table that a run has logged. Raises `StoreError`."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
+            return pd.read_csv(path, dtype={"case": str, "image": str})
+    except (MlflowException, OSError) as error:
+        raise StoreError(
+            f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "
+            "Restore its artifacts, or delete the run in the UI."
+        ) from error
+
+
+def download_models(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
+    """Download the models of a run, one per fold, as folders that `bench.models.io.load_model` reads."""
+    folders = []
+    for number, owner in find_folds(store, run).items():
+        outputs = owner.outputs.model_outputs if owner.outputs else []
+        if outputs and fold in (None, number):
+            local = download_model(store, outputs[0].model_id, into / str(number))
+            folders.append(next(local.rglob("model.json")).parent)
+    if not folders:
+        raise _nothing_logged(run, "model" if fold is None else f"model of fold {fold}")
+    return folders
+
+
+def download_model(store: Store, model_id: str, into: Path) -> Path:
+    """Download a logged MLflow model into a new folder, from which `mlflow.pyfunc.load_model` also loads it."""
+    into.mkdir(parents=True)
+    source = store.client.get_logged_model(model_id).artifact_location  # models:/ would ignore the store's address
+    return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(into), tracking_uri=store.uri))
+
+
+def read_masks(store: Store, run: Run) -> Masks:
+    """Return the out-of-fold masks of a run by patient, slices in their order. Raises `StoreError`."""
+    parts = []
+    for index, masks in _load_from_folds(store, run, "masks", load_masks):
+        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
+    return Masks.joined(parts)
+
+
+def read_probabilities(store: Store, run: Run) -> Probabilities:
+    """Return the out-of-fold probabilities of a run by patient, in hundredths. Raises `StoreError`."""
+    return Probabilities.joined(p for _, p in _load_from_folds(store, run, "probabilities", load_probabilities))
+
+
+def _load_from_folds(
+    store: Store, run: Run, name: str, load: Callable[[Path], tuple[pd.DataFrame, T]]
+) -> Iterator[tuple[pd.DataFrame, T]]:
+    folds = find_folds(store, run)
+    if not folds:
+        raise _nothing_logged(run, name)
+    for fold in folds.values():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = store.client.download_artifacts(fold.info.run_id, f"masks/{name}.npz", folder)
+            except (MlflowException, OSError) as error:
+                raise StoreError(
+                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has no {name} of {fold.info.run_name}: they "
+                    "are lost, or the version that ran it did not keep them. Run it again."
+                ) from error
+            yield load(Path(path))
+
+
+def _nothing_logged(run: Run, what: str) -> StoreError:
+    imported = Tag.IMPORTED in run.data.tags
+    way_out = "It was imported: only its scores are here" if imported else "Choose a finished run"
+    return StoreError(f"run {run.info.run_name} ({run.info.run_id[:8]}) holds no {what}. {way_out}.")

@@ -1,4 +1,4 @@
-"""Writing a run: parameters, metrics, tables, pictures, models, and how it ended."""
+"""Writing a run: settings, metrics, tags, tables, images, models, and how the run ended."""
 
 from __future__ import annotations
 
@@ -36,38 +36,36 @@ from numpy.typing import NDArray
 from bench.errors import StoreError
 from bench.tracking.outbox import Outbox, short_timeouts, to_stderr
 from bench.tracking.store import Store, quoted, root_cause
-from bench.tracking.tags import FOLD, KIND, PARENT
+from bench.tracking.tags import FOLD, PARENT, Tag
 
-PARAM_LIMIT = 6000  # characters that MLflow takes
+PARAM_LIMIT = 6000  # characters that MLflow accepts
 
 
 class MlflowRecorder:
     """Writes one run. Implements `bench.types.Recorder`.
 
-    What a method was given is in the store when it returns. Metrics may instead wait in the outbox; all else that
-    the store does not take raises.
+    A method returns once the store has what it was given. Only metrics may be in the outbox instead; every other
+    failed write raises. A `resumed` run does not log again what it has logged before.
     """
 
     def __init__(
-        self, store: Store, run_id: str, experiment_id: str, outbox: Outbox, *, again: bool = False
+        self, store: Store, run_id: str, experiment_id: str, outbox: Outbox, *, resumed: bool = False
     ) -> None:
         self.store, self.client, self.outbox = store, store.client, outbox
         self.run_id, self.experiment_id = run_id, experiment_id
-        self.again = again
-        told = _logged(store, run_id) if again else frozenset()
-        self.known = told | outbox.waiting(run_id)  # metrics that need not be told again
+        self.resumed = resumed
+        self.logged = (_logged_metrics(store, run_id) if resumed else frozenset()) | outbox.unsent(run_id)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        there = self.client.get_run(self.run_id).data.params if self.again else {}  # they cannot be changed
-        params = [Param(k, str(v)[:PARAM_LIMIT]) for k, v in values.items() if k not in there]
+        logged = self.client.get_run(self.run_id).data.params if self.resumed else {}  # MLflow cannot change them
+        params = [Param(k, str(v)[:PARAM_LIMIT]) for k, v in values.items() if k not in logged]
         for start in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[start : start + 100])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """One batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
+        """Log one batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
         now = int(time.time() * 1000)
-        finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
-        new = [Metric(k, v, now, step) for k, v in finite.items() if (k, step) not in self.known]
+        new = [Metric(k, v, now, step) for k, v in _finite(values).items() if (k, step) not in self.logged]
         self.outbox.send(self.run_id, new)
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -85,14 +83,14 @@ class MlflowRecorder:
     def model(self, folder: Path, channels: int) -> None:
         """Log weights and description as one MLflow model, which loads through the registry without unpickling."""
         outputs = self.client.get_run(self.run_id).outputs
-        if self.again and outputs and outputs.model_outputs:
-            return  # it was logged before the run was broken off
+        if self.resumed and outputs and outputs.model_outputs:
+            return
         pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
         probabilities = TensorSpec(np.dtype(np.float32), (-1, -1, -1))
         logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
         with tempfile.TemporaryDirectory() as workspace:
             target = Path(workspace) / "model"
-            with warnings.catch_warnings():  # the signature says what an input example would
+            with warnings.catch_warnings():  # the signature replaces an input example
                 warnings.filterwarnings("ignore", ".*input example was not provided", UserWarning)
                 mlflow.pyfunc.save_model(
                     path=str(target),
@@ -107,9 +105,9 @@ class MlflowRecorder:
         self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
 
     def data(self, name: str, digest: str, profile: Mapping[str, Any]) -> None:
-        """State the data set that the run reads, as an MLflow input."""
+        """Log the data set of the run as an MLflow input."""
         inputs = self.client.get_run(self.run_id).inputs
-        if self.again and inputs and inputs.dataset_inputs:
+        if self.resumed and inputs and inputs.dataset_inputs:
             return
         dataset = Dataset(name, digest, "local", json.dumps({"uri": name}), profile=json.dumps(profile))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "cv")])])
@@ -117,30 +115,30 @@ class MlflowRecorder:
     def end(self, status: str) -> None:
         self.client.set_terminated(self.run_id, status)
 
-    def break_off(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End before its time; a store that cannot be told must not hide what went wrong."""
+    def end_early(self, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """End a run that was interrupted or failed. A store that fails, too, does not hide the original error."""
         try:
             with short_timeouts():
                 if tags:
                     self.tags(tags)
                 self.end(status)
         except (MlflowException, StoreError):
-            self.outbox.say(f"{self.store.address} could not be told that run {self.run_id} is {status}")
+            self.outbox.say(f"{self.store.address} could not record that run {self.run_id} is {status}")
 
     @contextmanager
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
-        """A run below this one; it ends as the block ends."""
-        all_tags = {KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
-        before = self._children(name) if self.again else []
+        """Open a run below this one, such as a fold; it ends when the block ends."""
+        all_tags = {Tag.KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
+        before = self._children(name) if self.resumed else []
         for run in before[:1]:
             reopen(self.store, run)
         run = before[0] if before else self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
-        child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, again=bool(before))
+        child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, resumed=bool(before))
         with _lifetime(child):
             yield child
 
     def _children(self, name: str) -> list[Run]:
-        """Runs below this one that have this name, the newest first."""
+        """Return the runs with this name below this run, the newest first."""
         where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
         return list(self.client.search_runs([self.experiment_id], where))
 
@@ -153,21 +151,22 @@ def open_run(
     tags: Mapping[str, str],
     *,
     say: Callable[[str], None] = to_stderr,
-    again: Run | None = None,
+    resume: Run | None = None,
 ) -> Iterator[MlflowRecorder]:
-    """A parent run: FINISHED, FAILED or KILLED as the block ends. Adopts the run that `mlflow run` has opened.
+    """Open a parent run, which is FINISHED, FAILED or KILLED when the block ends.
 
-    `again` is a run that was broken off, to go on with: what it has logged is not logged twice.
+    It is the interrupted run `resume`, or the run that `mlflow run` has opened, or a new one.
 
-    Metrics that the store does not take must not end a run: `say` hears when they wait and when they have arrived.
-    If some never do, they are in `bench-unsent-<run id>.jsonl` in this folder (not in a cache: people empty those)
-    and `StoreError` says so, as it does where the store fails otherwise.
+    Metrics that the store does not accept do not end the run: `say` receives a sentence when they are kept, and
+    one when they have been sent. Those that stay unsent are in `bench-unsent-<run id>.jsonl` in the current folder
+    (not in a cache, which people empty), and `StoreError` says so. Any other failure of the store also raises
+    `StoreError`.
     """
-    tags = {KIND: PARENT, **tags}
-    adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # popped, or worker processes would close the parent
-    if again is not None:
-        reopen(store, again)
-        run = again
+    tags = {Tag.KIND: PARENT, **tags}
+    adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # removed, or worker processes would close the parent
+    if resume is not None:
+        reopen(store, resume)
+        run = resume
     elif adopted:
         run = store.client.get_run(adopted)
     else:
@@ -175,63 +174,67 @@ def open_run(
         origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
         run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
     outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
-    recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, again=again is not None)
-    if adopted and again is None:
+    recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, resumed=resume is not None)
+    if adopted and resume is None:
         recorder.tags({"mlflow.runName": name, **tags})
     try:
         with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder):
             yield recorder
     except MlflowException as error:
         raise StoreError(
-            f"the tracking store {store.address} failed in the middle of run {recorder.run_id}: {root_cause(error)}. "
-            "See to it, then start the run again."
+            f"the tracking store {store.address} failed during run {recorder.run_id}: {root_cause(error)}. "
+            "Fix the store, then repeat the command."
         ) from error
 
 
 def reopen(store: Store, run: Run) -> None:
-    """Mark a run that was broken off as running again."""
+    """Mark an interrupted run as running again."""
     store.client.update_run(run.info.run_id, status="RUNNING")
-    if "bench.error" in run.data.tags:
-        store.client.delete_tag(run.info.run_id, "bench.error")
+    if Tag.ERROR in run.data.tags:
+        store.client.delete_tag(run.info.run_id, Tag.ERROR)
 
 
-def _logged(store: Store, run_id: str) -> frozenset[tuple[str, int]]:
-    """Names and steps of the metrics that a run has of us."""
-    names = [n for n in store.client.get_run(run_id).data.metrics if not n.startswith("system/")]
-    return frozenset((n, metric.step) for n in names for metric in store.client.get_metric_history(run_id, n))
-
-
-def note_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str], problem: str) -> None:
-    """A run that was refused before it could begin, so that the store knows of it: FAILED, with what was wrong."""
-    all_tags = {KIND: PARENT, "bench.error": problem[:PARAM_LIMIT], **tags}
+def log_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str], problem: str) -> None:
+    """Log a FAILED run for one that was refused before it could start, with the reason."""
+    all_tags = {Tag.KIND: PARENT, Tag.ERROR: problem[:PARAM_LIMIT], **tags}
     run = store.client.create_run(store.experiment(experiment), run_name=name, tags=all_tags)
     store.client.set_terminated(run.info.run_id, "FAILED")
 
 
-def note_ranks(store: Store, standings: Mapping[str, Mapping[str, float]]) -> None:
-    """Metrics of runs that have ended, such as their rank: what they mean changes as others come."""
+def log_ranks(store: Store, ranks: Mapping[str, Mapping[str, float]]) -> None:
+    """Log metrics of finished runs, by run id, that change when other runs finish."""
     now = int(time.time() * 1000)
-    for run_id, values in standings.items():
-        finite = {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
-        store.client.log_batch(run_id, [Metric(k, v, now, 0) for k, v in finite.items()])
+    for run_id, values in ranks.items():
+        store.client.log_batch(run_id, [Metric(k, v, now, 0) for k, v in _finite(values).items()])
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {k: float(v) if math.isfinite(v) else math.nan for k, v in values.items()}
+
+
+def _logged_metrics(store: Store, run_id: str) -> frozenset[tuple[str, int]]:
+    """Return names and steps of the metrics that a run has logged, without MLflow's own."""
+    names = [n for n in store.client.get_run(run_id).data.metrics if not n.startswith("system/")]
+    return frozenset((n, metric.step) for n in names for metric in store.client.get_metric_history(run_id, n))
 
 
 @contextmanager
 def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
+    """End the run with the status that matches how the block ends."""
     try:
         yield
     except KeyboardInterrupt:
-        recorder.break_off("KILLED")
+        recorder.end_early("KILLED")
         raise
     except BaseException as error:
-        recorder.break_off("FAILED", {"bench.error": f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
+        recorder.end_early("FAILED", {Tag.ERROR: f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
         raise
     recorder.end("FINISHED")
 
 
 @contextmanager
 def _delivery(outbox: Outbox) -> Iterator[None]:
-    """At the end everything is in the store, or it is said where it is."""
+    """Send all metrics before the block ends, or report where the unsent ones are."""
     try:
         yield
     except BaseException:
@@ -244,7 +247,7 @@ def _delivery(outbox: Outbox) -> Iterator[None]:
 
 @contextmanager
 def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
-    """CPU, memory and GPU load of the whole run, every ten seconds."""
+    """Log CPU, memory and GPU load every ten seconds until the block ends."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(recorder.run_id, tracking_uri=recorder.store.uri)  # type: ignore[no-untyped-call]

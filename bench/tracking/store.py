@@ -1,4 +1,4 @@
-"""Where runs are kept: opening a store, its experiments and their leaderboard in MLflow's UI."""
+"""Opening a tracking store, and an MLflow client that retries locked databases and explains lost servers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,15 @@ from bench.errors import BadSetting, StoreError
 from bench.tracking.ui import VIEW, leaderboard_view
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
-
-
 DRIVERS = {
     "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
     "mysql": "pip install pymysql, and write mysql+pymysql://...",
 }
 
 
-def store_uri(given: str | None = None) -> str:
-    """The store to use: the one given, else `MLFLOW_TRACKING_URI`, else `mlruns/mlflow.db` in this folder."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
+def store_uri(uri: str | None = None) -> str:
+    """Return `uri`, else `MLFLOW_TRACKING_URI`, else that of `mlruns/mlflow.db` in the current folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns/mlflow.db').resolve()}"
 
 
 @dataclass(frozen=True)
@@ -48,48 +46,48 @@ class Store:
     client: MlflowClient
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment `name`, made if it is not there."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
+        """Return the id of the experiment `name`. Create or restore the experiment if necessary."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":
+                self.client.restore_experiment(experiment.experiment_id)
+            return str(experiment.experiment_id)
         try:
-            made = str(self.client.create_experiment(name, artifact_location=self._artifacts(name)))
-        except MlflowException:  # another process was faster
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            new = str(self.client.create_experiment(name, artifact_location=self._artifact_location(name)))
+        except MlflowException:  # another process has just created it
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)
-        self.client.set_experiment_tag(made, f"mlflow.sharedViewState.{VIEW}", leaderboard_view())
-        return made
+            return str(experiment.experiment_id)
+        self.client.set_experiment_tag(new, f"mlflow.sharedViewState.{VIEW}", leaderboard_view())
+        return new
 
     @property
     def address(self) -> str:
-        """The URI as it may be shown."""
+        """The URI without its password, for messages."""
         return without_password(self.uri)
 
     @property
     def folder(self) -> Path | None:
-        """Where a SQLite store lies; None for a server."""
+        """The folder of a SQLite store; None for a server."""
         path = _sqlite_path(self.uri)
         return path and path.parent
 
     def views(self) -> dict[str, str]:
-        """`{experiment: path of its leaderboard in MLflow's UI}`."""
+        """Return `{experiment: path of its leaderboard in MLflow's UI}`."""
         return {
             e.name: f"/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
             for e in self.client.search_experiments()
             if f"mlflow.sharedViewState.{VIEW}" in e.tags
         }
 
-    def _artifacts(self, name: str) -> str | None:
+    def _artifact_location(self, name: str) -> str | None:
         path = _sqlite_path(self.uri)
         return None if path is None else (path.parent / "artifacts" / name).as_uri()
 
 
 def connect(uri: str | None = None) -> Store:
-    """Open the store; a SQLite one is created if it is not there. Raises `StoreError`."""
+    """Open the store. Create a SQLite store that does not exist. Raises `StoreError`."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it prints, it also raises
     uri = store_uri(uri)
@@ -98,10 +96,10 @@ def connect(uri: str | None = None) -> Store:
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # two processes that meet a new database break it
-                client = _made(path, uri)
+            with FileLock(path.with_suffix(".lock")):  # two processes that create one database break it
+                client = _open_sqlite(path, uri)
         else:
-            client = _client(uri)
+            client = _open_client(uri)
     except Exception as error:
         problem = str(error).strip().splitlines()[0]
         raise StoreError(
@@ -110,100 +108,101 @@ def connect(uri: str | None = None) -> Store:
     return Store(uri, client)
 
 
-def _made(path: Path, uri: str) -> MlflowClient:
-    """The client of a SQLite store, whose tables are made if it is new; what was half made is made anew."""
-    making = path.with_suffix(".making")
-    if making.exists():  # its maker was killed, and nobody has used it yet
+def _open_sqlite(path: Path, uri: str) -> MlflowClient:
+    """Return the client of a SQLite store. Create the database again if its creation was interrupted."""
+    marker = path.with_suffix(".making")
+    if marker.exists():  # the process that created it was killed, and nobody has used it yet
         for end in ("", "-journal", "-wal", "-shm"):
             path.with_name(path.name + end).unlink(missing_ok=True)
     if path.exists():
-        return _client(uri)
-    making.touch()
-    client = _client(uri)
+        return _open_client(uri)
+    marker.touch()
+    client = _open_client(uri)
     with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA journal_mode=WAL")  # readers and a writer side by side
-    making.unlink()
+        database.execute("PRAGMA journal_mode=WAL")  # one process can write while others read
+    marker.unlink()
     return client
 
 
 def check_reachable(uri: str, option: str) -> None:
-    """Raise `StoreError` where a server does not answer, or its driver is missing; `option` is what names it.
+    """Raise `StoreError` if a server does not answer or its driver is missing.
 
-    What stands on it would try for minutes before it says so, and at length.
+    `option` is the CLI option that names the server. Without this check, MLflow and Optuna would try for minutes.
     """
-    server, shown = urlparse(uri), without_password(uri)
-    kind = server.scheme.partition("+")[0]
-    if kind not in PORTS:
+    server, address = urlparse(uri), without_password(uri)
+    scheme = server.scheme.partition("+")[0]
+    if scheme not in PORTS:
         return
     try:
-        engine = create_engine(uri) if kind in DRIVERS else None
+        engine = create_engine(uri) if scheme in DRIVERS else None
         if server.hostname is not None:  # else a socket of this machine
-            socket.create_connection((server.hostname, server.port or PORTS[kind]), timeout=5).close()
+            socket.create_connection((server.hostname, server.port or PORTS[scheme]), timeout=5).close()
         if engine is not None:
             engine.connect().close()
             engine.dispose()
     except ImportError as error:
-        raise StoreError(f"{shown} needs a driver ({error}): {DRIVERS[kind]}") from None
+        raise StoreError(f"{address} needs a driver ({error}): {DRIVERS[scheme]}") from None
     except OSError as error:
         raise StoreError(
-            f"nobody answers at {shown} ({error}). Start the server, or give another {option}."
+            f"no server answers at {address} ({error}). Start the server, or give another {option}."
         ) from None
     except (SQLAlchemyError, ValueError) as error:
         raise StoreError(
-            f"{shown} cannot be used: {str(error).splitlines()[0]}. Give another {option}."
+            f"{address} cannot be used: {str(error).splitlines()[0]}. Give another {option}."
         ) from error
 
 
 def without_password(uri: str) -> str:
+    """Return the URI with its password replaced by three stars."""
     return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
-def _client(uri: str) -> MlflowClient:
-    client = MlflowClient(uri)  # mlflow.set_tracking_uri would write it into the environment of all that follows
-    client.search_experiments(max_results=1)  # speaks to the store, and creates a SQLite one
+def _open_client(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)  # mlflow.set_tracking_uri would put it into the environment of later processes
+    client.search_experiments(max_results=1)  # contacts the store, and creates the tables of a SQLite store
     return cast(MlflowClient, RetryingClient(client))
 
 
 class RetryingClient:
-    """MLflow's client: a locked database is tried again, ever later, and a server that is lost is a `StoreError`.
+    """MLflow's client: retries a locked database after growing pauses, raises `StoreError` for a lost server.
 
-    MLflow itself waits 20 seconds for a lock, and nothing has been written when it gives up; for a server it waits
-    four minutes. Metrics are not tried again: they have an outbox, and the run goes on.
+    MLflow itself waits 20 seconds for a lock, and has written nothing when it gives up. It waits four minutes for
+    a server. Metrics are not retried: they have an outbox, and the run continues.
     """
 
     def __init__(self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8)) -> None:
         self._client, self._pauses = client, pauses
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        return partial(self._persist, found) if callable(found) else found
+        attribute = getattr(self._client, name)
+        return partial(self._retry, attribute) if callable(attribute) else attribute
 
-    def _persist(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        for pause in () if "metrics" in named else self._pauses:
+    def _retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for pause in () if "metrics" in kwargs else self._pauses:
             try:
-                return call(*given, **named)
+                return call(*args, **kwargs)
             except MlflowException as error:
                 if isinstance(error.__context__, RequestException):
                     uri = without_password(self._client.tracking_uri)
                     raise StoreError(
-                        f"nobody answers at {uri} any more ({root_cause(error)}). Start it again, then give the same "
-                        "command: it goes on, and sends the metrics that wait in this folder."
+                        f"the server at {uri} no longer answers ({root_cause(error)}). Start it again, then "
+                        "repeat the command: it resumes the run and sends the metrics kept in this folder."
                     ) from error
                 if "database is locked" not in str(error):
                     raise
             time.sleep(pause)
-        return call(*given, **named)
+        return call(*args, **kwargs)
 
 
 def quoted(value: str) -> str:
-    """As MLflow's filters take it, which know no escapes. Raises `BadSetting`."""
+    """Return the value in the quotes of MLflow's filters, which cannot be escaped. Raises `BadSetting`."""
     if "'" in value and '"' in value:
-        raise BadSetting(f"{value} has both kinds of quotes, and MLflow cannot look for it. Use one of them.")
+        raise BadSetting(f"{value} contains both ' and \", and MLflow cannot search for it. Use only one of them.")
     return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def root_cause(error: BaseException) -> str:
-    """What was at the bottom, such as 'database is locked'; MLflow and what it stands on wrap it several times."""
+    """Return the message of the innermost error, such as 'database is locked'. MLflow wraps it several times."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__

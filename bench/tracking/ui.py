@@ -1,4 +1,4 @@
-"""MLflow's own UI: how it is started, and the saved view that opens it on the leaderboard."""
+"""MLflow's own UI: the command that starts it, and the saved view that opens it on the leaderboard."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bench.tracking.tags import KIND, PARENT
+from bench.tracking.tags import PARENT, Tag
 
 if TYPE_CHECKING:
     from bench.tracking.store import Store
 
 VIEW = "leaderboard"
-
-
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
     *(f"metrics.`{m}`" for m in ("rank", "rank_first", "dice", "dice_low", "dice_high")),
@@ -25,19 +23,20 @@ VIEW_COLUMNS = (
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves MLflow's UI on this store, and its environment."""
+    """Return the command that serves MLflow's UI on this store, and its environment."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def leaderboard_view() -> str:
-    """MLflow's UI shows no metric columns by itself: a saved view with ours, ranked, folds left out.
+    """Return a saved view, as JSON, with our metric columns, the best run first and no folds.
 
-    The format is not documented; this is what the UI of 3.17 writes when a view is saved by hand.
+    Without it, MLflow's UI shows no metric columns. The format is not documented: this is what the UI of MLflow
+    3.17 writes when a view is saved by hand.
     """
     state = {
-        "searchFilter": f"tags.`{KIND}` = '{PARENT}'",
+        "searchFilter": f"tags.`{Tag.KIND}` = '{PARENT}'",
         "orderByKey": "metrics.`dice`",
         "orderByAsc": False,
         "startTime": "ALL",

@@ -1,4 +1,4 @@
-"""Models leave the store as plain folders, and predict there as they did in it."""
+"""Models are exported as plain folders that predict as they did in the store."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from bench.experiments.evaluate import evaluate_external
 from bench.inference.fold_models import FoldModels
 from bench.models.io import save_model
 from bench.overrides import configure
-from bench.tracking import Store, open_run, participants, read_table
-from bench.tracking.export import export_run, exported
+from bench.tracking import Store, open_run, read_table
+from bench.tracking.export import export_run, find_exported_models
+from bench.tracking.participants import read_exported_participants
 from tests.fakes import image_of, write, write_case
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -32,20 +33,21 @@ TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.d
 
 @pytest.fixture
 def run(store: Store, tmp_path: Path) -> str:
-    """A finished run of two folds, each with a model of its own; gives its name."""
+    """A finished run of two folds, each with its own model. Returns its name."""
     config = configure({"model": "unet", "model.base": 4, "model.depth": 2})
-    described = {
+    description = {
         "config": config.model_dump(mode="json"),
         "channels": 3,
         "channel_names": ["pre", "flair", "post"],
     }
     with open_run(store, "mine", "lgg", TAGS) as parent:
-        parent.tags({"mlflow.note.content": "**mine**: what is known of it"})
+        parent.tags({"mlflow.note.content": "**mine**: its model card"})
         parent.table("split", pd.DataFrame({"case": ["p_1", "p_2"]}))
         for number in range(2):
             torch.manual_seed(number)
             model = registry.model["unet"].bind(config.model.params)(3)
-            save_model(tmp_path / f"{number}", model, described | {"fold": number, "threshold": 0.4 + number / 10})
+            own = {"fold": number, "threshold": 0.4 + number / 10}
+            save_model(tmp_path / f"{number}", model, description | own)
             with parent.child(f"fold {number}", {"bench.fold": str(number)}) as fold:
                 fold.model(tmp_path / f"{number}", 3)
     return "mine"
@@ -55,42 +57,44 @@ def scan() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
 
 
-def test_an_export_predicts_to_the_bit_what_the_run_does(run, store, tmp_path):
+def test_an_export_predicts_exactly_as_the_run_does(run, store, tmp_path):
     export_run(run, tmp_path / "out", uri=store.uri)
-    folders = exported(tmp_path / "out")
+    folders = find_exported_models(tmp_path / "out")
     assert [f.name for f in folders] == ["fold-0", "fold-1"]
-    ours, theirs = (FoldModels(f) for f in (folders, [tmp_path / "0", tmp_path / "1"]))
-    assert np.array_equal(ours.predict(scan()), theirs.predict(scan()))
-    assert ours.threshold == pytest.approx(0.45)
+    exported, logged = (FoldModels(f) for f in (folders, [tmp_path / "0", tmp_path / "1"]))
+    assert np.array_equal(exported.predict(scan()), logged.predict(scan()))
+    assert exported.threshold == pytest.approx(0.45)
 
 
-def test_in_16_bits_it_is_half_as_large_and_predicts_the_same_within_a_hundredth(run, store, tmp_path):
+def test_an_export_in_16_bits_predicts_within_a_hundredth(run, store, tmp_path):
     for half in (False, True):
         export_run(run, tmp_path / f"{half}", half=half, uri=store.uri)
     large, small = (tmp_path / f"{half}" / "fold-0" / "weights.safetensors" for half in (False, True))
     assert small.stat().st_size < 0.6 * large.stat().st_size
-    kept = {name: tensor.dtype for name, tensor in load_file(small).items()}
+    dtypes = {name: tensor.dtype for name, tensor in load_file(small).items()}
     assert all(
-        dtype != torch.float16 for name, dtype in kept.items() if "running" in name or name.endswith("bias")
+        dtype != torch.float16 for name, dtype in dtypes.items() if "running" in name or name.endswith("bias")
     )
-    whole, halved = (FoldModels(exported(tmp_path / f"{half}")).predict(scan()) for half in (False, True))
+    whole, halved = (
+        FoldModels(find_exported_models(tmp_path / f"{half}")).predict(scan()) for half in (False, True)
+    )
     assert not np.array_equal(whole, halved)
     assert halved == pytest.approx(whole, abs=0.01)
 
 
-def test_one_fold_alone_and_its_card(run, store, tmp_path):
+def test_one_fold_is_exported_with_its_model_card(run, store, tmp_path):
     export_run(run, tmp_path / "out", fold=1, uri=store.uri)
-    assert [f.name for f in exported(tmp_path / "out")] == ["fold-1"]
-    assert exported(tmp_path / "out", 0) == []
+    assert [f.name for f in find_exported_models(tmp_path / "out")] == ["fold-1"]
+    assert find_exported_models(tmp_path / "out", 0) == []
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("**mine**: what is known of it")
-    assert "1 model, one a fold" in card
+    assert card.startswith("**mine**: its model card")
+    assert "1 model, one per fold" in card
 
 
-def test_bench_predict_takes_the_folder_anywhere(run, store, tmp_path, monkeypatch):
+def test_bench_predict_accepts_an_exported_folder(run, store, tmp_path, monkeypatch):
     words = ["export", run, "--out", str(tmp_path / "out"), "--half", "--tracking-uri", store.uri]
-    said = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert "2 models, " in said.output
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "2 models, " in result.output
     (tmp_path / "images").mkdir()
     write(tmp_path / "images" / "a_1.tif", image_of("a", 64))
     elsewhere = tmp_path / "elsewhere"
@@ -103,32 +107,31 @@ def test_bench_predict_takes_the_folder_anywhere(run, store, tmp_path, monkeypat
     assert not (elsewhere / "mlruns").exists()
 
 
-def test_bench_evaluate_takes_the_folder_for_patients_whom_its_models_have_not_seen(run, store, tmp_path, capsys):
+def test_bench_evaluate_accepts_an_exported_folder_for_new_patients_only(run, store, tmp_path, capsys):
     export_run(run, tmp_path / "out", uri=store.uri)
     write_case(tmp_path / "scans", "p_3", (1, 2))
 
-    def evaluated(of: Path) -> str:
-        return evaluate_external(
-            str(of), tmp_path / "scans", fold=None, threshold=None, device="cpu", uri=store.uri
-        )
+    def evaluate() -> str:
+        folders = str(tmp_path / "out"), tmp_path / "scans"
+        return evaluate_external(*folders, fold=None, threshold=None, device="cpu", uri=store.uri)
 
-    logged = store.client.get_run(evaluated(tmp_path / "out"))
+    logged = store.client.get_run(evaluate())
     assert logged.info.run_name == "out on scans"
-    assert "who took part by their names alone" in capsys.readouterr().err
+    assert "know their patients only by name" in capsys.readouterr().err
     assert read_table(store, logged, "cases")["case"].tolist() == ["p_3"]
     write_case(tmp_path / "scans", "p_2", (1, 2))
     with pytest.raises(DataError, match=r"^1 of the patients of .* took part in the run itself, .*\(p_2\)"):
-        evaluated(tmp_path / "out")
+        evaluate()
     for file in (tmp_path / "out").rglob("model.json"):
-        assert "p_2" not in file.read_text(), "who took part cannot be read"
-        described = json.loads(file.read_text())
-        del described["patients"]
-        file.write_text(json.dumps(described))
+        assert "p_2" not in file.read_text(), "the export does not reveal patients"
+        description = json.loads(file.read_text())
+        del description["patients"]
+        file.write_text(json.dumps(description))
     with pytest.raises(DataError, match="does not say which patients its model has seen"):
-        evaluated(tmp_path / "out")
+        evaluate()
 
 
-def test_what_is_there_is_not_written_over(run, store, tmp_path):
+def test_an_export_does_not_overwrite_files(run, store, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(BadSetting, match="is not empty"):
@@ -141,17 +144,17 @@ def test_what_is_there_is_not_written_over(run, store, tmp_path):
 CHAMPION = Path(__file__).parents[2] / "benchmarks" / "results" / "lgg" / "champion"
 
 
-def test_the_published_champion_knows_its_patients_under_any_name(lgg_folder, tmp_path):
+def test_the_published_champion_recognises_renamed_patients(lgg_folder, tmp_path):
     folder = next(path for path in sorted(lgg_folder.rglob("TCGA_*")) if path.is_dir())
     shutil.copytree(folder, tmp_path / "scans" / "subject1")
     pack = load_or_pack(lgg(folder=tmp_path / "scans"), tmp_path / "cache")
-    for model in exported(CHAMPION):
-        described = json.loads((model / "model.json").read_text())
-        assert participants.participants_of_export(described).among(pack) == ["subject1"]
+    for model in find_exported_models(CHAMPION):
+        description = json.loads((model / "model.json").read_text())
+        assert read_exported_participants(description).find_in(pack) == ["subject1"]
 
 
-def test_the_published_champion_predicts_from_a_clone():
-    folders = exported(CHAMPION)
+def test_the_published_champion_predicts_from_the_repository():
+    folders = find_exported_models(CHAMPION)
     assert len(folders) == 5
     assert sum(file.stat().st_size for file in folders[0].parent.rglob("*") if file.is_file()) < 20e6
     champion = FoldModels(folders)
@@ -159,6 +162,6 @@ def test_the_published_champion_predicts_from_a_clone():
     y, x = np.mgrid[:256, :256]
     images[(np.hypot(y - 128, x - 128) < 100)[None].repeat(4, 0)] = 60  # a head, in each slice
     images[1:3, 90:130, 140:190, 1] = 200  # bright on FLAIR, in two of them
-    found = champion.predict(images) >= champion.threshold
-    assert found[1:3, 95:125, 145:185].mean() > 0.5, "what is bright on FLAIR"
-    assert found[[0, 3]].mean() < 0.05, "and little where nothing is"
+    mask = champion.predict(images) >= champion.threshold
+    assert mask[1:3, 95:125, 145:185].mean() > 0.5, "the bright region"
+    assert mask[[0, 3]].mean() < 0.05, "almost nothing in the other slices"

@@ -1,4 +1,4 @@
-"""No metric of a run is lost, whatever happens to the process or to the store."""
+"""No metric of a run is lost, whatever happens to the process or the store."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking import KIND, PARENT, MlflowRecorder, Store, open_run, replay, runs_with
-from bench.tracking.outbox import BRIEF, Outbox, short_timeouts
+from bench.tracking import PARENT, MlflowRecorder, Store, open_run, replay, search_runs
+from bench.tracking.outbox import SHORT_TIMEOUTS, Outbox, short_timeouts
 from bench.tracking.store import RetryingClient
+from bench.tracking.tags import Tag
 
 
-class Moody:
-    """The client of a store that takes no batch while it is `down`, or takes it and does not say so (`deaf`).
+class UnreliableClient:
+    """A client that accepts no batch while it is `down`, and loses the store's answer while it is `deaf`.
 
-    It is a clock as well, on which each batch takes `seconds`.
+    It is also a clock, on which each batch takes `seconds`.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -45,7 +46,7 @@ class Moody:
         self.tries += 1
         self.now += self.seconds
         if self.down:
-            raise MlflowException("nobody there")
+            raise MlflowException("no answer")
         self.client.log_batch(run_id, **what)
         if self.deaf:
             raise MlflowException("the answer was lost")
@@ -55,17 +56,17 @@ class Moody:
 
 
 @pytest.fixture
-def client(store: Store) -> Moody:
-    return Moody(store.client)
+def client(store: Store) -> UnreliableClient:
+    return UnreliableClient(store.client)
 
 
 @pytest.fixture
-def moody(store: Store, client: Moody) -> Store:
+def unreliable(store: Store, client: UnreliableClient) -> Store:
     return Store(store.uri, client)
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
@@ -75,16 +76,16 @@ def run_id(store: Store) -> str:
 
 
 @pytest.fixture
-def outbox(moody: Store, client: Moody, said: list[str], tmp_path: Path) -> Outbox:
-    return Outbox(moody, tmp_path / "unsent.jsonl", said.append, client.clock)
+def outbox(unreliable: Store, client: UnreliableClient, messages: list[str], tmp_path: Path) -> Outbox:
+    return Outbox(unreliable, tmp_path / "unsent.jsonl", messages.append, client.clock)
 
 
-def train(store: Store, said: list[str], work: Callable[[MlflowRecorder], None]) -> None:
-    with open_run(store, "mine", "lgg", {}, say=said.append) as run:
+def run_with(store: Store, messages: list[str], work: Callable[[MlflowRecorder], None]) -> None:
+    with open_run(store, "mine", "lgg", {}, say=messages.append) as run:
         work(run)
 
 
-def at(step: int) -> list[Metric]:
+def batch(step: int) -> list[Metric]:
     return [Metric("a", step / 10, 1000 + step, step), Metric("b", math.nan, 1000 + step, step)]
 
 
@@ -95,8 +96,6 @@ def history(store: Store, run_id: str, name: str = "a") -> list[tuple[int, float
 def expected(*steps: int) -> list[tuple[int, float, int]]:
     return [(step, step / 10, 1000 + step) for step in steps]
 
-
-# A process that dies
 
 KILLED = """
     import os, signal, sys
@@ -109,31 +108,29 @@ KILLED = """
 """
 
 
-def test_a_process_killed_after_an_epoch_has_lost_nothing(store):
+@pytest.mark.slow
+def test_a_process_that_is_killed_has_lost_no_finished_epoch(store):
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), store.uri], capture_output=True, text=True, timeout=120
     )
     assert child.returncode == -signal.SIGKILL
-    found = history(store, child.stdout.strip(), "train/loss")
-    assert [(step, value) for step, value, _ in found] == [(epoch, 1 / epoch) for epoch in range(1, 6)]
+    logged = history(store, child.stdout.strip(), "train/loss")
+    assert [(step, value) for step, value, _ in logged] == [(epoch, 1 / epoch) for epoch in range(1, 6)]
 
 
-def test_what_waits_is_on_this_disk_all_the_while(outbox, run_id, client, store):
-    """So a process that is killed while the store is away loses nothing either: another one sends it."""
+def test_unsent_metrics_are_always_on_disk(outbox, run_id, client, store):
+    """A process that is killed while the store is down loses nothing: another process sends them."""
     client.down = True
     for step in (1, 2, 3):
-        outbox.send(run_id, at(step))
+        outbox.send(run_id, batch(step))
         assert len(outbox.file.read_text().splitlines()) == step
     replay(store, outbox.file)
     assert history(store, run_id) == expected(1, 2, 3)
     assert not outbox.file.exists()
 
 
-# A store that goes away
-
-
-def test_a_run_goes_on_without_its_store_and_catches_up(moody, client, store, said):
-    with open_run(moody, "mine", "lgg", {}, say=said.append) as run, run.child("fold 0") as fold:
+def test_a_run_continues_without_its_store_and_sends_metrics_later(unreliable, client, store, messages):
+    with open_run(unreliable, "mine", "lgg", {}, say=messages.append) as run, run.child("fold 0") as fold:
         for epoch in range(1, 7):
             client.down = epoch in (2, 3, 4)
             fold.metrics({"train/loss": 1 / epoch}, epoch)
@@ -141,13 +138,13 @@ def test_a_run_goes_on_without_its_store_and_catches_up(moody, client, store, sa
     assert [step for step, _, _ in history(store, fold.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
     assert store.client.get_run(run.run_id).info.status == "FINISHED"
     assert not run.outbox.file.exists()
-    waiting, arrived = said  # each said once
-    assert f"takes no metrics (nobody there): they wait in {run.outbox.file}" in waiting
-    assert "takes metrics again" in arrived
+    kept, sent = messages  # one of each
+    assert f"accepts no metrics (no answer): they are kept in {run.outbox.file}" in kept
+    assert "accepts metrics again" in sent
 
 
-def test_what_waited_for_a_run_that_goes_on_arrives_once(moody, client, store, said):
-    """Broken off while its store was away, it makes some epochs again: those that wait are sent first."""
+def test_unsent_metrics_of_a_resumed_run_arrive_once(unreliable, client, store, messages):
+    """A run that is interrupted while its store is down repeats some epochs; its unsent metrics are sent first."""
 
     def work(run: MlflowRecorder) -> None:
         with run.child("fold 0") as fold:
@@ -157,161 +154,162 @@ def test_what_waited_for_a_run_that_goes_on_arrives_once(moody, client, store, s
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(moody, said, work)
+        run_with(unreliable, messages, work)
     client.down = False
-    (before,) = runs_with(store, {KIND: PARENT})
-    with open_run(moody, "mine", "lgg", {}, say=said.append, again=before) as run, run.child("fold 0") as fold:
+    (before,) = search_runs(store, {Tag.KIND: PARENT})
+    resumed = open_run(unreliable, "mine", "lgg", {}, say=messages.append, resume=before)
+    with resumed as run, run.child("fold 0") as fold:
         for step in (1, 2, 3):
             fold.metrics({"train/loss": 0.9}, step)
-    found = history(store, fold.run_id, "train/loss")
-    assert [(step, value) for step, value, _ in found] == [(1, 0.1), (2, 0.2), (3, 0.9)]
+    logged = history(store, fold.run_id, "train/loss")
+    assert [(step, value) for step, value, _ in logged] == [(1, 0.1), (2, 0.2), (3, 0.9)]
     assert not run.outbox.file.exists()
 
 
-def test_metrics_keep_the_time_and_the_order_in_which_they_were_made(outbox, run_id, client, store):
+def test_metrics_keep_their_time_and_order(outbox, run_id, client, store):
     for step in (1, 2, 3, 4):
         client.down = step < 4
-        outbox.send(run_id, at(step))
+        outbox.send(run_id, batch(step))
     assert history(store, run_id) == expected(1, 2, 3, 4)
     assert [step for step, value, _ in history(store, run_id, "b") if math.isnan(value)] == [1, 2, 3, 4]
     assert store.client.get_run(run_id).data.metrics["a"] == 0.4
 
 
-def test_a_batch_that_arrived_without_an_answer_is_not_doubled(outbox, run_id, client, store):
+def test_a_batch_that_arrived_without_an_answer_is_not_logged_twice(outbox, run_id, client, store):
     for step in (1, 2, 3):
         client.deaf = step < 3
-        outbox.send(run_id, at(step))
+        outbox.send(run_id, batch(step))
     assert history(store, run_id) == expected(1, 2, 3)
     assert len(history(store, run_id, "b")) == 3
 
 
-def test_a_store_that_is_slow_to_fail_costs_a_tenth_of_the_time(outbox, run_id, client, store):
+def test_a_store_that_fails_slowly_costs_at_most_a_tenth_of_the_time(outbox, run_id, client, store):
     client.down, client.seconds = True, 20.0  # as long as SQLite waits for a lock
     for step in range(1, 101):
         client.now += 10.0  # an epoch
-        outbox.send(run_id, at(step))
+        outbox.send(run_id, batch(step))
     assert client.tries * client.seconds <= 0.1 * client.now
     assert client.tries > 3
     client.down = False
-    assert outbox.close() is None, "the end of a run waits for no pause"
+    assert outbox.close() is None, "the end of a run does not wait for the pause to end"
     assert history(store, run_id) == expected(*range(1, 101))
 
 
-def test_what_never_arrived_is_in_a_file_and_the_error_says_how_to_send_it(moody, client, store, said, tmp_path):
+def test_the_error_says_how_to_send_metrics_that_never_arrived(unreliable, client, store, messages, tmp_path):
     def work(run: MlflowRecorder) -> None:
         client.down = True
         run.metrics({"dice": 0.5, "hd95": math.inf}, 3)
 
     with pytest.raises(StoreError, match=r"2 metrics did not reach sqlite.* They are in .*unsent") as caught:
-        train(moody, said, work)
+        run_with(unreliable, messages, work)
     (file,) = tmp_path.glob("bench-unsent-*.jsonl")
-    (batch,) = map(json.loads, file.read_text().splitlines())
-    assert {m["key"]: m["step"] for m in batch["metrics"]} == {"dice": 3, "hd95": 3}
-    assert said[-1] == f"{store.uri} could not be told that run {batch['run_id']} is FAILED"
+    (unsent,) = map(json.loads, file.read_text().splitlines())
+    assert {m["key"]: m["step"] for m in unsent["metrics"]} == {"dice": 3, "hd95": 3}
+    assert messages[-1] == f"{store.uri} could not record that run {unsent['run_id']} is FAILED"
     exec(str(caught.value).partition('python -c "')[2].removesuffix('"'))
-    assert store.client.get_run(batch["run_id"]).data.metrics["dice"] == 0.5
+    assert store.client.get_run(unsent["run_id"]).data.metrics["dice"] == 0.5
     assert not file.exists()
 
 
-def test_the_error_that_ended_a_run_is_not_hidden_by_the_store(moody, client, said):
+def test_a_failing_store_does_not_hide_the_error_that_ended_the_run(unreliable, client, messages):
     def work(run: MlflowRecorder) -> None:
         client.down = True
         run.metrics({"dice": 0.5})
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        train(moody, said, work)
-    assert "python -c" in said[1], "where the metrics are is said all the same"
+        run_with(unreliable, messages, work)
+    assert "python -c" in messages[1], "the message still says where the metrics are"
 
 
-def test_another_write_that_fails_is_one_sentence(moody, client, said):
+def test_a_failed_write_of_anything_else_ends_the_run(unreliable, client, messages):
     def work(run: MlflowRecorder) -> None:
         client.down = True
         run.tags({"a": "b"})
 
-    with pytest.raises(StoreError, match=r"failed in the middle of run .*: nobody there\. See to it"):
-        train(moody, said, work)
+    with pytest.raises(StoreError, match=r"failed during run .*: no answer\. Fix the store"):
+        run_with(unreliable, messages, work)
 
 
-def test_without_a_disk_metrics_wait_in_memory_and_it_is_said(moody, run_id, client, store, said, tmp_path):
-    outbox = Outbox(moody, tmp_path / "no folder" / "unsent.jsonl", said.append, client.clock)
+def test_metrics_are_kept_in_memory_if_the_disk_fails(unreliable, run_id, client, store, messages, tmp_path):
+    outbox = Outbox(unreliable, tmp_path / "no folder" / "unsent.jsonl", messages.append, client.clock)
     client.down = True
-    outbox.send(run_id, at(1))
-    assert "only in memory" in said[0]
+    outbox.send(run_id, batch(1))
+    assert "only in memory" in messages[0]
     assert "2 metrics did not reach" in outbox.close()
     assert "are lost" in outbox.close()
     client.down = False
-    outbox.send(run_id, at(2))
+    outbox.send(run_id, batch(2))
     assert history(store, run_id) == expected(1, 2)
 
 
-def test_a_name_that_the_store_never_takes_is_refused_at_once(store, said, tmp_path):
+def test_a_metric_name_that_mlflow_refuses_ends_the_run(store, messages, tmp_path):
     with pytest.raises(StoreError, match=r"refuses metrics of run .*dice@0\.5"):
-        train(store, said, lambda run: run.metrics({"dice@0.5": 1.0}))
+        run_with(store, messages, lambda run: run.metrics({"dice@0.5": 1.0}))
     (file,) = tmp_path.glob("bench-unsent-*.jsonl")
     assert "dice@0.5" in file.read_text()
 
 
-def test_a_file_that_is_not_there_cannot_be_sent(store):
+def test_a_missing_file_cannot_be_sent(store):
     with pytest.raises(StoreError, match=r"there is no file unsent\.jsonl"):
         replay(store, "unsent.jsonl")
 
 
-# Real stores
-
-
-def test_a_database_that_fails_is_waited_for(store, run_id, said, tmp_path):
-    """Its table goes missing: the same `OperationalError` as 'database is locked', without its 20 seconds."""
-    outbox = Outbox(store, tmp_path / "unsent.jsonl", said.append)
+def test_metrics_are_kept_while_a_database_fails(store, run_id, messages, tmp_path):
+    """A missing table raises the same `OperationalError` as 'database is locked', without its 20 seconds."""
+    outbox = Outbox(store, tmp_path / "unsent.jsonl", messages.append)
     with closing(sqlite3.connect(store.uri.removeprefix("sqlite:///"))) as database:
         database.execute("ALTER TABLE metrics RENAME TO away")
-        outbox.send(run_id, at(1))
-        assert "no such table: metrics" in said[0]
+        outbox.send(run_id, batch(1))
+        assert "no such table: metrics" in messages[0]
         database.execute("ALTER TABLE away RENAME TO metrics")
     assert outbox.close() is None
     assert history(store, run_id) == expected(1)
 
 
-def test_a_server_that_is_gone_costs_an_epoch_next_to_nothing(said, tmp_path):
+def test_a_lost_server_costs_an_epoch_less_than_five_seconds(messages, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    outbox = Outbox(Store(uri, MlflowClient(uri)), tmp_path / "unsent.jsonl", said.append)
+    outbox = Outbox(Store(uri, MlflowClient(uri)), tmp_path / "unsent.jsonl", messages.append)
     started = time.monotonic()
-    outbox.send("0" * 32, at(1))
+    outbox.send("0" * 32, batch(1))
     assert time.monotonic() - started < 5
-    assert "Connection refused" in said[0]
+    assert "Connection refused" in messages[0]
     assert outbox.file.exists()
 
 
-def test_a_server_that_is_lost_is_one_sentence_with_a_way_out(said, tmp_path, monkeypatch):
+def test_the_error_for_a_lost_server_says_what_to_do(messages, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # or it takes MLflow four minutes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://me:secret@127.0.0.1:{free.getsockname()[1]}"
     gone = Store(uri, RetryingClient(MlflowClient(uri)))
-    with pytest.raises(StoreError, match=r"http://me:\*\*\*@.* any more .*refused.* Start it again") as caught:
+    with pytest.raises(StoreError, match=r"http://me:\*\*\*@.* no longer .*refused.* Start it again") as caught:
         gone.client.get_run("0" * 32)
     assert "secret" not in str(caught.value)
-    MlflowRecorder(gone, "0" * 32, "0", Outbox(gone, tmp_path / "unsent.jsonl", said.append)).break_off("FAILED")
-    assert "could not be told" in said[0], "and what went wrong is not hidden by it"
+    outbox = Outbox(gone, tmp_path / "unsent.jsonl", messages.append)
+    MlflowRecorder(gone, "0" * 32, "0", outbox).end_early("FAILED")
+    assert "could not record" in messages[0], "no exception hides what ended the run"
 
 
-def test_a_server_that_does_not_answer_is_given_up_after_two_short_tries(said, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # as a user may: ours is 10
+def test_a_silent_server_is_tried_twice_for_a_short_time(messages, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # set by the user: ours is 10
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        outbox = Outbox(Store(uri, MlflowClient(uri)), tmp_path / "unsent.jsonl", said.append)
+        outbox = Outbox(Store(uri, MlflowClient(uri)), tmp_path / "unsent.jsonl", messages.append)
         started = time.monotonic()
-        outbox.send("0" * 32, at(1))
+        outbox.send("0" * 32, batch(1))
     assert 2 <= time.monotonic() - started < 10
-    assert "timed out" in said[0]
+    assert "timed out" in messages[0]
 
 
-def test_haste_leaves_the_environment_as_it_was(monkeypatch):
+def test_short_timeouts_restore_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "33")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with short_timeouts():
-        assert {name: os.environ[name] for name in BRIEF} == BRIEF | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "33"}
+        assert {name: os.environ[name] for name in SHORT_TIMEOUTS} == SHORT_TIMEOUTS | {
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "33"
+        }
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "33"
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

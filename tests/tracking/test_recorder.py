@@ -1,0 +1,162 @@
+"""Writing runs: what is logged, how a run ends, and what a resumed run logs again."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.tracking import log_ranks, open_run, read_records, read_table
+from bench.tracking.recorder import reopen
+
+TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
+
+
+def test_the_last_logged_rank_of_a_finished_run_counts(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.metrics({"dice": 0.5})
+    log_ranks(store, {run.run_id: {"rank": 1, "rank_first": 0.75}})
+    log_ranks(store, {run.run_id: {"rank": 2, "rank_first": math.nan}})
+    values = store.client.get_run(run.run_id).data.metrics
+    assert (values["rank"], values["dice"]) == (2, 0.5)
+    assert math.isnan(values["rank_first"])
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED"), (ValueError, "FAILED")],
+)
+def test_the_status_of_a_run_shows_how_its_block_ended(store, raised, status):
+    caught = suppress(KeyboardInterrupt, SystemExit, ValueError)
+    with caught, open_run(store, "mine", "lgg", TAGS) as run, run.child("fold 0") as fold:
+        fold.table("cases", pd.DataFrame({"case": ["a"]}))
+        run.table("cases", pd.DataFrame({"case": ["a"]}))
+        if raised:
+            raise raised
+    assert store.client.get_run(run.run_id).info.status == status
+    assert store.client.get_run(fold.run_id).info.status == status
+    assert read_table(store, store.client.get_run(fold.run_id), "cases")["case"].tolist() == ["a"]
+    assert len(read_records(store)) == (0 if raised else 1)
+
+
+def test_an_infinite_metric_cannot_win_a_sort(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.metrics({"a": math.inf, "b": math.nan, "c": 1.0})
+    metrics = store.client.get_run(run.run_id).data.metrics
+    assert math.isnan(metrics["a"])
+    assert math.isnan(metrics["b"])
+    assert metrics["c"] == 1
+
+
+def test_a_run_that_mlflow_run_opened_becomes_the_parent(store, monkeypatch):
+    opened = store.client.create_run(store.experiment("theirs"))
+    store.client.log_param(opened.info.run_id, "model", "unet")  # as `mlflow run` does for each -P
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        assert "MLFLOW_RUN_ID" not in os.environ  # or a child process would close the parent
+        run.settings({"model.name": "unet"})
+    assert run.run_id == opened.info.run_id
+    adopted = store.client.get_run(run.run_id)
+    assert (adopted.info.status, adopted.info.run_name) == ("FINISHED", "mine")
+
+
+def test_more_settings_than_fit_one_batch_are_logged(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.settings({f"p{i}": i for i in range(150)} | {"long": "x" * 9000})
+    params = store.client.get_run(run.run_id).data.params
+    assert len(params) == 151
+    assert len(params["long"]) == 6000
+
+
+def test_the_data_set_is_an_input_of_the_run(store):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.data("lgg", "abc123", {"patients": 88})
+    (logged,) = store.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (logged.dataset.name, logged.dataset.digest) == ("lgg", "abc123")
+
+
+def test_a_logged_image_has_the_given_pixels(store):
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[1, 2] = (0, 229, 160)
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.image("overlays/best", pixels)
+    path = store.client.download_artifacts(run.run_id, "overlays/best.png")
+    assert np.array_equal(np.asarray(mlflow.artifacts.load_image(path).convert("RGB")), pixels)
+
+
+def test_a_resumed_run_does_not_log_settings_and_metrics_twice(store):
+    with suppress(KeyboardInterrupt), open_run(store, "mine", "lgg", {}) as run:
+        run.settings({"a": 1})
+        with run.child("fold 0") as fold:
+            for step in (1, 2):
+                fold.metrics({"loss": step, "score": np.nan}, step)
+            raise KeyboardInterrupt
+    before = store.client.get_run(run.run_id)
+    with open_run(store, "mine", "lgg", {}, resume=before) as run:
+        assert store.client.get_run(run.run_id).info.status == "RUNNING"
+        run.settings({"a": 2, "b": 3})
+        with run.child("fold 0") as again, run.child("fold 1") as other:
+            for step in (2, 3):
+                again.metrics({"loss": 10 * step, "score": 0}, step)
+    after = store.client.get_run(run.run_id)
+    assert (run.run_id, again.run_id) == (before.info.run_id, fold.run_id) != (run.run_id, other.run_id)
+    assert after.data.params == {"a": "1", "b": "3"}
+    history = store.client.get_metric_history(fold.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1), (2, 2), (3, 30)]
+    assert [m.step for m in store.client.get_metric_history(fold.run_id, "score")] == [1, 2, 3]
+    for run_id in (run.run_id, fold.run_id, other.run_id):
+        assert store.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_resumed_run_does_not_log_its_model_twice(store, tmp_path):
+    (tmp_path / "segmenter").mkdir()
+    (tmp_path / "segmenter" / "model.json").write_text("{}")
+    with open_run(store, "mine", "lgg", {}) as run:
+        run.model(tmp_path / "segmenter", 3)
+    with open_run(store, "mine", "lgg", {}, resume=store.client.get_run(run.run_id)) as again:
+        again.model(tmp_path / "segmenter", 3)
+    assert len(store.client.get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_a_reopened_run_has_no_error(store):
+    with pytest.raises(ValueError, match="a bad day"), open_run(store, "mine", "lgg", {}) as run:
+        raise ValueError("a bad day")
+    assert "a bad day" in store.client.get_run(run.run_id).data.tags["bench.error"]
+    reopen(store, store.client.get_run(run.run_id))
+    assert "bench.error" not in store.client.get_run(run.run_id).data.tags
+
+
+SLEEPER = """
+    import signal, sys, time
+    from bench.cli import _as_interrupt
+    from bench.tracking import connect, open_run
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    with open_run(connect(sys.argv[1]), "sleeper", "lgg", {}) as run:
+        print(run.run_id, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_terminated_process_leaves_its_run_killed(store):
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    run_id = child.stdout.readline().strip()
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert store.client.get_run(run_id).info.status == "KILLED"
