@@ -1,0 +1,1 @@
+"""Rank and compare runs: records in, rows and sentences out."""

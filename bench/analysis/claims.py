@@ -1,3 +1,5 @@
+"""State in words what a comparison of two runs shows, and no more than its numbers support."""
+
 from __future__ import annotations
 
 import math
@@ -9,17 +11,17 @@ import pandas as pd
 
 from bench.analysis.ranking import ALPHA
 from bench.formatting import between
-from bench.stats import Paired, Procedure
+from bench.stats import FoldComparison, PairedComparison
 
-LEFT_OUT = 0.05  # share of patients without a score above which nothing is claimed: models choose who has one
-
-
-SURE = 0.95  # the posterior probability at which training anew is said to change nothing
+MAX_UNDEFINED = (
+    0.05  # share of patients: beyond it nothing is claimed, as a model's predictions decide who has a score
+)
+SURE = 0.95  # posterior probability from which two ways of training are called equal
 
 
 @dataclass(frozen=True)
 class MetricScale:
-    """How a metric is read: which way is better, and which difference of means counts for nothing."""
+    """How to read a metric: which direction is better, and which mean difference (`rope`) is negligible."""
 
     metric: str
     higher: bool
@@ -31,117 +33,128 @@ class MetricScale:
     def sign(self) -> int:
         return 1 if self.higher else -1
 
-    def said(self, value: float, form: str = "") -> str:
-        """A number as people read it; only zero looks like zero."""
-        first = -math.floor(math.log10(abs(value))) if value else 0
-        return f"{value:{form}.{max(self.digits, first)}f}"
+    def format(self, value: float, form: str = "") -> str:
+        """Return a number as text, with enough digits that only zero looks like zero."""
+        leading = -math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:{form}.{max(self.digits, leading)}f}"
 
-    def better(self, difference: float) -> str:
-        """Whom a difference A - B speaks for."""
+    def favoured(self, difference: float) -> str:
+        """Return the run that a difference A - B favours: A, B or '' for none."""
         return "A" if self.sign * difference > 0 else "B" if difference else ""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: images seen in training, and the weights it started from: '' random, None not known."""
+    """One of the two runs: images seen in training and initial weights ('' for random, None if unknown)."""
 
     name: str
     run_id: str = ""
     images: float = math.nan
     weights: str | None = ""
-    derived: bool = False  # made of other runs, which bear its cost
+    derived: bool = False  # made from other runs, which carry its training cost
     post_hoc: bool = False  # changed after its test scores were seen
 
 
 def claim(
-    found: Paired,
+    paired: PairedComparison,
     losses: float,
-    procedure: Procedure,
+    procedure: FoldComparison,
     scale: MetricScale,
     undefined: int = 0,
     notes: Sequence[str] = (),
 ) -> str:
-    """What these numbers allow to be said, and no more."""
-    amount = " ".join(filter(None, (scale.said(abs(found.difference)), scale.unit)))
-    way = "higher" if found.difference > 0 else "lower"
-    score = f"A scores {amount} {way} than B" if found.difference else "A and B score the same"
-    low_is_good = "" if scale.higher else ", where low is good"
-    ends = between(found.interval.low, found.interval.high, partial(scale.said, form="+"))
-    if undefined > LEFT_OUT * (found.n + undefined):
-        said, training = "too many others have no score for anything to be claimed", []
+    """State the conclusion of a comparison, followed by `notes`.
+
+    `losses` is the share of patients where B is better, `undefined` the number with tumour but without a score.
+    """
+    amount = " ".join(filter(None, (scale.format(abs(paired.difference)), scale.unit)))
+    direction = "higher" if paired.difference > 0 else "lower"
+    score = f"A scores {amount} {direction} than B" if paired.difference else "A and B score the same"
+    low_is_good = "" if scale.higher else ", where lower is better"
+    ends = between(paired.interval.low, paired.interval.high, partial(scale.format, form="+"))
+    if undefined > MAX_UNDEFINED * (paired.n + undefined):
+        conclusion, training = "too many other patients have no score to conclude anything", []
     else:
-        said, ahead = patients_say(found, losses, scale)
-        training = [training_says(procedure, ahead, scale)]
+        conclusion, better = conclude_from_patients(paired, losses, scale)
+        training = [conclude_from_folds(procedure, better, scale)]
     parts = [
-        f"On these {found.n} patients {score} in mean {scale.metric}{low_is_good} (95% interval of A - B {ends}; "
-        f"Wilcoxon p {_p(found.p)}; A better in {found.wins:.0%}, B in {losses:.0%} of them): {said}.",
+        f"On these {paired.n} patients {score} in mean {scale.metric}{low_is_good} (95% interval of A - B {ends}; "
+        f"Wilcoxon p {_p(paired.p)}; A is better in {paired.wins:.0%} and B in {losses:.0%} of them): "
+        f"{conclusion}.",
         *training,
     ]
     if undefined:
-        parts.append(f"{undefined} more count for neither, as their {scale.metric} is not defined in both.")
+        patients = "1 more patient is" if undefined == 1 else f"{undefined} more patients are"
+        parts.append(f"{patients} left out, as {scale.metric} is undefined in at least one run.")
     return " ".join((*parts, *notes))
 
 
-def patients_say(found: Paired, losses: float, scale: MetricScale) -> tuple[str, str]:
-    """What holds of these fitted models for patients like these, and whose are better: A, B or nobody's."""
-    low, high = found.interval.low, found.interval.high
-    ahead = scale.better(found.difference)
+def conclude_from_patients(paired: PairedComparison, losses: float, scale: MetricScale) -> tuple[str, str]:
+    """Return what holds for these trained models on patients like these, and the better run: A, B or ''."""
+    low, high = paired.interval.low, paired.interval.high
+    ahead = scale.favoured(paired.difference)
     if math.isnan(low) or math.isnan(high):
-        return "so few patients settle nothing", ""
+        return "too few patients to conclude anything", ""
     if max(abs(low), abs(high)) < scale.rope:
-        return f"in practice equal on patients like these, as less than {scale.rope:g} counts for nothing", ""
-    if low <= 0 <= high and found.p >= ALPHA:
-        return "they cannot be told apart", ""
+        negligible = f"differences below {scale.rope:g} are negligible"
+        return f"they are equal in practice on patients like these, as {negligible}", ""
+    if low <= 0 <= high and paired.p >= ALPHA:
+        return "no difference is shown", ""
     if low <= 0 <= high:
-        return "by rank the differences lean one way, by mean they do not, so neither is called better", ""
-    if ahead != scale.better(scale.sign * (found.wins - losses)):
+        return "ranks favour one run and the mean does not, so neither is called better", ""
+    if ahead != scale.favoured(scale.sign * (paired.wins - losses)):
         return f"{ahead} is better in the mean, but not in most patients", ""
-    if found.p >= ALPHA:
-        return f"{ahead} is better in the mean, which a few patients may have made: by rank it is not settled", ""
+    if paired.p >= ALPHA:
+        return (
+            f"{ahead} is better in the mean, but by rank no difference is shown: a few patients may explain it",
+            "",
+        )
     return f"{ahead}'s models are better on patients like these", ahead
 
 
-def training_says(procedure: Procedure, ahead: str, scale: MetricScale) -> str:
-    """What holds of the two ways to train, given whose models are better: A, B or nobody's."""
+def conclude_from_folds(procedure: FoldComparison, better: str, scale: MetricScale) -> str:
+    """Return what holds for the two ways of training; `better` is the run with the better models: A, B or ''."""
     if math.isnan(procedure.p):
-        return "One fold says nothing about training anew."
-    difference = scale.said(procedure.difference, "+")
+        return "One fold cannot show what would hold after training again."
+    difference = scale.format(procedure.difference, "+")
     head = f"Over {procedure.n} folds the difference is {difference} (p {_p(procedure.p)})"
     if procedure.same >= SURE:
-        return f"{head}: trained anew, they would most likely differ by less than {scale.rope:g}."
-    if procedure.p >= ALPHA and ahead:
-        return f"{head}: whether training {ahead} anew would again give better models is not settled."
+        return f"{head}: after training again, they would most likely differ by less than {scale.rope:g}."
+    if procedure.p >= ALPHA and better:
+        return f"{head}: it is not shown that {better} would also be better after training again."
     if procedure.p >= ALPHA:
-        return f"{head}: what training anew would give is not settled."
-    if ahead and ahead == scale.better(procedure.difference):
-        return f"{head}: training {ahead} anew may be expected to give better models again."
-    return f"{head}, which the patients do not bear out: what training anew would give is not settled."
+        return f"{head}: it is not shown which would be better after training again."
+    if better and better == scale.favoured(procedure.difference):
+        return f"{head}: {better} is expected to be better after training again, too."
+    return f"{head}, but patients do not confirm it: it is not shown which would be better after training again."
 
 
-def healthy_say(a: pd.DataFrame, b: pd.DataFrame, cases: Set[str]) -> str:
-    """In how many of these patients, who have no tumour, each run sees one; '' where there are none."""
+def describe_healthy(a: pd.DataFrame, b: pd.DataFrame, cases: Set[str]) -> str:
+    """Return in how many of these patients without tumour each run predicts tumour; '' for no patients."""
     if not cases:
         return ""
     alarms = [int((run["fp"][run["case"].isin(cases)] > 0).sum()) for run in (a, b)]
-    who = "1 patient without tumour counts" if len(cases) == 1 else f"{len(cases)} patients without tumour count"
-    return f"{who} for neither: A predicts some in {alarms[0]} of them, B in {alarms[1]}."
+    patients = "1 patient without tumour is" if len(cases) == 1 else f"{len(cases)} patients without tumour are"
+    return f"{patients} left out: A predicts tumour in {alarms[0]} of them, B in {alarms[1]}."
 
 
-def caveats(a: Side, b: Side) -> list[str]:
-    """Sentences on what else differs between two runs, and may be all that their scores show."""
-    unlike = []
+def list_caveats(a: Side, b: Side) -> list[str]:
+    """Return sentences on what else differs between two runs and may explain their scores."""
+    unequal = []
     ratio = a.images / b.images if a.images > 0 and b.images > 0 else 1.0
     if max(ratio, 1 / ratio) > 1.1:
-        unlike.append(f"{'A' if ratio > 1 else 'B'} saw {max(ratio, 1 / ratio):.1f} times as many images")
+        unequal.append(f"{'A' if ratio > 1 else 'B'} saw {max(ratio, 1 / ratio):.1f} times as many images")
     if None not in (a.weights, b.weights) and a.weights != b.weights:
-        unlike.append(f"A started from {a.weights or 'random'} weights and B from {b.weights or 'random'} ones")
-    said = [f"Budgets differ, which may be all that this shows: {'; '.join(unlike)}."] if unlike else []
+        unequal.append(f"A started from {a.weights or 'random'} weights and B from {b.weights or 'random'} ones")
+    caveats = [f"Budgets differ, which may explain the difference: {'; '.join(unequal)}."] if unequal else []
     for name, side in (("A", a), ("B", b)):
         if side.derived:
-            said.append(f"{name} is made of other runs: what those cost and started from is part of its budget.")
+            caveats.append(
+                f"{name} is derived from other runs: their cost and initial weights are part of its budget."
+            )
         if side.post_hoc:
-            said.append(f"{name} was changed after its test scores were seen, which may flatter it.")
-    return said
+            caveats.append(f"{name} was changed after its test scores were seen, which may make it look too good.")
+    return caveats
 
 
 def _p(p: float) -> str:

@@ -1,4 +1,4 @@
-"""Which runs are meant: conditions on what is known of them, such as model=unet or cost/parameters<5e6."""
+"""Select runs by conditions on their facts, such as model=unet or cost/parameters<5e6."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def filter_records(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
-    """Those of which all conditions hold: 'key=value' (or !=, <, <=, >, >=). Raises `BenchError`.
+    """Keep the records that meet all conditions: 'key=value' (or !=, <, <=, >, >=). Raises `BenchError`.
 
-    A key is `name`, `id`, or a setting, score, cost or tag of a run; `encoder` means model.encoder, `flops`
-    cost/flops.
+    A key is `name`, `id`, or a setting, score, cost or tag of a run; `encoder` is short for model.encoder and
+    `flops` for cost/flops.
     """
-    places = set(range(len(records)))
+    kept = list(records)
     for condition in where:
-        found = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
-        if found is None:
-            raise BadSetting(f"'{condition}' is no condition. Write model=unet, or cost/parameters<5e6.")
-        key, sign, wanted = found.groups()
-        values = [_fact(record, key) for record in records]
-        if records and all(value is None for value in values):
-            there = {name for record in records for name in _facts(record)}
+        parsed = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
+        if parsed is None:
+            raise BadSetting(
+                f"'{condition}' is not a condition. Write one such as model=unet or cost/parameters<5e6."
+            )
+        key, sign, wanted = parsed.groups()
+        if records and all(_lookup(record, key) is None for record in records):
+            known = {name for record in records for name in _facts(record)}
             raise UnknownName(
                 f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
-                f"{did_you_mean(key, there)}"
+                f"{did_you_mean(key, known)}"
             )
-        places &= {n for n, value in enumerate(values) if _holds(value, sign, wanted)}
-    return [record for n, record in enumerate(records) if n in places]
+        kept = [record for record in kept if _holds(_lookup(record, key), sign, wanted)]
+    return kept
 
 
 def _facts(record: RunRecord) -> dict[str, Any]:
     return {"name": record.name, "id": record.run_id, **record.tags, **record.metrics, **record.settings}
 
 
-def _fact(record: RunRecord, key: str) -> Any:
+def _lookup(record: RunRecord, key: str) -> Any:
     facts = _facts(record)
     names = (key, f"{key}.name", f"cost/{key}", f"run.{key}", f"model.{key}")
     return next((facts[name] for name in names if name in facts), None)

@@ -1,39 +1,26 @@
+"""How a column of a board is read: digits, and whether low values are good."""
+
 from __future__ import annotations
 
 from bench import registry
-from bench.metrics.classification import HIGHER
 
-HEADLINE = {"segmentation": "dice", "presence": "auroc"}
-
-
-DIGITS = {"": 3, "pixels": 1, "slices": 2}  # that a score is worth, by its unit
-
-
+DIGITS = {"": 3, "pixels": 1, "slices": 2}  # shown after the point, by the unit of a score
 COSTS = (
     *("epochs", "images", "parameters", "flops", "wall_seconds", "device_seconds", "peak_memory_mb"),
     *("latency_p50_ms", "latency_p95_ms"),
 )
-
-
-LOWER_IS_BETTER = (  # beside the metrics that are known to be
+LOWER_IS_BETTER = (  # besides the metrics whose registry entry says so
     *(*COSTS, "rank", "p", "group", "rank_low", "rank_high", "dice_under_half", "false_positive_patients"),
 )
 
 
-def higher_is_better(task: str, primary: str) -> bool:
-    """Which way a score points."""
-    if task == "presence":
-        return primary in HIGHER
-    return primary not in registry.metric or bool(registry.metric[primary].facts.get("higher"))
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether the best of a column are its smallest."""
-    metric = registry.metric[name].facts if name in registry.metric else {}
-    return name in LOWER_IS_BETTER or metric.get("higher") is False
+def lower_is_better(column: str) -> bool:
+    """Return whether the smallest values of a column are the best."""
+    facts = registry.metric[column].facts if column in registry.metric else {}
+    return column in LOWER_IS_BETTER or facts.get("higher") is False
 
 
 def digits_of(score: str) -> int:
-    """Digits behind the point that a score is said with."""
+    """Return how many digits after the point a score is shown with."""
     unit = registry.metric[score].facts.get("unit", "") if score in registry.metric else ""
     return DIGITS.get(unit, 3)

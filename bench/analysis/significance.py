@@ -1,4 +1,4 @@
-"""Who can be told from whom, patient by patient: mean ranks, Friedman's test, and the bars of a diagram."""
+"""Compare rows patient by patient: mean ranks, Friedman's test, and the bars of a critical-difference diagram."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MeanRanks:
-    """The mean over patients of each row's rank, Friedman's p that all are alike (NaN below three rows), and bars:
-    rows of which no two can be told apart. Two rows share a bar exactly where they cannot.
+    """The mean over patients of the rank of each row.
+
+    `friedman` is the p-value of Friedman's test that all rows are equal (NaN below three rows). `bars` are sets of
+    rows that cannot be distinguished; two rows share a bar exactly if they cannot be distinguished.
     """
 
     ranks: Floats
@@ -24,29 +26,29 @@ class MeanRanks:
     bars: tuple[tuple[int, ...], ...]
 
 
-def mean_ranks(scores: Floats, told: NDArray[np.bool_], *, higher: bool) -> MeanRanks:
-    """From scores (rows, patients), all defined, and which rows can be told apart (rows, rows).
+def mean_ranks(scores: Floats, distinct: NDArray[np.bool_], *, higher: bool) -> MeanRanks:
+    """Rank rows within each patient, from defined scores (rows, patients) and distinguishable pairs (rows, rows).
 
-    Patients' equal scores share the mean of their ranks.
+    Equal scores of a patient share the mean of their ranks.
     """
     rounded = np.round(scores, 12)
     ranks = stats.rankdata(-rounded if higher else rounded, axis=0).mean(1)
-    differ = len(scores) > 2 and bool((np.ptp(rounded, axis=0) > 0).any())
-    friedman = float(stats.friedmanchisquare(*rounded).pvalue) if differ else math.nan
-    return MeanRanks(ranks, friedman, tuple(bars(~told)))
+    testable = len(scores) > 2 and bool((np.ptp(rounded, axis=0) > 0).any())
+    friedman = float(stats.friedmanchisquare(*rounded).pvalue) if testable else math.nan
+    return MeanRanks(ranks, friedman, tuple(maximal_cliques(~distinct)))
 
 
-def bars(tied: NDArray[np.bool_]) -> list[tuple[int, ...]]:
-    """The largest sets of two rows or more that are tied pair by pair (Bron and Kerbosch 1973), in order."""
-    near = [set(np.flatnonzero(row).tolist()) - {at} for at, row in enumerate(tied)]
+def maximal_cliques(tied: NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """Return the largest sets of at least two rows that are all tied with each other (Bron and Kerbosch 1973)."""
+    neighbours = [set(np.flatnonzero(row).tolist()) - {number} for number, row in enumerate(tied)]
 
-    def grown(members: set[int], others: set[int], seen: set[int]) -> Iterator[tuple[int, ...]]:
-        if not others | seen:
+    def extend(members: set[int], candidates: set[int], excluded: set[int]) -> Iterator[tuple[int, ...]]:
+        if not candidates | excluded:
             yield tuple(sorted(members))
             return
-        pivot = max(others | seen, key=lambda one: len(near[one] & others))
-        for one in sorted(others - near[pivot]):
-            yield from grown(members | {one}, others & near[one], seen & near[one])
-            others, seen = others - {one}, seen | {one}
+        pivot = max(candidates | excluded, key=lambda row: len(neighbours[row] & candidates))
+        for row in sorted(candidates - neighbours[pivot]):
+            yield from extend(members | {row}, candidates & neighbours[row], excluded & neighbours[row])
+            candidates, excluded = candidates - {row}, excluded | {row}
 
-    return sorted(bar for bar in grown(set(), set(range(len(tied))), set()) if len(bar) > 1)
+    return sorted(clique for clique in extend(set(), set(range(len(tied))), set()) if len(clique) > 1)

@@ -1,4 +1,4 @@
-"""Where a model is good and where not: mean scores of patients who have something in common."""
+"""Group patients by what they share, and average scores within each group."""
 
 from __future__ import annotations
 
@@ -13,34 +13,9 @@ from bench.data.pack import Pack
 Floats = NDArray[np.float64]
 
 
-def groups_of(pack: Pack) -> pd.DataFrame:
-    """What patients have in common: institution, and where there is a FLAIR to stand in, sequences it replaces."""
-    groups = pack.index.groupby("case")[["institution"]].first()
-    if "flair" in pack.manifest.channels:
-        groups["missing sequences"] = [_missing(pack, str(case)) for case in groups.index]
-    return groups
-
-
-def _missing(pack: Pack, case: str) -> str:
-    """Channels that are FLAIR in every slice of a patient: single slices may be blank, and so alike, in all."""
-    volume, channels = pack.images[pack.rows([case])], pack.manifest.channels
-    flair = volume[..., channels.index("flair")]
-    same = [c for at, c in enumerate(channels) if c != "flair" and np.array_equal(volume[..., at], flair)]
-    return " and ".join(same) or "none" if np.ptp(flair) else "none"
-
-
-def terciles(pixels: pd.Series[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The two sizes that part the patients with tumour into thirds, and every patient's third: 0 without tumour.
-
-    Equal sizes stay together, in the smaller third.
-    """
-    ends = np.quantile(pixels[pixels > 0], [1 / 3, 2 / 3]) if (pixels > 0).any() else np.zeros(2)
-    return ends, np.where(pixels > 0, 1 + np.searchsorted(ends, pixels), 0).astype(np.int64)
-
-
 @dataclass(frozen=True)
 class GroupMeans:
-    """Patients who have something in common, and the mean score of each row over them."""
+    """Patients who share a property, and the mean score of each row over them."""
 
     kind: str
     name: str
@@ -48,23 +23,40 @@ class GroupMeans:
     means: Floats
 
 
-def strata(scores: Floats, groups: pd.DataFrame) -> list[GroupMeans]:
-    """From scores (rows, patients) and what patients have in common, a column a kind.
+def groups_of(pack: Pack) -> pd.DataFrame:
+    """Return the groups of each patient: institution and, if there is a FLAIR, the sequences that it replaces."""
+    groups = pack.index.groupby("case")[["institution"]].first()
+    if "flair" in pack.manifest.channels:
+        groups["missing sequences"] = [_missing_sequences(pack, str(case)) for case in groups.index]
+    return groups
 
-    A kind that does not tell patients apart is left out, and so are patients with undefined scores.
+
+def _missing_sequences(pack: Pack, case: str) -> str:
+    """Return the channels that equal FLAIR in all slices: a single blank slice is equal in all channels."""
+    volume, channels = pack.images[pack.rows([case])], pack.manifest.channels
+    flair = volume[..., channels.index("flair")]
+    same = [c for n, c in enumerate(channels) if c != "flair" and np.array_equal(volume[..., n], flair)]
+    return " and ".join(same) or "none" if np.ptp(flair) else "none"
+
+
+def size_groups(pixels: pd.Series[int]) -> pd.Series[str]:
+    """Divide patients with tumour into thirds by its pixels; equal sizes stay together, in the smaller third."""
+    limits = np.quantile(pixels[pixels > 0], [1 / 3, 2 / 3]) if (pixels > 0).any() else np.zeros(2)
+    thirds = np.where(pixels > 0, 1 + np.searchsorted(limits, pixels), 0)
+    names = ["no tumour", f"small, to {limits[0]:,.0f} px", f"middle, to {limits[1]:,.0f} px", "large"]
+    return pd.Series(pd.Categorical([names[third] for third in thirds], names, ordered=True), pixels.index)
+
+
+def mean_by_group(scores: Floats, groups: pd.DataFrame) -> list[GroupMeans]:
+    """Average scores (rows, patients) within the groups, of which each column is a kind.
+
+    Leaves out a kind with a single group, and patients with an undefined score.
     """
-    known = np.isfinite(scores).all(0)
-    scores, groups = scores[:, known], groups.iloc[np.flatnonzero(known)]
+    defined = np.isfinite(scores).all(0)
+    scores, groups = scores[:, defined], groups.iloc[np.flatnonzero(defined)]
     return [
         GroupMeans(str(kind), str(name), len(members), scores[:, groups.index.get_indexer(members.index)].mean(1))
         for kind in groups
         if groups[kind].nunique() > 1
         for name, members in groups.groupby(groups[kind], observed=True)
     ]
-
-
-def sizes(pixels: pd.Series[int]) -> pd.Series[str]:
-    """Thirds of the patients with tumour, by its pixels; equal sizes stay together, in the smaller third."""
-    ends, thirds = terciles(pixels)
-    names = ["none", f"small, to {ends[0]:,.0f} px", f"middle, to {ends[1]:,.0f} px", "large"]
-    return pd.Series(pd.Categorical([names[at] for at in thirds], names, ordered=True), pixels.index)

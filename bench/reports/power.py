@@ -1,3 +1,5 @@
+"""`bench power`: print how small a difference in Dice a study can detect."""
+
 from __future__ import annotations
 
 import math
@@ -5,16 +7,11 @@ from fractions import Fraction
 
 import pandas as pd
 
-from bench.analysis.power import (
-    MODELS,
-    SEEDS,
-    CohortSpread,
-    cohort_spread,
-    power_table,
-)
+from bench.analysis.cohort import CohortSpread, measure_spread
+from bench.analysis.power import MODELS, SEEDS, power_table
 from bench.console import console, frame_table
 from bench.formatting import SYNTHETIC_WARNING, plain
-from bench.tracking import connect, records
+from bench.tracking import connect, read_records
 
 
 def show_power(
@@ -26,49 +23,53 @@ def show_power(
     models: int = 2,
     power: float = 0.8,
 ) -> pd.DataFrame:
-    """Print what a study of so many patients, folds and seeds can show, judged from the runs in the store.
+    """Print the smallest Dice difference that a study can detect, estimated from the runs in the store.
 
-    Patients and folds are by default those of the runs. Gives the table that it prints. Raises `BenchError`.
+    Patients and folds are by default those of the runs. Returns the table that is printed. Raises `BenchError`.
     """
-    known = cohort_spread(records(connect(uri)))
-    patients = known.patients if patients is None else patients
-    folds = known.folds if folds is None else folds
+    cohort = measure_spread(read_records(connect(uri)))
+    patients = cohort.patients if patients is None else patients
+    folds = cohort.folds if folds is None else folds
     table = power_table(
-        known, patients=patients, folds=folds, seeds=(*SEEDS, seeds), models=(*MODELS, models), power=power
+        cohort, patients=patients, folds=folds, seeds=(*SEEDS, seeds), models=(*MODELS, models), power=power
     )
-    for line in said(known, table, patients=patients, folds=folds, seeds=seeds, models=models, power=power):
+    study = {"patients": patients, "folds": folds, "seeds": seeds, "models": models}
+    for line in summarise_power(cohort, table, **study, power=power):
         console().print(plain(line), markup=False, soft_wrap=True)
     shown = table.map(lambda v: "> 1" if math.isinf(v) else round(v, 3))
-    console().print(frame_table(f"Smallest Dice gap that {_share(power)} studies find", shown))
+    console().print(frame_table(f"Smallest Dice difference detected in {_share(power)} studies", shown))
     return table
 
 
-def said(
-    known: CohortSpread, table: pd.DataFrame, *, patients: int, folds: int, seeds: int, models: int, power: float
+def summarise_power(
+    cohort: CohortSpread, table: pd.DataFrame, *, patients: int, folds: int, seeds: int, models: int, power: float
 ) -> list[str]:
-    """The answer in sentences, and what it rests on."""
-    seeds = seeds if known.seed_variance is not None else 1
+    """Return the result in sentences, with the data that it is based on."""
+    seeds = seeds if cohort.seed_variance is not None else 1
     row = table[(table["models"] == models) & (table["seeds"] == seeds)].iloc[0]
-    gap, low, high, anew = (_dice(row[name]) for name in (f"{patients} patients", "from", "to", "trained anew"))
-    which = "two models" if models == 2 else f"any two of {models} models"
-    typical = known.at(0.5)
-    trained = f"{folds} folds, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    gap, low, high, retrained = (
+        _dice(row[name]) for name in (f"{patients} patients", "from", "to", "after training again")
+    )
+    compared = "two models" if models == 2 else f"any two of {models} models"
+    typical = cohort.pair_at(0.5)
+    training = f"{folds} folds, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
     lines = [
-        f"With {patients} patients and {trained}, {which} must be {gap} Dice apart to be told from chance in "
-        f"{_share(power)} studies; smaller gaps are missed more often.",
-        f"That is for pairs like {' and '.join(typical.names)}, the middle one of {len(known.pairs)}; it takes "
-        f"{low} where models differ less from patient to patient, {high} where they differ more.",
-        f"To claim that a recipe would be better again when trained anew, it takes {anew}.",
+        f"With {patients} patients and {training}, {compared} must differ by {gap} Dice to be distinguished in "
+        f"{_share(power)} studies; smaller differences are missed more often.",
+        f"This holds for pairs like {' and '.join(typical.names)}, the median of {len(cohort.pairs)} pairs. Pairs "
+        f"that vary less from patient to patient need {low}, pairs that vary more need {high}.",
+        f"To claim that a recipe would be better again if it were retrained, the difference must be {retrained}.",
     ]
-    if known.seed_variance is None:
+    if cohort.seed_variance is None:
         lines.append(
-            "What more seeds would bring is unknown, as no settings were run with two. Run one of them again with "
-            "another --seed."
+            "The effect of more seeds is unknown, because no settings were run with two seeds. Run one of them "
+            "again with another --seed."
         )
     else:
-        lines.append(f"Of a difference's variance {known.seed_share:.0%} is of seeds: no more shrinks with them.")
-    lines.append(f"Judged from {known.title}.")
-    return [*lines, SYNTHETIC_WARNING] if known.synthetic else lines
+        share = f"{cohort.seed_share:.0%}"
+        lines.append(f"Seeds cause {share} of the variance of a difference; more seeds reduce only this share.")
+    lines.append(f"Estimated from {cohort.title}.")
+    return [*lines, SYNTHETIC_WARNING] if cohort.synthetic else lines
 
 
 def _dice(gap: float) -> str:

@@ -1,4 +1,4 @@
-"""Boards and results as text: terminal, Markdown, CSV, JSON, HTML. It says; it computes nothing."""
+"""Boards as text: terminal, Markdown, CSV, JSON, HTML. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from html import escape
 
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.board import Board, Row
-from bench.analysis.score_facts import HEADLINE, digits_of
+from bench.analysis.score_facts import digits_of
 from bench.formatting import (
     NAMES,
     SYNTHETIC,
@@ -29,12 +28,13 @@ from bench.formatting import (
     plain,
     signed,
 )
+from bench.reports.html_document import escaped
 from bench.types import RunRecord
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a board: its heading, what its cell says, what it means, and the number behind it, if any."""
+    """A column of a board: its heading, the text of a cell, its meaning, and the field with its number, if any."""
 
     heading: str
     cell: Callable[[Row], str]
@@ -43,7 +43,7 @@ class Column:
 
     @property
     def number(self) -> bool:
-        """Words otherwise."""
+        """Whether the column holds numbers."""
         return bool(self.field)
 
 
@@ -51,82 +51,68 @@ def _score(name: str, heading: str, meaning: str, digits: int = 3) -> Column:
     return Column(heading, lambda r: decimal(r.scores.get(name, math.nan), digits), meaning, name)
 
 
-WHO = (
-    Column("#", lambda r: str(r.rank), "rank by the first score", "rank"),
-    Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run"),
-)
-
-
+RANK = Column("#", lambda r: str(r.rank), "rank by the first score", "rank")
+RUN = Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run")
 ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id")
-
-
 SCORES: Mapping[str, tuple[Column, ...]] = {
     "segmentation": (
         _score("dice_median", "median", "of Dice over patients"),
         _score("dice_p5", "p5", "5th percentile of Dice over patients"),
         _score("dice_under_half", "<0.5", "patients with Dice under 0.5", 0),
         _score("dice_positive_slices", "pos. slices", "Dice on slices with tumour"),
-        _score("slice_sensitivity", "sens.", "share of a patient's tumour slices found"),
-        _score("slice_specificity", "spec.", "share of a patient's empty slices left empty"),
-        _score("hd95", "HD95 px", "2D, a missed slice counts the image diagonal", 1),
+        _score("slice_sensitivity", "sens.", "share of a patient's tumour slices with a prediction"),
+        _score("slice_specificity", "spec.", "share of a patient's empty slices without a prediction"),
+        _score("hd95", "HD95 px", "2D, a missed slice counts as the image diagonal", 1),
         _score("missed_slices", "missed", "tumour slices without a prediction", 0),
     ),
     "presence": (
         _score("average_precision", "AP", "average precision"),
-        _score("sensitivity", "sens.", "share of tumour slices called"),
-        _score("specificity", "spec.", "share of empty slices not called"),
-        _score("accuracy", "accuracy", "share of slices called rightly"),
-        _score("missed_slices", "missed", "tumour slices not called", 0),
-        _score("false_positive_slices", "false", "empty slices called", 0),
+        _score("sensitivity", "sens.", "share of tumour slices classified as tumour"),
+        _score("specificity", "spec.", "share of empty slices classified as empty"),
+        _score("accuracy", "accuracy", "share of slices classified correctly"),
+        _score("missed_slices", "missed", "tumour slices classified as empty", 0),
+        _score("false_positive_slices", "false", "empty slices classified as tumour", 0),
         _score("brier", "Brier", "mean squared error of the probability"),
         _score("ece", "ECE", "expected calibration error"),
     ),
 }
-
-
-ALARMS = _score("false_positive_patients", "FP patients", "patients without tumour and with a prediction", 0)
-
-
+FALSE_POSITIVES = _score("false_positive_patients", "FP patients", "patients without tumour, with a prediction", 0)
 COSTS = (
-    Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "what the row is the mean of", "seeds"),
-    Column("weights", lambda r: r.weights, "what training began with"),
-    Column("budget", lambda r: r.budget, "slices seen in a fold, and their size"),
-    Column("epochs", lambda r: decimal(r.epochs, 1).removesuffix(".0"), "of a fold", "epochs"),
+    Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "that the row averages", "seeds"),
+    Column("weights", lambda r: r.weights, "initial weights of training"),
+    Column("budget", lambda r: r.budget, "slices seen in training a fold, and their size"),
+    Column("epochs", lambda r: decimal(r.epochs, 1).removesuffix(".0"), "per fold", "epochs"),
     Column("params M", lambda r: decimal(r.parameters / 1e6, 1), "millions of parameters", "parameters"),
-    Column("GFLOPs", lambda r: decimal(r.flops / 1e9, 2), "of one slice, forward", "flops"),
-    Column(
-        "device-s",
-        lambda r: decimal(r.device_seconds, 0),
-        "training, times GPUs or CPU threads",
-        "device_seconds",
-    ),
+    Column("GFLOPs", lambda r: decimal(r.flops / 1e9, 2), "forward pass of one slice", "flops"),
+    Column("device-s", lambda r: decimal(r.device_seconds, 0), "training, x GPUs or threads", "device_seconds"),
     Column("peak MB", lambda r: decimal(r.peak_memory_mb, 0), "memory in training", "peak_memory_mb"),
-    Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice by itself, median", "latency_p50_ms"),
-    Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "the same, 95th percentile", "latency_p95_ms"),
-    Column("trials", lambda r: str(r.searched), "of the search that found it", "searched"),
-    Column("wall", lambda r: duration(r.wall_seconds), "of the whole run", "wall_seconds"),
+    Column("ms p50", lambda r: decimal(r.latency_p50_ms, 1), "one slice, median latency", "latency_p50_ms"),
+    Column("ms p95", lambda r: decimal(r.latency_p95_ms, 1), "one slice, 95th percentile", "latency_p95_ms"),
+    Column("trials", lambda r: str(r.searched), "of the hyperparameter search", "searched"),
+    Column("wall", lambda r: duration(r.wall_seconds), "time of the whole run", "wall_seconds"),
     Column("on", lambda r: r.hardware, "hardware"),
     Column("split", lambda r: r.split[:8], "hash of the folds"),
 )
 
 
 def score_columns(board: Board) -> tuple[Column, ...]:
-    """Who stands where, by what, and how surely."""
+    """Return the columns of ranks, scores and their uncertainty."""
     name = board.primary
     digits = digits_of(name)
     first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board), "score")
-    dice = () if name == HEADLINE[board.task] else (_score(HEADLINE[board.task], NAMES[HEADLINE[board.task]], ""),)
-    alarms = (ALARMS,) if board.counts_healthy else ()
-    return (*WHO, first, *_standing(board.task, digits), *dice, *SCORES[board.task], *alarms, ID)
+    dice = () if name == board.rules.headline else (_score(board.rules.headline, NAMES[board.rules.headline], ""),)
+    false_positives = (FALSE_POSITIVES,) if board.counts_healthy else ()
+    compared = _comparison_columns(board.task, digits)
+    return (RANK, RUN, first, *compared, *dice, *SCORES[board.task], *false_positives, ID)
 
 
 def cost_columns(board: Board) -> tuple[Column, ...]:
-    """What each row has cost, and would cost in use."""
-    return (*WHO, *COSTS, ID)
+    """Return the columns of training and inference costs."""
+    return (RANK, RUN, *COSTS, ID)
 
 
-def _standing(task: str, digits: int) -> tuple[Column, ...]:
-    how, test = ("over all slices", "bootstrap") if task == "presence" else ("patient by patient", "Wilcoxon")
+def _comparison_columns(task: str, digits: int) -> tuple[Column, ...]:
+    how, test = ("over all slices", "bootstrap") if task == "presence" else ("paired by patient", "Wilcoxon")
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
     return (
         Column(
@@ -139,17 +125,17 @@ def _standing(task: str, digits: int) -> tuple[Column, ...]:
         Column(
             "95% interval",
             lambda r: between(r.difference_low, r.difference_high, change),
-            "of the difference, over the same",
+            "of the difference, over patients (and seeds)",
             "difference_low",
         ),
-        Column("p", lambda r: p_value(r.p), f"{test} over patients against the leader, Holm over all pairs", "p"),
+        Column("p", lambda r: p_value(r.p), f"{test} test against the leader, Holm corrected over all pairs", "p"),
         Column(
             "tie",
             lambda r: letter(r.group),
-            "rows of one letter cannot be told from its best, by ranks (p) and by means",
+            "rows with the same letter cannot be distinguished from the best of them, by ranks (p) and by means",
             "group",
         ),
-        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading for patients drawn anew", "first"),
+        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading over resampled patients", "first"),
         Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank", "rank_low"),
     )
 
@@ -159,13 +145,13 @@ def _meaning(board: Board) -> str:
 
 
 def legend(columns: Sequence[Column]) -> str:
-    """What the headings mean, in a line."""
-    told = [f"{c.heading}: {c.meaning}" for c in columns if c.meaning and c not in (*WHO, ID)]
-    return "; ".join(told) + "."
+    """Explain the headings in one line."""
+    explained = [f"{c.heading}: {c.meaning}" for c in columns if c.meaning and c not in (RANK, RUN, ID)]
+    return "; ".join(explained) + "."
 
 
 def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
-    """A board for the terminal."""
+    """Return a board for the terminal."""
     columns = columns or score_columns(board)
     title = Text(plain(board.title), "table.title")
     caption = Text("\n".join(map(plain, (legend(columns), *board.notes))))
@@ -178,7 +164,7 @@ def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
 
 
 def board_markdown(boards: Sequence[Board]) -> str:
-    """Boards as Markdown, each under its title: scores, then costs."""
+    """Return boards as Markdown, each with its title: scores, then costs."""
     parts = []
     for board in boards:
         parts.append(f"**{markdown_escaped(board.title)}**")
@@ -192,31 +178,29 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 
 def board_html(board: Board) -> str:
-    """A board as an HTML table with all columns."""
+    """Return a board as an HTML table with all columns."""
     columns = (*score_columns(board)[:-1], *COSTS, ID)
-    head = "".join(f'<th scope="col" title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in columns)
+    head = "".join(f'<th scope="col" title="{escaped(c.meaning)}">{escaped(c.heading)}</th>' for c in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(plain(c.cell(row)))}</td>" for c in columns) + "</tr>" for row in board.rows
+        "<tr>" + "".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) + "</tr>" for row in board.rows
     )
-    notes = "".join(f"<p>{escape(plain(note))}</p>" for note in (legend(columns), *board.notes))
+    notes = "".join(f"<p>{escaped(note)}</p>" for note in (legend(columns), *board.notes))
     return (
-        f"<table><caption>{escape(plain(board.title))}</caption><thead><tr>{head}</tr></thead>"
+        f"<table><caption>{escaped(board.title)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>{notes}"
     )
 
 
 def frame_markdown(frame: pd.DataFrame) -> str:
-    """A table of texts as Markdown; columns that say nothing are left out."""
-    told = [name for name in frame.columns if frame[name].astype(str).str.len().any()]
-    lines = [f"| {' | '.join(map(markdown_escaped, told))} |", f"|{'---|' * len(told)}"]
-    lines += [
-        f"| {' | '.join(markdown_escaped(str(v)) for v in row)} |" for row in frame[told].itertuples(index=False)
-    ]
+    """Return a table of texts as Markdown; empty columns are left out."""
+    frame = frame[[name for name in frame.columns if frame[name].astype(str).str.len().any()]]
+    lines = [f"| {' | '.join(map(markdown_escaped, frame.columns))} |", f"|{'---|' * len(frame.columns)}"]
+    lines += [f"| {' | '.join(markdown_escaped(str(v)) for v in row)} |" for row in frame.to_numpy(object)]
     return "\n".join(lines)
 
 
 def board_csv(boards: Sequence[Board]) -> str:
-    """All rows at full precision; the column `board` numbers the boards."""
+    """Return all rows as CSV at full precision; the column `board` numbers the boards."""
     out = io.StringIO()
     rows = [
         {
@@ -237,14 +221,14 @@ def board_csv(boards: Sequence[Board]) -> str:
     return out.getvalue()
 
 
-def cases_csv(boards: Sequence[Board], found: Sequence[RunRecord]) -> str:
-    """Every patient as each run behind the rows has scored it, to six digits; `found` are the runs."""
-    known = {record.run_id: record for record in found}
+def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
+    """Return the scores of every patient by each run behind the rows as CSV, to six digits."""
+    by_id = {record.run_id: record for record in records}
     parts = []
-    for number, made in enumerate(boards, 1):
-        for row in made.rows:
+    for number, board in enumerate(boards, 1):
+        for row in board.rows:
             for run_id in row.runs:
-                record = known[run_id]
+                record = by_id[run_id]
                 own: dict[str, int | str] = {"board": number, "rank": row.rank, "name": row.name, "run_id": run_id}
                 own["seed"] = record.settings.get("run.seed", "")
                 parts.append(record.cases.assign(**own)[[*own, *record.cases]])
@@ -252,12 +236,12 @@ def cases_csv(boards: Sequence[Board], found: Sequence[RunRecord]) -> str:
 
 
 def board_json(boards: Sequence[Board]) -> str:
-    """Boards with their rows at full precision; what is not defined is null."""
-    said = [
+    """Return boards as JSON with their rows at full precision; undefined values are null."""
+    objects = [
         asdict(b) | {"notes": b.notes, "rows": [{k: _defined(v) for k, v in r.flat().items()} for r in b.rows]}
         for b in boards
     ]
-    return json.dumps(said, indent=1, allow_nan=False)
+    return json.dumps(objects, indent=1, allow_nan=False)
 
 
 def _defined(value: object) -> object:
@@ -265,7 +249,7 @@ def _defined(value: object) -> object:
 
 
 def _cell(value: object) -> object:
-    """Text that a spreadsheet would run as a formula is quoted, and stays on one line."""
+    """Quote a text that a spreadsheet would run as a formula, and keep it on one line."""
     if not isinstance(value, str):
         return value
     return f"'{plain(value)}" if value[:1] in ("=", "+", "-", "@") else plain(value)

@@ -1,4 +1,4 @@
-"""Only what was measured alike is ranked together, a row is what it says it is, and ranks come from patients."""
+"""Boards group comparable runs, rows average seeds, ranks come from patients, and notes warn the reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from bench.analysis.board import Board, Row
 from bench.analysis.leaderboard import board_of_run, build_boards, rank_metrics
-from bench.analysis.score_facts import higher_is_better
+from bench.analysis.task_rules import rules_of
 from bench.data.pack import Manifest
 from bench.errors import BadSetting, UnknownName
 from bench.metrics.aggregate import summarise
@@ -20,9 +20,9 @@ from bench.types import RunRecord
 from tests.fakes import tiny_pack
 
 PATIENTS = "abcdefgh"
-TOLD = {"data": "d" * 16, "split": "s" * 12, "convention": "1", "dataset": "lgg", "synthetic": "false"}
+TAGS = {"data": "d" * 16, "split": "s" * 12, "convention": "1", "dataset": "lgg", "synthetic": "false"}
 FINE = [0.90, 0.85, 0.88, 0.79, 0.93, 0.82, 0.95, 0.76]
-FAIR = [0.89, 0.87, 0.85, 0.83, 0.88, 0.88, 0.88, 0.76]  # 0.005 less, after wins and losses of up to 0.07
+FAIR = [0.89, 0.87, 0.85, 0.83, 0.88, 0.88, 0.88, 0.76]  # 0.005 worse on average, with both wins and losses
 POOR = [0.50, 0.44, 0.46, 0.36, 0.49, 0.37, 0.49, 0.29]  # worse by 0.40, 0.41 ... 0.47
 
 
@@ -37,17 +37,17 @@ def record(
     tags: dict[str, str] | None = None,
     **metrics: float,
 ) -> RunRecord:
-    """A run on eight patients in two folds, of a model that nobody else has unless it is given."""
+    """Return a run on eight patients in two folds; its model is unique unless `settings` name another."""
     scores = dice if isinstance(dice, list) else [dice] * len(cases)
     table = {"case": list(cases), "fold": [n % 2 for n in range(len(cases))], "dice": scores, **(columns or {})}
-    chosen = {"model.name": name, "loss.name": "bce_dice", "train.epochs": "3", "run.seed": "0", "run.name": name}
+    base = {"model.name": name, "loss.name": "bce_dice", "train.epochs": "3", "run.seed": "0", "run.name": name}
     return RunRecord(
         run_id=f"id-{name}",
         name=name,
         cases=pd.DataFrame(table),
-        settings=chosen | (settings or {}),
+        settings=base | (settings or {}),
         metrics={key.replace("__", "/"): value for key, value in metrics.items()},
-        tags={f"bench.{k}": v for k, v in (TOLD | (tags or {})).items()},
+        tags={f"bench.{k}": v for k, v in (TAGS | (tags or {})).items()},
     )
 
 
@@ -68,7 +68,7 @@ def row_of(board: Board, name: str) -> Row:
     return next(row for row in board.rows if row.name == name)
 
 
-# Who may be compared
+# Boards
 
 
 @pytest.mark.parametrize(
@@ -82,18 +82,18 @@ def row_of(board: Board, name: str) -> Row:
         {"cases": "abcdefg"},
     ],
 )
-def test_runs_that_were_measured_otherwise_stand_on_another_board(other):
-    made = build_boards([record("one"), record("two", **other), record("three")])
-    assert sorted(sorted(order(board)) for board in made) == [["one", "three"], ["two"]]
+def test_runs_that_are_not_comparable_are_on_another_board(other):
+    boards = build_boards([record("one"), record("two", **other), record("three")])
+    assert sorted(sorted(order(board)) for board in boards) == [["one", "three"], ["two"]]
 
 
-def test_patients_are_paired_by_name_and_not_by_place():
+def test_patients_are_paired_by_name_not_by_position():
     board = board_of(record("one", FINE), record("two", FINE[::-1], cases=PATIENTS[::-1]))
     assert ranked(board) == [(1, "one"), (1, "two")]
     assert [row.p for row in board.rows] == [1, 1]
 
 
-def test_a_board_says_what_its_rows_have_in_common():
+def test_a_board_describes_what_its_rows_have_in_common():
     board = board_of(record("one"))
     assert (board.dataset, board.data_key, board.split_hash, board.patients) == ("lgg", "d" * 16, "s" * 12, 8)
     assert (board.task, board.primary, board.left_out) == ("segmentation", "dice", ())
@@ -102,25 +102,25 @@ def test_a_board_says_what_its_rows_have_in_common():
     assert not board.post_hoc
 
 
-def test_synthetic_and_rescored_runs_are_said_and_come_after_others():
+def test_synthetic_and_rescored_boards_are_labelled_and_come_last():
     fake = {"data": "f" * 16, "dataset": "phantom", "synthetic": "true"}
     late = {"post_hoc": "rescored"}
-    made = build_boards(
+    boards = build_boards(
         [*(record(n, tags=fake) for n in "pqr"), *(record(n, tags=late) for n in "xy"), record("real")]
     )
-    assert [order(board) for board in made] == [["real"], ["x", "y"], ["p", "q", "r"]]
-    assert [(board.post_hoc, board.synthetic) for board in made] == [(False, False), (True, False), (False, True)]
-    assert "RESCORED after the test scores were seen: no fair competitors" in made[1].title
-    assert "SYNTHETIC, not patients" in made[2].title
-    assert [row.synthetic for row in (made[0].rows[0], *made[2].rows)] == [False, True, True, True]
+    assert [order(board) for board in boards] == [["real"], ["x", "y"], ["p", "q", "r"]]
+    assert [(b.post_hoc, b.synthetic) for b in boards] == [(False, False), (True, False), (False, True)]
+    assert "RESCORED after the test scores were seen: no fair competitors" in boards[1].title
+    assert "SYNTHETIC, not patients" in boards[2].title
+    assert [row.synthetic for row in (boards[0].rows[0], *boards[2].rows)] == [False, True, True, True]
 
 
-def test_no_records_are_no_boards_whatever_is_asked_for():
+def test_no_records_give_no_boards_whatever_the_options():
     assert build_boards([]) == []
     assert build_boards([], primary="hd95", sort="flops", group_by="loss.name", pareto="flops") == []
 
 
-def test_the_tags_of_the_data_are_those_that_boards_are_made_of():
+def test_boards_use_the_tags_of_the_data():
     manifest: Manifest = tiny_pack().manifest
     tags = data_tags(manifest)
     assert tags["bench.data"] == manifest.key
@@ -130,11 +130,11 @@ def test_the_tags_of_the_data_are_those_that_boards_are_made_of():
     assert (board.dataset, board.data_key) == (manifest.dataset, manifest.key)
 
 
-# What a row is
+# Rows
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_row():
-    """Names, devices and folders do not matter, nor do the plans of a device; scores and costs are means."""
+def test_runs_that_differ_only_in_their_seed_are_one_row():
+    """Run names, devices, folders and device plans do not matter; scores and costs are means."""
     unet = {"model.name": "unet"}
     runs = [
         record("second", FINE, settings=unet | {"run.seed": "1", "plan.threads": "4"}, dice=0.86),
@@ -146,11 +146,11 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row():
     assert row.score == pytest.approx((0.86 + 0.425) / 2)
     assert row.scores == {"dice": pytest.approx(row.score)}
     assert row.low < row.score < row.high
-    assert isnan(row.parameters)  # not all have said how many
+    assert isnan(row.parameters)  # not logged by all runs
 
 
-def test_a_seed_that_was_run_again_counts_once_with_its_newest_run():
-    """Else it would weigh more than other seeds, and the row vary less."""
+def test_a_repeated_seed_counts_once_with_its_newest_run():
+    """Otherwise it would weigh more than other seeds, and the interval would be too narrow."""
     unet = {"model.name": "unet"}
     runs = [
         record("newer", FINE, settings=unet | {"dataset.folder": "/x"}),
@@ -169,7 +169,7 @@ def test_a_seed_that_was_run_again_counts_once_with_its_newest_run():
     assert sorted(row.runs for row in apart.rows) == [("id-else",), ("id-newer", "id-other")]
 
 
-def test_a_run_of_this_store_counts_before_an_imported_one_of_its_seed():
+def test_a_run_of_this_store_is_preferred_to_an_imported_one_of_its_seed():
     unet = {"model.name": "unet"}
     imported = record("theirs", FAIR, settings=unet, tags={"imported": "x"})
     other = record("other", POOR, settings=unet | {"run.seed": "1"}, tags={"imported": "y"})
@@ -180,13 +180,13 @@ def test_a_run_of_this_store_counts_before_an_imported_one_of_its_seed():
     assert "Imported, not scored in this store: theirs." in board_of(imported, record("two")).notes
 
 
-def test_a_row_that_a_search_has_found_says_whom_it_may_have_looked_at():
+def test_a_note_names_the_rows_found_by_a_search():
     searched = {"run.searched": "30"}
-    said = "Found by a search: {}. Unless nested, it may have looked at patients tested here."
+    note = "Found by a search: {}. Unless nested, it may have used patients tested here."
     board = board_of(record("one", settings=searched), record("two"))
-    assert said.format("one") in board.notes
+    assert note.format("one") in board.notes
     both = board_of(record("one", settings=searched), record("two", settings=searched))
-    assert said.format("all rows") in both.notes
+    assert note.format("all rows") in both.notes
     assert not [note for note in board_of(record("two")).notes if "search" in note]
     seeds = {"model.name": "unet"}
     runs = record("a", settings=seeds), record("b", settings=seeds | searched | {"run.seed": "1"})
@@ -206,14 +206,14 @@ def test_costs_of_seeds_are_averaged():
 @pytest.mark.parametrize(
     "other", [{"train.lr": "0.1"}, {"loss.name": "dice"}, {"train.epochs": "4"}, {"new": "1"}]
 )
-def test_runs_that_differ_in_anything_else_are_rows_of_their_own(other):
+def test_runs_that_differ_in_another_setting_are_separate_rows(other):
     board = board_of(
         record("a", settings={"model.name": "unet"}), record("b", settings={"model.name": "unet"} | other)
     )
     assert len(board.rows) == 2
 
 
-def test_runs_without_settings_are_rows_of_their_own():
+def test_runs_without_settings_are_separate_rows():
     plain = record("a")
     bare = [RunRecord(f"id-{n}", n, plain.cases, {}, {}, plain.tags) for n in "ab"]
     assert order(board_of(*bare)) == ["a", "b"]
@@ -227,13 +227,13 @@ SEVERAL = [
 ]
 
 
-def test_rows_may_be_single_runs():
+def test_rows_can_be_single_runs():
     board = board_of(*SEVERAL, group_by="run")
     assert ranked(board) == [(1, "four"), (1, "one"), (3, "two"), (4, "three")]
     assert {row.seeds for row in board.rows} == {1}
 
 
-def test_rows_may_be_the_values_of_a_setting():
+def test_rows_can_be_the_values_of_a_setting():
     board = board_of(*SEVERAL, group_by="loss.name")
     assert ranked(board) == [(1, "bce_dice"), (2, "dice")]
     first, second = board.rows
@@ -243,27 +243,28 @@ def test_rows_may_be_the_values_of_a_setting():
     assert (first.model, second.model, second.loss) == ("unet", "several", "dice")
 
 
-def test_a_value_that_is_none_is_called_so_and_a_run_without_the_setting_stands_alone():
-    told = [record(n, settings={"model.encoder": e}) for n, e in [("a", "None"), ("b", "None"), ("c", "resnet18")]]
-    board = board_of(*told, record("d"), record("e"), group_by="model.encoder")
+def test_a_row_can_be_named_none_and_runs_without_the_setting_are_not_grouped():
+    runs = [record(n, settings={"model.encoder": e}) for n, e in [("a", "None"), ("b", "None"), ("c", "resnet18")]]
+    board = board_of(*runs, record("d"), record("e"), group_by="model.encoder")
     assert sorted(order(board)) == ["c", "d", "e", "none"]
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("loss.nam", "loss.name"), ("configuraton", "configuration")])
-def test_a_setting_that_no_run_has_is_refused_with_a_suggestion(wrong, meant):
-    with pytest.raises(UnknownName, match=rf"cannot group by '{wrong}'.* Did you mean '{meant}'\?"):
+@pytest.mark.parametrize(("wrong", "suggestion"), [("loss.nam", "loss.name"), ("configuraton", "configuration")])
+def test_grouping_by_an_unknown_setting_raises_with_a_suggestion(wrong, suggestion):
+    with pytest.raises(UnknownName, match=rf"cannot group by '{wrong}'.* Did you mean '{suggestion}'\?"):
         build_boards(SEVERAL, group_by=wrong)
 
 
-def test_a_row_shows_what_its_runs_have_logged():
-    said = {"model.encoder": "resnet18", "model.weights": "imagenet", "run.seed": "7"}
-    run = record("run", settings=said, hd95=6.5, cost__parameters=31e6, cost__latency_p50_ms=2.5, dice_median=0.9)
+def test_a_row_shows_what_its_runs_logged():
+    settings = {"model.encoder": "resnet18", "model.weights": "imagenet", "run.seed": "7"}
+    costs = {"cost__parameters": 31e6, "cost__latency_p50_ms": 2.5}
+    run = record("run", settings=settings, hd95=6.5, dice_median=0.9, **costs)
     (row,) = board_of(run).rows
     assert (row.model, row.encoder, row.weights, row.loss, row.seed) == (
         *("run", "resnet18", "imagenet", "bce_dice", "7"),
     )
     assert (row.parameters, row.latency_p50_ms) == (31e6, 2.5)
-    assert row.scores == {"hd95": 6.5, "dice_median": 0.9}  # what is a cost is no score
+    assert row.scores == {"hd95": 6.5, "dice_median": 0.9}  # costs are not scores
     assert isnan(row.flops)
     flat = row.flat()
     assert (flat["hd95"], flat["score"], flat["runs"], flat["run_id"]) == (6.5, 0.8, "id-run", "id-run")
@@ -274,11 +275,11 @@ def test_a_row_shows_what_its_runs_have_logged():
     ("settings", "weights"),
     [({}, "scratch"), ({"model.weights": "None"}, "scratch"), ({"model.weights": "imagenet"}, "imagenet")],
 )
-def test_weights_of_a_trained_run_are_scratch_or_named(settings, weights):
+def test_weights_of_a_trained_run_are_scratch_or_a_name(settings, weights):
     assert board_of(record("a", settings=settings)).rows[0].weights == weights
 
 
-def test_scores_are_those_that_a_summary_has():
+def test_scores_are_those_of_the_logged_summary():
     cases = record("x", FINE, columns={"tp": [1] * 8, "fp": [0] * 8, "fn": [1] * 8, "tn": [2] * 8}).cases
     (row,) = board_of(record("x", FINE, **summarise(cases))).rows
     assert row.score == pytest.approx(row.scores["dice"]) == pytest.approx(0.86)
@@ -286,7 +287,7 @@ def test_scores_are_those_that_a_summary_has():
     assert (row.low, row.high) == (row.scores["dice_low"], row.scores["dice_high"])
 
 
-def test_an_earlier_rank_is_no_score():
+def test_an_earlier_logged_rank_is_not_a_score():
     (row,) = board_of(record("a", rank=7, rank_low=5, rank_high=9, rank_first=0.1, dice=0.8)).rows
     assert row.scores == {"dice": 0.8}
     assert (row.rank, row.rank_low, row.rank_high) == (1, 1, 1)
@@ -296,7 +297,7 @@ def test_an_earlier_rank_is_no_score():
 
 
 def test_ranks_means_and_differences_come_from_patients():
-    """Whatever was logged as their mean. FINE beats POOR in 8 of 8 patients: p is 2 / 2**8."""
+    """The logged means are ignored. FINE beats POOR in 8 of 8 patients: p is 2 / 2**8."""
     board = board_of(record("poor", POOR, dice=0.99), record("fine", FINE, dice=0.1))
     assert ranked(board) == [(1, "fine"), (2, "poor")]
     first, second = board.rows
@@ -311,7 +312,7 @@ def test_ranks_means_and_differences_come_from_patients():
     assert [(row.rank_low, row.rank_high) for row in board.rows] == [(1, 1), (2, 2)]
 
 
-def test_p_is_corrected_for_all_pairs_and_what_cannot_be_told_apart_shares_a_group():
+def test_p_is_corrected_for_all_pairs_and_indistinguishable_rows_share_a_group():
     board = board_of(record("fine", FINE), record("fair", FAIR), record("poor", POOR))
     assert ranked(board) == [(1, "fine"), (2, "fair"), (3, "poor")]
     assert [row.group for row in board.rows] == [1, 1, 2]
@@ -352,69 +353,66 @@ def test_a_lower_distance_ranks_first():
         *(("segmentation", "of_a_plugin", True), ("presence", "auroc", True), ("presence", "brier", False)),
     ],
 )
-def test_scores_point_up_or_down(task, score, higher):
-    assert higher_is_better(task, score) is higher
+def test_each_score_has_a_better_direction(task, score, higher):
+    assert rules_of(task).higher_is_better(score) is higher
 
 
-def test_a_score_that_is_none_is_refused_with_a_suggestion():
+def test_an_unknown_primary_score_raises_with_a_suggestion():
     with pytest.raises(UnknownName, match=r"cannot rank by 'dise'; there are dice, .*Did you mean 'dice'"):
         build_boards([record("a")], primary="dise")
 
 
 @pytest.mark.parametrize("column", ["tp", "fold", "case", "relative_volume_difference", "dice_slices_empty1"])
-def test_what_is_neither_better_high_nor_low_or_flatters_ranks_nobody(column):
+def test_columns_without_a_better_direction_cannot_rank(column):
     tenths = dict.fromkeys(("relative_volume_difference", "dice_slices_empty1", "accuracy"), [0.1] * 8)
     run = record("a", columns={"tp": [1] * 8, **tenths})
-    assert board_of(run, primary="accuracy").primary == "dice", "which ranks presence alone"
+    assert board_of(run, primary="accuracy").primary == "dice", "accuracy ranks only presence runs"
     with pytest.raises(UnknownName, match=f"cannot rank by '{column}'"):
         build_boards([run], primary=column)
 
 
-def test_a_primary_is_known_from_all_runs_and_not_only_from_those_that_are_left():
-    assert build_boards([record("a", columns={"hd95": [1.0] * 8})], primary="hd95", where=["name=nobody"]) == []
+def test_a_primary_score_may_exist_only_in_runs_that_a_filter_removes():
+    assert build_boards([record("a", columns={"hd95": [1.0] * 8})], primary="hd95", where=["name=none"]) == []
 
 
 # Patients for whom a score is not defined
 
 GAP = [nan, *FAIR[1:]]
-NOBODY = [nan] * 8
+UNDEFINED = [nan] * 8
 OTHERS = " What other rows got wrong there does not show."
 
 
-def test_who_was_put_together_from_runs_that_were_scored_before_is_said():
+def test_a_note_names_the_rows_combined_from_scored_runs():
     one, two = (
         record(n, FAIR, settings={"ensemble.runs": runs}) for n, runs in (("flipped", "a"), ("both", "a, b"))
     )
     board = board_of(record("plain", FINE), one, two)
     assert {row.name: row.members for row in board.rows} == {"plain": 1, "flipped": 1, "both": 2}
-    said = "Put together from finished runs, whose test scores could be seen before: both."
-    assert said in board.notes
+    assert "Combined from finished runs, whose test scores could be seen before: both." in board.notes
 
 
-def test_a_patient_undefined_in_one_row_counts_for_no_row_and_is_named():
+def test_a_patient_undefined_in_one_row_is_left_out_of_all_rows_and_named():
     board = board_of(record("fine", FINE), record("gap", GAP))
     assert board.left_out == ("a",)
     assert board.title.endswith(" · 7 of 8 patients")
-    assert board.notes[-1] == "1 patient counts for no row, as dice is undefined: a." + OTHERS
+    assert board.notes[-1] == "1 patient is left out of every row, as dice is undefined: a." + OTHERS
     assert row_of(board, "fine").score == pytest.approx(sum(FINE[1:]) / 7)
     assert row_of(board, "gap").score == pytest.approx(sum(FAIR[1:]) / 7)
     assert board.patients == row_of(board, "fine").patients == 8
 
 
-def test_false_alarms_on_healthy_patients_are_counted_where_dice_cannot_show_them():
-    alarmed = record("alarmed", [0.0, *FINE[1:]], false_positive_patients=1)
-    board = board_of(alarmed, record("quiet", GAP, false_positive_patients=0))
-    assert board.notes[-1].endswith(
-        "What other rows got wrong there shows in the counts of false positives alone."
-    )
-    assert [row_of(board, name).scores["false_positive_patients"] for name in ("alarmed", "quiet")] == [1, 0]
+def test_false_positives_on_healthy_patients_have_their_own_count():
+    wrong = record("wrong", [0.0, *FINE[1:]], false_positive_patients=1)
+    board = board_of(wrong, record("right", GAP, false_positive_patients=0))
+    assert board.notes[-1].endswith("What other rows got wrong there shows only in the false-positive counts.")
+    assert [row_of(board, name).scores["false_positive_patients"] for name in ("wrong", "right")] == [1, 0]
     (board,) = build_boards(
-        [alarmed, record("quiet", GAP, false_positive_patients=0)], sort="false_positive_patients"
+        [wrong, record("right", GAP, false_positive_patients=0)], sort="false_positive_patients"
     )
-    assert order(board) == ["quiet", "alarmed"]
+    assert order(board) == ["right", "wrong"]
 
 
-def test_a_seed_that_has_lost_a_patient_takes_him_from_all():
+def test_a_patient_undefined_for_one_seed_is_left_out_of_all_rows():
     same = {"model.name": "unet"}
     board = board_of(
         record("one", FINE, settings=same),
@@ -425,15 +423,15 @@ def test_a_seed_that_has_lost_a_patient_takes_him_from_all():
     assert row_of(board, "one").score == pytest.approx((sum(FINE[1:]) + sum(FAIR[1:])) / 14)
 
 
-def test_many_patients_left_out_are_not_all_named():
+def test_a_note_names_only_some_of_many_patients_left_out():
     board = board_of(record("fine", FINE), record("gap", [nan] * 5 + FAIR[5:]))
-    assert board.notes[-1] == "5 patients count for no row, as dice is undefined: a, b, c ...." + OTHERS
+    assert board.notes[-1] == "5 patients are left out of every row, as dice is undefined: a, b, c ...." + OTHERS
 
 
-def test_a_run_without_the_score_comes_last_and_takes_nobody_away():
+def test_a_run_without_the_score_comes_last_and_excludes_no_patient():
     bare = record("bare")
     bare = RunRecord("id-bare", "bare", bare.cases.drop(columns="dice"), bare.settings, {}, bare.tags)
-    board = board_of(record("none", NOBODY), record("poor", POOR), bare, record("fine", FINE))
+    board = board_of(record("none", UNDEFINED), record("poor", POOR), bare, record("fine", FINE))
     assert ranked(board) == [(1, "fine"), (2, "poor"), (3, "bare"), (3, "none")]
     assert board.left_out == ()
     assert row_of(board, "poor").p == pytest.approx(2 / 2**8)
@@ -443,23 +441,23 @@ def test_a_run_without_the_score_comes_last_and_takes_nobody_away():
         assert isnan(row.first)
 
 
-def test_a_row_of_which_one_seed_has_no_score_comes_last_and_takes_nobody_away():
+def test_a_row_with_one_unscored_seed_comes_last_and_excludes_no_patient():
     same = {"model.name": "unet"}
-    runs = [record("one", FINE, settings=same), record("two", NOBODY, settings=same | {"run.seed": "1"})]
+    runs = [record("one", FINE, settings=same), record("two", UNDEFINED, settings=same | {"run.seed": "1"})]
     board = board_of(*runs, record("fair", FAIR))
     assert ranked(board) == [(1, "fair"), (2, "one")]
     assert (board.left_out, board.rows[0].score) == ((), pytest.approx(0.855))
 
 
-def test_where_no_patient_has_the_score_in_all_rows_nobody_is_ranked():
+def test_without_a_patient_scored_in_all_rows_nothing_is_ranked():
     half = [FINE[:4] + [nan] * 4, [nan] * 4 + FINE[4:]]
-    for board in (board_of(record("a", NOBODY)), board_of(record("a", half[0]), record("b", half[1]))):
+    for board in (board_of(record("a", UNDEFINED)), board_of(record("a", half[0]), record("b", half[1]))):
         assert {row.rank for row in board.rows} == {1}
         assert all(isnan(row.score) for row in board.rows)
         assert board.left_out == tuple(PATIENTS)
 
 
-# Which rows are shown
+# Filters, Pareto front and order
 
 RUNS = [
     record("unet", cost__parameters=5e6, settings={"run.seed": "0", "augment.none": "True"}, dice=0.8),
@@ -474,7 +472,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(
-    ("conditions", "left"),
+    ("conditions", "kept"),
     [
         (["name=unet"], {"unet"}),
         (["name != unet"], {"resunet", "deep"}),
@@ -487,50 +485,50 @@ RUNS = [
         (["cost/parameters>5e6"], {"resunet"}),
         (["parameters>=5000000"], {"unet", "resunet"}),
         (["dice>0.75"], {"unet", "resunet"}),
-        (["seed>9"], {"resunet"}),  # as a number: as text 10 would be less
+        (["seed>9"], {"resunet"}),  # compared as numbers: as text, 10 would be less
         (["train.lr=0.001"], {"resunet"}),
         (["bench.fingerprint=abc"], {"deep"}),
         (["bench.dataset=lgg"], {"unet", "resunet", "deep"}),
         (["dice>0.75", "seed<5"], {"unet"}),
         (["encoder!=resnet18"], {"unet", "resunet"}),
         (["train.lr>1"], set()),
-        (["train.lr!=1"], {"unet", "resunet", "deep"}),  # two have none
+        (["train.lr!=1"], {"unet", "resunet", "deep"}),  # two runs lack it
     ],
 )
-def test_conditions_hold_of_names_settings_costs_scores_and_tags(conditions, left):
-    assert {row.name for board in build_boards(RUNS, where=conditions) for row in board.rows} == left
+def test_conditions_apply_to_names_settings_costs_scores_and_tags(conditions, kept):
+    assert {row.name for board in build_boards(RUNS, where=conditions) for row in board.rows} == kept
 
 
 @pytest.mark.parametrize("wrong", ["unet", "", "=unet", "model~unet", "a b=c"])
-def test_a_condition_that_is_none_is_refused(wrong):
-    with pytest.raises(BadSetting, match=f"'{wrong}' is no condition. Write model=unet"):
+def test_a_malformed_condition_raises(wrong):
+    with pytest.raises(BadSetting, match=f"'{wrong}' is not a condition. Write one such as model=unet"):
         build_boards(RUNS, where=[wrong])
 
 
 @pytest.mark.parametrize("sign", ["=", "!="])
-def test_a_condition_on_what_no_run_has_is_refused_with_a_suggestion(sign):
+def test_a_condition_on_an_unknown_key_raises_with_a_suggestion(sign):
     with pytest.raises(UnknownName, match=r"no run has 'loss.nam'.* Did you mean 'loss\.name'"):
         build_boards(RUNS, where=["name=unet", f"loss.nam{sign}dice"])
 
 
-def test_ranks_are_those_among_the_runs_that_are_left():
+def test_ranks_are_among_the_runs_that_a_filter_keeps():
     runs = [record("fine", FINE), record("fair", FAIR), record("poor", POOR)]
     assert ranked(board_of(*runs, where=["name!=fine"])) == [(1, "fair"), (2, "poor")]
 
 
 POINTS = [
-    *(("best", 0.9, 30), ("dear", 0.85, 30), ("fair", 0.8, 10), ("twin", 0.8, 10), ("worse", 0.7, 20)),
-    *(("tiny", 0.3, 2), ("as dear", 0.9, 31), ("unknown", 0.95, nan), ("nothing", nan, 1)),
+    *(("best", 0.9, 30), ("costly", 0.85, 30), ("fair", 0.8, 10), ("twin", 0.8, 10), ("worse", 0.7, 20)),
+    *(("tiny", 0.3, 2), ("as costly", 0.9, 31), ("unknown", 0.95, nan), ("nothing", nan, 1)),
 ]
 
 
-def test_the_front_is_of_rows_that_none_beats_in_score_and_cost():
-    """Equal points stay both; who costs nobody knows what, or has no score, is on no front."""
+def test_the_pareto_front_holds_rows_unbeaten_in_score_and_cost():
+    """Of equal points both stay; a row without a known cost or without a score is on no front."""
     board = board_of(*(record(n, d, cost__parameters=c) for n, d, c in POINTS), pareto="parameters")
-    assert ranked(board) == [(2, "best"), (5, "fair"), (5, "twin"), (8, "tiny")]  # among all
+    assert ranked(board) == [(2, "best"), (5, "fair"), (5, "twin"), (8, "tiny")]  # ranks among all rows
 
 
-def test_the_front_of_a_score_that_is_better_low():
+def test_the_pareto_front_of_a_score_where_lower_is_better():
     runs = [
         record(n, columns={"hd95": [float(h)] * 8}, cost__flops=c)
         for n, h, c in [("near", 2, 9), ("far", 7, 5), ("farther", 8, 5), ("cheap", 9, 1)]
@@ -538,8 +536,8 @@ def test_the_front_of_a_score_that_is_better_low():
     assert order(board_of(*runs, primary="hd95", pareto="flops")) == ["near", "far", "cheap"]
 
 
-def test_sorting_changes_the_order_and_not_the_ranks():
-    """What has no value comes last in either direction; equal values stay in the order of their ranks."""
+def test_sorting_changes_the_order_but_not_the_ranks():
+    """Rows without a value come last in either direction; equal values stay in the order of their ranks."""
     runs = [
         record("best", 0.9, cost__flops=7, recall=0.2),
         record("good", 0.8, cost__flops=nan, recall=0.6),
@@ -558,41 +556,41 @@ def test_sorting_by_the_score_is_sorting_by_rank(primary, expected):
 
 
 @pytest.mark.parametrize("lower", ["hd95", "missed_slices", "dice_under_half", "brier"])
-def test_where_less_is_better_less_comes_first(lower):
+def test_sorting_puts_the_lowest_first_where_lower_is_better(lower):
     assert order(board_of(record("a", 0.9, **{lower: 9}), record("b", 0.8, **{lower: 3}), sort=lower)) == [
         "b",
         "a",
     ]
 
 
-def test_a_column_that_another_board_has_leaves_this_one_in_order():
-    there, other = record("a", hd95=3.0), [record(n, d, cases="xyz") for n, d in [("b", 0.5), ("c", 0.6)]]
-    assert [order(board) for board in build_boards([there, *other], sort="hd95")] == [["c", "b"], ["a"]]
+def test_sorting_by_a_column_of_another_board_keeps_the_order():
+    scored, others = record("a", hd95=3.0), [record(n, d, cases="xyz") for n, d in [("b", 0.5), ("c", 0.6)]]
+    assert [order(board) for board in build_boards([scored, *others], sort="hd95")] == [["c", "b"], ["a"]]
 
 
 @pytest.mark.parametrize("option", ["sort", "pareto"])
 @pytest.mark.parametrize(
-    ("wrong", "said"), [("flop", "Did you mean 'flops'"), ("name", "there are rank, "), ("recal", "'recall'")]
+    ("wrong", "message"), [("flop", "Did you mean 'flops'"), ("name", "there are rank, "), ("recal", "'recall'")]
 )
-def test_a_column_that_is_none_is_refused(option, wrong, said):
-    with pytest.raises(UnknownName, match=f"no column '{wrong}'; .*{said}"):
+def test_an_unknown_column_raises(option, wrong, message):
+    with pytest.raises(UnknownName, match=f"no column '{wrong}'; .*{message}"):
         build_boards([record("a"), record("b", recall=0.5)], **{option: wrong})
 
 
-def test_every_column_offered_can_be_sorted_by():
-    with pytest.raises(UnknownName) as refused:
+def test_every_suggested_column_can_be_sorted_by():
+    with pytest.raises(UnknownName) as error:
         build_boards([record("a", recall=0.5)], sort="?")
-    columns = str(refused.value).split("there are ")[1].rstrip(".").split(", ")
+    columns = str(error.value).split("there are ")[1].rstrip(".").split(", ")
     assert {"score", "p", "flops", "recall"} < set(columns)
     for column in columns:
         assert order(board_of(record("a", recall=0.5), sort=column)) == ["a"]
 
 
-# What a reader is told
+# Budgets and notes
 
 
 @pytest.mark.parametrize(
-    ("images", "settings", "said"),
+    ("images", "settings", "budget"),
     [
         (2 * 23_760, {"input.image_size": "64"}, "24k x 64 px"),
         (2 * 23_760, {"input.image_size": "64", "input.patch": "None"}, "24k x 64 px"),
@@ -606,28 +604,28 @@ def test_every_column_offered_can_be_sorted_by():
         (None, {}, ""),
     ],
 )
-def test_a_budget_is_the_slices_of_a_fold_and_their_size(images, settings, said):
+def test_a_budget_is_the_slices_seen_per_fold_and_their_size(images, settings, budget):
     cost = {} if images is None else {"cost__images": images}
-    assert board_of(record("a", settings=settings, **cost)).rows[0].budget == said
+    assert board_of(record("a", settings=settings, **cost)).rows[0].budget == budget
 
 
-def test_a_run_made_of_others_has_no_budget_and_no_weights_of_its_own():
-    """It bears the images of its parts as a cost, and does not know their size."""
-    made = record("a", cost__images=5000)
-    made = RunRecord("id", "a", made.cases, {"model.name": "ensemble"}, made.metrics, made.tags)
-    (row,) = board_of(made).rows
+def test_a_derived_run_has_no_budget_and_no_weights_of_its_own():
+    """Its cost includes the images of its parts, whose size is unknown."""
+    run = record("a", cost__images=5000)
+    derived = RunRecord("id", "a", run.cases, {"model.name": "ensemble"}, run.metrics, run.tags)
+    (row,) = board_of(derived).rows
     assert (row.budget, row.weights, row.images) == ("", "", 5000)
 
 
-BUDGETS = "Budgets differ between rows: so may their scores, whatever the model."
-ONE_SEED = "One seed a row: p speaks of these fitted models; trained anew, ranks may change."
+BUDGETS = "Budgets differ between rows, which alone can make scores differ."
+ONE_SEED = "With one seed per row, p is about these trained models; after training again, ranks may change."
 
 
 def test_a_single_row_needs_no_note():
     assert board_of(record("a", cost__images=100)).notes == ()
 
 
-def test_different_budgets_are_told():
+def test_a_note_warns_of_different_budgets():
     rows = [record(n, cost__images=i) for n, i in [("a", 200), ("b", 200), ("c", 400)]]
     assert board_of(*rows[:2]).notes == (ONE_SEED,)
     assert board_of(*rows).notes == (BUDGETS, ONE_SEED)
@@ -635,19 +633,19 @@ def test_different_budgets_are_told():
     assert board_of(*sizes).notes == (BUDGETS, ONE_SEED)
 
 
-def test_more_seeds_are_told_not_to_be_in_p():
+def test_a_note_warns_that_p_does_not_cover_more_seeds():
     again = record("again", FINE, settings={"model.name": "a", "run.seed": "1"})
     (note,) = board_of(record("a", FINE), again, record("b")).notes
-    assert note.startswith("However many seeds a row has: p speaks of these fitted models")
+    assert note.startswith("Whatever the number of seeds, p is about these trained models")
 
 
-def test_the_trials_of_a_search_are_told():
-    found = record("a", FINE, settings={"model.name": "a", "run.searched": "30"})
-    by_name = {row.name: row.searched for row in board_of(found, record("b")).rows}
+def test_a_row_counts_the_trials_of_its_search():
+    run = record("a", FINE, settings={"model.name": "a", "run.searched": "30"})
+    by_name = {row.name: row.searched for row in board_of(run, record("b")).rows}
     assert by_name == {"a": 30, "b": 0}
 
 
-def test_the_board_of_a_run_is_found_also_when_its_row_has_another_name():
+def test_the_board_of_a_run_is_found_even_if_its_row_has_another_name():
     runs = [
         record("new", settings={"model.name": "unet"}),
         record("old", settings={"model.name": "unet", "run.seed": "1"}),
@@ -657,12 +655,12 @@ def test_the_board_of_a_run_is_found_also_when_its_row_has_another_name():
     assert order(board_of_run(runs, "id-other")) == ["other"]
 
 
-def test_placings_are_of_every_run_of_a_row():
+def test_rank_metrics_cover_every_run_of_a_row():
     again = record("again", FINE, settings={"model.name": "fine", "run.seed": "1"})
-    board = board_of(record("fine", FINE), again, record("poor", POOR), record("none", NOBODY))
-    found = rank_metrics(board)
+    board = board_of(record("fine", FINE), again, record("poor", POOR), record("none", UNDEFINED))
+    metrics = rank_metrics(board)
     first = {"rank": 1, "rank_low": 1, "rank_high": 1, "rank_first": 1}
-    assert found["id-fine"] == found["id-again"] == first
-    assert found["id-poor"] == {"rank": 2, "rank_low": 2, "rank_high": 2, "rank_first": 0}
-    assert found["id-none"]["rank"] == 3
-    assert isnan(found["id-none"]["rank_first"])
+    assert metrics["id-fine"] == metrics["id-again"] == first
+    assert metrics["id-poor"] == {"rank": 2, "rank_low": 2, "rank_high": 2, "rank_first": 0}
+    assert metrics["id-none"]["rank"] == 3
+    assert isnan(metrics["id-none"]["rank_first"])

@@ -1,4 +1,4 @@
-"""Two runs compared: every number by hand or by another library, and no claim that the numbers do not carry."""
+"""Comparison of two runs: numbers match hand-computed values or another library, and claims match the numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from bench.analysis.claims import Side, caveats, claim
+from bench.analysis.claims import Side, claim, list_caveats
 from bench.analysis.comparison import Comparison, compare_cases, rank_biserial, scale_of
 from bench.analysis.strata import groups_of
 from bench.data.datasets.lgg import lgg
@@ -21,8 +21,8 @@ from bench.data.datasets.phantom import write_phantom
 from bench.data.pack import Pack, load_or_pack
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.formatting import SYNTHETIC_WARNING
-from bench.reports.comparison import compare, comparison_figure
-from bench.stats import Interval, Paired, Procedure
+from bench.reports.comparison import compare, draw_comparison
+from bench.stats import FoldComparison, Interval, PairedComparison
 from bench.tracking import Store, find_run, open_run
 from tests.fakes import pack_of
 
@@ -33,7 +33,7 @@ DICE, HD95 = scale_of("dice"), scale_of("hd95")
 
 
 def cases(scores, folds=FOLDS, metric: str = "dice", sizes=None, names=None) -> pd.DataFrame:
-    """A row a patient; the tumour has 100 pixels, or `sizes`, half of them found."""
+    """Return one row per patient; the tumour has 100 pixels, or `sizes`, and half of them are predicted."""
     sizes = np.full(len(scores), 100) if sizes is None else np.asarray(sizes)
     names = [f"TCGA_CS_{n}" for n in range(len(scores))] if names is None else names
     return pd.DataFrame({"case": names, "fold": folds, metric: scores, "tp": sizes // 2, "fn": sizes - sizes // 2})
@@ -47,31 +47,31 @@ def both(a, b, metric: str = "dice", groups=None, **table) -> Comparison:
 # numbers
 
 
-def test_the_patients_in_numbers():
-    found = both(*SCORES)
+def test_patient_statistics_match_hand_computed_values():
+    comparison = both(*SCORES)
     d = np.array([0.1, -0.02, 0.3, 0, 0.05])
-    assert found.means == pytest.approx((0.7, 0.614))
-    assert found.paired.difference == pytest.approx(0.086)
-    assert (found.paired.wins, found.ties, found.losses) == pytest.approx((0.6, 0.2, 0.2))
-    assert found.paired.p == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert comparison.means == pytest.approx((0.7, 0.614))
+    assert comparison.paired.difference == pytest.approx(0.086)
+    assert (comparison.paired.wins, comparison.ties, comparison.losses) == pytest.approx((0.6, 0.2, 0.2))
+    assert comparison.paired.p == pytest.approx(stats.wilcoxon(d).pvalue)
     # ranks of what differs: 0.02 is 1, 0.05 is 2, 0.1 is 3, 0.3 is 4
-    assert found.rank_biserial == pytest.approx((2 + 3 + 4 - 1) / 10)
+    assert comparison.rank_biserial == pytest.approx((2 + 3 + 4 - 1) / 10)
     # deviations from 0.086: 0.014, -0.106, 0.214, -0.086, -0.036
-    assert found.d_z == pytest.approx(0.086 / math.sqrt(0.06592 / 4))
+    assert comparison.d_z == pytest.approx(0.086 / math.sqrt(0.06592 / 4))
 
 
-def test_the_interval_is_the_bootstrap_of_the_mean_difference():
+def test_the_interval_is_the_bca_bootstrap_of_the_mean_difference():
     rng = np.random.default_rng(3)
     a, b = rng.random(40), rng.random(40)
-    found = both(a, b, folds=[0, 1] * 20)
+    comparison = both(a, b, folds=[0, 1] * 20)
     other = stats.bootstrap((a - b,), np.mean, method="BCa", n_resamples=20000, rng=5).confidence_interval
-    assert found.paired.interval.low == pytest.approx(other.low, abs=0.006)
-    assert found.paired.interval.high == pytest.approx(other.high, abs=0.006)
+    assert comparison.paired.interval.low == pytest.approx(other.low, abs=0.006)
+    assert comparison.paired.interval.high == pytest.approx(other.high, abs=0.006)
 
 
-def test_the_folds_in_numbers():
-    """Two folds leave one degree of freedom: a Cauchy distribution, whose tails are arc tangents."""
-    found = both(*SCORES).procedure
+def test_fold_statistics_match_hand_computed_values():
+    """Two folds leave one degree of freedom: the Cauchy distribution, with arctangent tails."""
+    procedure = both(*SCORES).procedure
     one, two = 0.04, 0.35 / 3  # means of 0.1, -0.02 and of 0.3, 0, 0.05
     mean, variance = (one + two) / 2, (one - two) ** 2 / 2
     width = math.sqrt((1 / 2 + (1 / 2) / (1 / 2)) * variance)
@@ -79,36 +79,36 @@ def test_the_folds_in_numbers():
     def above(limit: float) -> float:
         return 0.5 - math.atan((limit - mean) / width) / math.pi
 
-    assert found.difference == pytest.approx(mean)
-    assert found.p == pytest.approx(2 * (0.5 - math.atan(mean / width) / math.pi))
-    assert found.better == pytest.approx(above(0.01))
-    assert found.worse == pytest.approx(1 - above(-0.01))
-    assert found.same == pytest.approx(above(-0.01) - above(0.01))
+    assert procedure.difference == pytest.approx(mean)
+    assert procedure.p == pytest.approx(2 * (0.5 - math.atan(mean / width) / math.pi))
+    assert procedure.better == pytest.approx(above(0.01))
+    assert procedure.worse == pytest.approx(1 - above(-0.01))
+    assert procedure.same == pytest.approx(above(-0.01) - above(0.01))
 
 
-def test_where_low_is_good_the_same_numbers_speak_for_the_other():
+def test_a_metric_where_lower_is_better_swaps_the_winner():
     high, low = both(*SCORES), both(*SCORES, metric="brier")
     assert low.paired.difference == high.paired.difference
     assert (low.paired.wins, low.losses) == (high.losses, high.paired.wins)
     assert (low.rank_biserial, low.d_z) == (-high.rank_biserial, -high.d_z)
     assert (low.procedure.better, low.procedure.worse) == (high.procedure.worse, high.procedure.better)
-    assert low.gains["case"].tolist() == high.falls["case"].tolist() == ["TCGA_CS_1"]
+    assert low.largest_gains["case"].tolist() == high.largest_losses["case"].tolist() == ["TCGA_CS_1"]
 
 
 def test_equal_scores_have_no_effect_size_and_rounding_is_no_win():
-    found = both([0.3, 0.5, 0.7], [0.1 + 0.2, 0.5, 0.7], folds=[0, 0, 1])
-    assert (found.paired.wins, found.losses, found.ties, found.paired.p) == (0, 0, 1, 1)
-    assert math.isnan(found.rank_biserial)
-    assert math.isnan(found.d_z)
-    assert found.gains.empty
-    assert found.falls.empty
+    comparison = both([0.3, 0.5, 0.7], [0.1 + 0.2, 0.5, 0.7], folds=[0, 0, 1])
+    assert (comparison.paired.wins, comparison.losses, comparison.ties, comparison.paired.p) == (0, 0, 1, 1)
+    assert math.isnan(comparison.rank_biserial)
+    assert math.isnan(comparison.d_z)
+    assert comparison.largest_gains.empty
+    assert comparison.largest_losses.empty
 
 
-def test_equal_ranks_are_shared():
+def test_rank_biserial_averages_tied_ranks():
     assert rank_biserial(np.array([0.1, 0.1, -0.1, 0.2])) == pytest.approx((2 + 2 + 4 - 2) / 10)
 
 
-def test_order_of_the_rows_is_no_matter():
+def test_the_order_of_the_rows_does_not_matter():
     one = cases(SCORES[0]), cases(SCORES[1])
     other = compare_cases(one[0].iloc[::-1], one[1].sample(frac=1, random_state=1), sides=(A, B))
     wanted = compare_cases(*one, sides=(A, B))
@@ -116,55 +116,57 @@ def test_order_of_the_rows_is_no_matter():
     assert other.paired == wanted.paired
 
 
-def test_who_has_no_score_in_either_run_is_named_and_left_out():
+def test_patients_without_a_score_in_a_run_are_named_and_left_out():
     a, b = [0.9, nan, 0.7, 0.6, 0.5], [0.8, 0.82, 0.4, nan, 0.45]
-    found = both(a, b)
-    assert found.undefined == ("TCGA_CS_1", "TCGA_CS_3")
-    assert found.patients["case"].tolist() == ["TCGA_CS_0", "TCGA_CS_2", "TCGA_CS_4"]
-    assert found.paired.n == 3
-    assert found.paired.difference == pytest.approx(0.15)
-    assert found.procedure.difference == pytest.approx((0.1 + (0.3 + 0.05) / 2) / 2)
-    assert "2 more count for neither, as their dice is not defined in both." in found.claim
+    comparison = both(a, b)
+    assert comparison.undefined == ("TCGA_CS_1", "TCGA_CS_3")
+    assert comparison.patients["case"].tolist() == ["TCGA_CS_0", "TCGA_CS_2", "TCGA_CS_4"]
+    assert comparison.paired.n == 3
+    assert comparison.paired.difference == pytest.approx(0.15)
+    assert comparison.procedure.difference == pytest.approx((0.1 + (0.3 + 0.05) / 2) / 2)
+    assert "2 more patients are left out, as dice is undefined in at least one run." in comparison.claim
 
 
-def test_who_has_no_tumour_is_no_gap_that_models_choose():
+def test_patients_without_tumour_are_not_counted_as_undefined():
     scores = [nan, nan, 0.7, 0.6, 0.5], [0.0, nan, 0.4, 0.5, 0.45]
     sizes = [0, 0, 100, 100, 100]
     a, b = (cases(each, sizes=sizes).assign(fp=fp) for each, fp in zip(scores, (0, [3, 0, 9, 9, 9]), strict=True))
-    found = compare_cases(a, b, sides=(A, B))
-    assert (found.paired.n, found.undefined) == (3, ())
-    assert "2 patients without tumour count for neither: A predicts some in 0 of them, B in 1." in found.claim
-    assert "too many others" not in found.claim
+    comparison = compare_cases(a, b, sides=(A, B))
+    assert (comparison.paired.n, comparison.undefined) == (3, ())
+    assert "2 patients without tumour are left out: A predicts tumour in 0 of them, B in 1." in comparison.claim
+    assert "too many other patients" not in comparison.claim
 
 
-def test_of_one_fold_nothing_is_known_of_training():
-    found = both(*SCORES, folds=[0] * 5)
-    assert found.procedure.n == 1
-    assert math.isnan(found.procedure.p)
-    assert "One fold says nothing about training anew." in found.claim
+def test_one_fold_gives_no_claim_about_training():
+    comparison = both(*SCORES, folds=[0] * 5)
+    assert comparison.procedure.n == 1
+    assert math.isnan(comparison.procedure.p)
+    assert "One fold cannot show what would hold after training again." in comparison.claim
 
 
-def test_those_who_gain_and_lose_most():
+def test_the_largest_gains_and_losses_are_sorted():
     d = np.array([0.1, -0.3, 0.2, 0.4, -0.1, 0.3, 0.2, 0.6, 0, 0.5])
-    found = both(0.3 + d, np.full(10, 0.3), folds=[0, 1] * 5)
-    assert found.gains["case"].str[-1].tolist() == ["7", "9", "3", "5", "2"]  # 2 and 6 gain alike: by name
-    assert found.falls["case"].str[-1].tolist() == ["1", "4"]
-    assert found.gains.iloc[0][["a", "b", "difference"]].tolist() == pytest.approx([0.9, 0.3, 0.6])
+    comparison = both(0.3 + d, np.full(10, 0.3), folds=[0, 1] * 5)
+    assert comparison.largest_gains["case"].str[-1].tolist() == list("79352")  # 2 and 6 gain alike: by name
+    assert comparison.largest_losses["case"].str[-1].tolist() == ["1", "4"]
+    assert comparison.largest_gains.iloc[0][["a", "b", "difference"]].tolist() == pytest.approx([0.9, 0.3, 0.6])
 
 
 # strata
 
 
-def test_strata_of_size_and_of_given_groups():
+def test_strata_by_tumour_size_and_by_groups():
     """Of sizes 10 to 60 the thirds end at 26.7 and 43.3; a patient without a tumour is in none of them."""
     sizes = [60, 10, 0, 20, 50, 30, 40]
     a = [0.9, 0.2, 0.0, 0.4, 0.8, 0.5, 0.7]
     b = [0.8, 0.3, 0.0, 0.2, 0.8, 0.6, 0.5]
     groups = pd.DataFrame({"institution": list("XYXXXXX"), "same": "all"}, index=cases(a, folds=[0] * 7)["case"])
-    found = both(a, b, folds=[0, 1, 0, 1, 0, 1, 0], sizes=sizes, groups=groups)
-    rows = {s.name.split(",")[0]: s for s in found.strata}
-    assert [s.kind for s in found.strata] == ["tumour size"] * 4 + ["institution"] * 2  # all alike is no stratum
-    assert [s.name for s in found.strata[1:4]] == ["small, to 27 pixels", "middle, to 43", "large"]
+    comparison = both(a, b, folds=[0, 1, 0, 1, 0, 1, 0], sizes=sizes, groups=groups)
+    rows = {s.name.split(",")[0]: s for s in comparison.strata}
+    assert [s.kind for s in comparison.strata] == ["tumour size"] * 4 + [
+        "institution"
+    ] * 2  # all alike is no stratum
+    assert [s.name for s in comparison.strata[1:4]] == ["small, to 27 px", "middle, to 43 px", "large"]
     assert {name: s.n for name, s in rows.items()} == {
         "no tumour": 1,
         "small": 2,
@@ -182,12 +184,12 @@ def test_strata_of_size_and_of_given_groups():
     assert rows["Y"].difference == pytest.approx(-0.1)
 
 
-def test_equal_sizes_are_never_parted():
-    found = both([0.5] * 6, [0.4] * 6, folds=[0, 1] * 3, sizes=[10, 10, 10, 10, 10, 90])
-    assert [(s.n, s.name) for s in found.strata] == [(5, "small, to 10 pixels"), (1, "large")]
+def test_patients_with_equal_tumour_size_are_in_one_stratum():
+    comparison = both([0.5] * 6, [0.4] * 6, folds=[0, 1] * 3, sizes=[10, 10, 10, 10, 10, 90])
+    assert [(s.n, s.name) for s in comparison.strata] == [(5, "small, to 10 px"), (1, "large")]
 
 
-def test_institution_and_missing_sequences_come_from_the_pixels():
+def test_missing_sequences_are_found_in_the_pixels():
     """Of six patients: complete, pre, post, both missing; one slice alike; and no FLAIR at all."""
     rng = np.random.default_rng(0)
     images = rng.integers(1, 255, (12, 16, 16, 3), np.uint8)  # two slices a patient
@@ -202,120 +204,133 @@ def test_institution_and_missing_sequences_come_from_the_pixels():
     assert groups["institution"].tolist() == ["CS"] * 3 + ["DU"] * 3
 
 
-# what may be claimed
+# claims
 
 
-def patients(difference: float, low: float, high: float, p: float, wins: float, n: int = 88) -> Paired:
-    return Paired(difference, Interval(low, high), p, wins, n)
+def patients(difference: float, low: float, high: float, p: float, wins: float, n: int = 88) -> PairedComparison:
+    return PairedComparison(difference, Interval(low, high), p, wins, n)
 
 
-def folds(difference: float, p: float, same: float = 0.1) -> Procedure:
-    return Procedure(difference, Interval(nan, nan), p, 0.5, same, 0.4, 5)
+def folds(difference: float, p: float, same: float = 0.1) -> FoldComparison:
+    return FoldComparison(difference, Interval(nan, nan), p, 0.5, same, 0.4, 5)
 
 
 BETTER = patients(0.021, 0.008, 0.034, 0.002, 0.65)
 OPEN = folds(0.02, 0.08)
 A_BETTER, B_BETTER = "A's models are better on patients", "B's models are better on patients"
-NOT_SETTLED = "whether training A anew would again give better models is not settled"
+NOT_SHOWN = "it is not shown that A would also be better after training again"
 
 
-def test_the_whole_sentence():
+def test_the_complete_claim():
     assert claim(BETTER, 0.3, OPEN, DICE) == (
         "On these 88 patients A scores 0.021 higher than B in mean dice (95% interval of A - B +0.008 to +0.034; "
-        "Wilcoxon p = 0.002; A better in 65%, B in 30% of them): A's models are better on patients like these. "
-        "Over 5 folds the difference is +0.020 (p = 0.08): whether training A anew would again give better models "
-        "is not settled."
+        "Wilcoxon p = 0.002; A is better in 65% and B in 30% of them): A's models are better on patients like "
+        "these. Over 5 folds the difference is +0.020 (p = 0.08): it is not shown that A would also be better "
+        "after training again."
     )
 
 
-def test_the_sentence_where_low_is_good():
-    said = claim(patients(-3.26, -5, -1.02, 0.0004, 0.65), 0.3, folds(-3.1, 0.01), HD95)
-    assert said.startswith(
-        "On these 88 patients A scores 3.3 pixels lower than B in mean hd95, where low is good (95% interval of "
-        "A - B -5.0 to -1.0; Wilcoxon p < 0.001;"
+def test_the_complete_claim_where_lower_is_better():
+    text = claim(patients(-3.26, -5, -1.02, 0.0004, 0.65), 0.3, folds(-3.1, 0.01), HD95)
+    assert text.startswith(
+        "On these 88 patients A scores 3.3 pixels lower than B in mean hd95, where lower is better (95% interval "
+        "of A - B -5.0 to -1.0; Wilcoxon p < 0.001;"
     )
-    assert A_BETTER in said
-    assert said.endswith("(p = 0.01): training A anew may be expected to give better models again.")
+    assert A_BETTER in text
+    assert text.endswith("(p = 0.01): A is expected to be better after training again, too.")
 
 
 @pytest.mark.parametrize(
-    ("found", "losses", "says"),
+    ("paired", "losses", "expected"),
     [
         (BETTER, 0.3, A_BETTER),
         (patients(-0.03, -0.05, -0.01, 0.01, 0.3), 0.7, B_BETTER),
-        (patients(0.01, -0.01, 0.03, 0.2, 0.6), 0.4, "they cannot be told apart"),
+        (patients(0.01, -0.01, 0.03, 0.2, 0.6), 0.4, "no difference is shown"),
         (patients(0.01, -0.01, 0.03, 0.02, 0.6), 0.4, "neither is called better"),
         (patients(0.03, 0.01, 0.05, 0.01, 0.4), 0.6, "A is better in the mean, but not in most patients"),
         (patients(0.03, 0.01, 0.05, 0.01, 0.4), 0.4, "A is better in the mean, but not in most patients"),
         (patients(-0.03, -0.05, -0.01, 0.01, 0.6), 0.4, "B is better in the mean, but not in most patients"),
-        (patients(0.03, 0.01, 0.05, 0.3, 0.6), 0.4, "by rank it is not settled"),
-        (patients(0.003, -0.002, 0.008, 0.3, 0.6), 0.4, "in practice equal"),
-        (patients(0.006, 0.003, 0.009, 0.001, 0.9), 0.1, "in practice equal"),  # surely higher, and by nothing
-        (patients(0.006, 0.002, 0.01, 0.001, 0.9), 0.1, A_BETTER),  # the interval's end is no longer nothing
-        (patients(0.4, nan, nan, 1, 1, n=1), 0, "so few patients settle nothing"),
+        (patients(0.03, 0.01, 0.05, 0.3, 0.6), 0.4, "by rank no difference is shown"),
+        (patients(0.003, -0.002, 0.008, 0.3, 0.6), 0.4, "equal in practice"),
+        (
+            patients(0.006, 0.003, 0.009, 0.001, 0.9),
+            0.1,
+            "equal in practice",
+        ),  # certainly higher, but by a negligible amount
+        (patients(0.006, 0.002, 0.01, 0.001, 0.9), 0.1, A_BETTER),  # the end of the interval is not negligible
+        (patients(0.4, nan, nan, 1, 1, n=1), 0, "too few patients to conclude anything"),
     ],
 )
-def test_what_the_patients_say(found, losses, says):
-    said = claim(found, losses, OPEN, DICE)
-    assert says in said
-    assert [name for name in (A_BETTER, B_BETTER) if name in said] == [says] * (says in (A_BETTER, B_BETTER))
+def test_the_claim_about_patients(paired, losses, expected):
+    text = claim(paired, losses, OPEN, DICE)
+    assert expected in text
+    assert [name for name in (A_BETTER, B_BETTER) if name in text] == [expected] * (
+        expected in (A_BETTER, B_BETTER)
+    )
 
 
 @pytest.mark.parametrize(
-    ("found", "procedure", "says"),
+    ("paired", "procedure", "expected"),
     [
-        (BETTER, folds(0.02, 0.08), NOT_SETTLED),
-        (BETTER, folds(0.02, 0.01), "training A anew may be expected to give better models again"),
-        (BETTER, folds(-0.02, 0.01), "which the patients do not bear out"),
-        (BETTER, folds(0.004, 0.01, same=0.97), "they would most likely differ by less than 0.01"),
-        (patients(0.01, -0.01, 0.03, 0.2, 0.6), folds(0.01, 0.01), "which the patients do not bear out"),
-        (patients(0.01, -0.01, 0.03, 0.2, 0.6), folds(0.01, 0.3), "what training anew would give is not settled"),
-        (BETTER, Procedure(0.02, Interval(nan, nan), nan, nan, nan, nan, 1), "One fold says nothing"),
+        (BETTER, folds(0.02, 0.08), NOT_SHOWN),
+        (BETTER, folds(0.02, 0.01), "A is expected to be better after training again, too"),
+        (BETTER, folds(-0.02, 0.01), "patients do not confirm it"),
+        (
+            BETTER,
+            folds(0.004, 0.01, same=0.97),
+            "after training again, they would most likely differ by less than 0.01",
+        ),
+        (patients(0.01, -0.01, 0.03, 0.2, 0.6), folds(0.01, 0.01), "patients do not confirm it"),
+        (
+            patients(0.01, -0.01, 0.03, 0.2, 0.6),
+            folds(0.01, 0.3),
+            "it is not shown which would be better after training again",
+        ),
+        (BETTER, FoldComparison(0.02, Interval(nan, nan), nan, nan, nan, nan, 1), "One fold cannot show"),
     ],
 )
-def test_what_the_folds_say(found, procedure, says):
-    said = claim(found, 0.3, procedure, DICE)
-    assert says in said
-    assert ("may be expected" in said) == ("may be expected" in says)
+def test_the_claim_about_training(paired, procedure, expected):
+    text = claim(paired, 0.3, procedure, DICE)
+    assert expected in text
+    assert ("is expected" in text) == ("is expected" in expected)
 
 
-def test_nothing_is_claimed_where_the_models_chose_who_has_a_score():
+def test_nothing_is_claimed_if_too_many_patients_have_no_score():
     """Precision has no value where nothing was predicted: of 61 such patients none speaks."""
     assert A_BETTER in claim(BETTER, 0.3, OPEN, DICE, undefined=4)  # 4 of 92
-    said = claim(BETTER, 0.3, OPEN, DICE, undefined=5)  # 5 of 93 are more than a twentieth
-    assert A_BETTER not in said
-    assert "too many others have no score for anything to be claimed" in said
-    assert "5 more count for neither" in said
-    assert "training" not in said
-    assert "trained" not in said
+    text = claim(BETTER, 0.3, OPEN, DICE, undefined=5)  # 5 of 93 are more than a twentieth
+    assert A_BETTER not in text
+    assert "too many other patients have no score to conclude anything" in text
+    assert "5 more patients are left out" in text
+    assert "training" not in text
 
 
-def test_a_number_that_is_not_zero_does_not_look_like_it():
-    said = claim(patients(0.0003, 0.00004, 0.0006, 0.01, 0.6), 0.3, OPEN, DICE)
-    assert "A scores 0.0003 higher" in said
-    assert "+0.00004 to +0.0006" in said
+def test_a_small_number_is_not_rounded_to_zero():
+    text = claim(patients(0.0003, 0.00004, 0.0006, 0.01, 0.6), 0.3, OPEN, DICE)
+    assert "A scores 0.0003 higher" in text
+    assert "+0.00004 to +0.0006" in text
 
 
-def test_the_same_scores_are_said_to_be_the_same():
-    said = both([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], folds=[0, 1, 1]).claim
-    assert "A and B score the same in mean dice" in said
-    assert "in practice equal" in said
+def test_equal_scores_are_reported_as_equal():
+    text = both([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], folds=[0, 1, 1]).claim
+    assert "A and B score the same in mean dice" in text
+    assert "equal in practice" in text
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_claim_turns_with_the_sides(seed):
+def test_swapping_the_runs_mirrors_the_claim(seed):
     rng = np.random.default_rng(seed)
     a = rng.random(30)
     b = a + rng.normal(0.02 * seed, 0.1, 30)
     one, other = both(a, b, folds=[0, 1, 2] * 10), both(b, a, folds=[0, 1, 2] * 10)
-    said, turned = (found.claim.split("): ")[1].split(". Over")[0] for found in (one, other))
-    assert turned == said.translate(str.maketrans("AB", "BA"))
+    text, turned = (comparison.claim.split("): ")[1].split(". Over")[0] for comparison in (one, other))
+    assert turned == text.translate(str.maketrans("AB", "BA"))
     assert other.paired.difference == pytest.approx(-one.paired.difference)
     assert other.rank_biserial == pytest.approx(-one.rank_biserial)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "says"),
+    ("a", "b", "expected"),
     [
         (Side("", images=2100), Side("", images=1000), "A saw 2.1 times as many images"),
         (Side("", images=1000), Side("", images=1500), "B saw 1.5 times as many images"),
@@ -323,33 +338,35 @@ def test_the_claim_turns_with_the_sides(seed):
         (Side("", images=1000), Side("", images=nan), None),
         (Side("", weights="imagenet"), B, "A started from imagenet weights and B from random ones"),
         (Side("", weights="imagenet"), Side("", weights="imagenet"), None),
-        (Side("", weights="imagenet"), Side("", weights=None, derived=True), "B is made of other runs"),
+        (Side("", weights="imagenet"), Side("", weights=None, derived=True), "B is derived from other runs"),
         (Side("", post_hoc=True), B, "A was changed after its test scores were seen"),
     ],
 )
-def test_what_else_differs_is_said(a, b, says):
-    said = caveats(a, b)
-    assert len(said) == (says is not None)
-    assert all(says in one for one in said)
-    assert ("Budgets differ" in "".join(said)) == (says is not None and ("saw" in says or "weights" in says))
+def test_caveats_name_other_differences_between_the_runs(a, b, expected):
+    text = list_caveats(a, b)
+    assert len(text) == (expected is not None)
+    assert all(expected in one for one in text)
+    assert ("Budgets differ" in "".join(text)) == (
+        expected is not None and ("saw" in expected or "weights" in expected)
+    )
 
 
-# what is refused
+# errors
 
 
-def test_a_metric_that_does_not_fit():
+def test_unsuitable_metrics_raise():
     with pytest.raises(UnknownName, match="Did you mean 'dice'"):
         both(*SCORES, metric="dicee")
-    with pytest.raises(BadSetting, match="neither better high nor low"):
+    with pytest.raises(BadSetting, match="neither high nor low values"):
         both(*SCORES, metric="relative_volume_difference")
-    with pytest.raises(BadSetting, match="run second has not scored dice"):
+    with pytest.raises(BadSetting, match="run second has no dice per patient"):
         compare_cases(cases(SCORES[0]), cases(SCORES[1], metric="iou"), sides=(A, B))
     with pytest.raises(BadSetting, match="no patient has a dice in both"):
         both([nan, 0.5], [0.5, nan], folds=[0, 1])
 
 
-def test_other_patients_are_refused():
-    with pytest.raises(BadSetting, match=r"1 in one only, such as TCGA_CS_4\)\. Run all folds"):
+def test_runs_on_different_patients_raise():
+    with pytest.raises(BadSetting, match=r"1 in only one run, such as TCGA_CS_4\)\. Run all folds"):
         compare_cases(cases(SCORES[0]), cases(SCORES[1]).iloc[:4], sides=(A, B))
 
 
@@ -362,7 +379,7 @@ NASTY = "[red]a\x1b[31m$x^$"
 
 @pytest.fixture
 def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
-    """A phantom in the folder `phantom`, packed."""
+    """A packed phantom from the folder `phantom`."""
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     return load_or_pack(lgg(folder=write_phantom(tmp_path / "phantom", **PHANTOM)))
 
@@ -370,39 +387,39 @@ def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pack:
 def log(
     store: Store, pack: Pack, name: str, shift: float = 0.0, images: int = 100, own: bool = True, **changes: str
 ) -> str:
-    """A finished run as others log it, of patients who score 0.3 and up; one not its `own` is made of others."""
+    """Log a finished run with scores from 0.3; with `own` False it is a derived run."""
     tags = {"bench.data": pack.manifest.key, "bench.split": "one", "bench.convention": "1"}
     tags |= {"bench.task": "segmentation", "bench.synthetic": "true", "bench.fingerprint": name}
     tags |= {f"bench.{key}": value for key, value in changes.items()}
     scores = 0.3 + 0.05 * np.arange(6) + shift + np.linspace(0, 0.01, 6)
     with open_run(store, name, "test", tags) as recorder:
-        recorder.settings({"dataset.name": "lgg", "dataset.folder": "phantom"} if own else {})
+        recorder.settings({"dataset.name": "lgg", "dataset.folder": "phantom", "train.epochs": "1"} if own else {})
         recorder.metrics({"cost/images": images})
         recorder.table("cases", cases(scores, folds=[0, 0, 1, 1, 2, 2], names=pack.cases))
     return recorder.run_id
 
 
-def test_two_logged_runs(store: Store, pack: Pack, tmp_path: Path, capsys):
+def test_compare_prints_and_writes_two_logged_runs(store: Store, pack: Pack, tmp_path: Path, capsys):
     log(store, pack, NASTY, 0.2, images=250)
     log(store, pack, "plain")
-    found = compare(NASTY, "plain", out=tmp_path / "new" / "out", uri=store.uri)
+    comparison = compare(NASTY, "plain", out=tmp_path / "new" / "out", uri=store.uri)
     out, _ = capsys.readouterr()
     assert "\x1b" not in out
     assert "A: [red]a?[31m$x^$ (" in out
-    for part in ("B: plain (", "rank-biserial", "P(within 0.01)", "Exploratory", "gains", found.claim):
+    for part in ("B: plain (", "rank-biserial", "P(within 0.01)", "Exploratory", "gains", comparison.claim):
         assert part in out
-    assert found.paired.difference == pytest.approx(0.2)
-    assert "A saw 2.5 times as many images" in found.claim
-    assert found.claim.endswith(SYNTHETIC_WARNING)
+    assert comparison.paired.difference == pytest.approx(0.2)
+    assert "A saw 2.5 times as many images" in comparison.claim
+    assert comparison.claim.endswith(SYNTHETIC_WARNING)
     # the phantom has one patient without a post sequence, and one alone in its institution
-    strata = {(s.kind, s.name): s.n for s in found.strata}
+    strata = {(s.kind, s.name): s.n for s in comparison.strata}
     assert strata["missing sequences", "post"] == 1
     assert strata["missing sequences", "none"] == 5
     assert sorted(n for (kind, _), n in strata.items() if kind == "institution") == [1, 5]
 
     written = json.loads((tmp_path / "new" / "out" / "comparison.json").read_text())
-    assert written["claim"] == found.claim
-    assert written["paired"]["interval"]["low"] == found.paired.interval.low
+    assert written["claim"] == comparison.claim
+    assert written["paired"]["interval"]["low"] == comparison.paired.interval.low
     assert [p["case"] for p in written["patients"]] == pack.cases
     alone = next(s for s in written["strata"] if s["kind"] == "missing sequences" and s["name"] == "post")
     assert alone["interval"] == {"low": None, "high": None}
@@ -410,63 +427,63 @@ def test_two_logged_runs(store: Store, pack: Pack, tmp_path: Path, capsys):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
 
-def test_without_the_data_one_line_says_what_is_left_out(store: Store, pack: Pack, tmp_path: Path, capsys):
+def test_without_the_data_a_message_names_what_is_left_out(store: Store, pack: Pack, tmp_path: Path, capsys):
     log(store, pack, "one")
     log(store, pack, "two")
     (tmp_path / "phantom").rename(tmp_path / "moved")
-    found = compare("one", "two", uri=store.uri)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(
-        "missing sequences are left out, as the data are not at hand: the data folder phantom"
+    comparison = compare("one", "two", uri=store.uri)
+    text = capsys.readouterr().err.strip().splitlines()
+    assert len(text) == 1
+    assert text[0].startswith(
+        "missing sequences are left out, because the data set is not available: the data folder phantom"
     )
-    assert {s.kind for s in found.strata} == {"institution"}  # known by name; all tumours have one size here
+    assert {s.kind for s in comparison.strata} == {"institution"}  # known by name; all tumours have one size here
     again = compare("one", "two", data=tmp_path / "moved", uri=store.uri)
     assert {s.kind for s in again.strata} == {"institution", "missing sequences"}
     with pytest.raises(DataError, match="nowhere does not exist"):
         compare("one", "two", data=tmp_path / "nowhere", uri=store.uri)
 
 
-def test_a_run_that_is_made_of_others_borrows_the_data_of_the_other(store: Store, pack: Pack, capsys):
+def test_a_derived_run_uses_the_data_of_the_other_run(store: Store, pack: Pack, capsys):
     for name, own in (("made", False), ("made too", False), ("trained", True)):
         log(store, pack, name, own=own)
-    found = compare("made", "trained", uri=store.uri)
-    assert {s.kind for s in found.strata} == {"institution", "missing sequences"}
-    assert "A is made of other runs" in found.claim
+    comparison = compare("made", "trained", uri=store.uri)
+    assert {s.kind for s in comparison.strata} == {"institution", "missing sequences"}
+    assert "A is derived from other runs" in comparison.claim
     capsys.readouterr()
     compare("made", "made too", uri=store.uri)
     assert "none of these runs knows its data" in capsys.readouterr().err
     trained = find_run(store, "trained").info.run_id
     for name in ("newer", "newer too"):
         log(store, pack, name, own=False, source=trained)
-    found = compare("newer", "newer too", uri=store.uri)  # through the run that they were made of
-    assert {s.kind for s in found.strata} == {"institution", "missing sequences"}
+    comparison = compare("newer", "newer too", uri=store.uri)  # through the run that they were made of
+    assert {s.kind for s in comparison.strata} == {"institution", "missing sequences"}
 
 
-def test_runs_that_cannot_be_compared(store: Store, pack: Pack):
+def test_runs_that_cannot_be_compared_raise(store: Store, pack: Pack):
     first = log(store, pack, "first")
     log(store, pack, "second", 0.1)
     log(store, pack, "elsewhere", split="two")
     log(store, pack, "older", convention="0")
     log(store, pack, "gate", task="presence")
-    for other, says in (
+    for other, expected in (
         ("first", "one run"),
         (first[:8], "one run"),
         ("elsewhere", "differ in split"),
         ("older", "differ in convention"),
-        ("gate", "scored patient by patient"),
+        ("gate", "not per patient"),
     ):
-        with pytest.raises(BadSetting, match=says):
+        with pytest.raises(BadSetting, match=expected):
             compare("first", other, uri=store.uri)
     with pytest.raises(UnknownName, match="no run 'third'"):
         compare("first", "third", uri=store.uri)
-    with pytest.raises(BadSetting, match="has not scored iou"):
+    with pytest.raises(BadSetting, match="has no iou per patient"):
         compare("first", "second", primary="iou", uri=store.uri)
 
 
-def test_the_figure_shows_every_patient_on_the_side_of_its_winner():
-    found = both(*SCORES, metric="brier")
-    left, right = comparison_figure(found).axes
+def test_the_figure_shows_each_patient_in_the_colour_of_the_winner():
+    comparison = both(*SCORES, metric="brier")
+    left, right = draw_comparison(comparison).axes
     shown = {c.get_label(): np.asarray(c.get_offsets()).tolist() for c in left.collections}
     assert shown == {
         "A better: 1": [[0.82, 0.8]],

@@ -1,4 +1,4 @@
-"""The gate fails a candidate only when its patients say, with their whole interval, that it is worse."""
+"""The gate fails a candidate only if the whole interval of its patients shows that it is worse."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.reports.gate import gate
 from bench.tracking import Store, open_run
 
 BASE = 0.5 + 0.02 * np.arange(10)
-UP_AND_DOWN = np.tile([-0.1, 0.06], 5)  # mean -0.02, and far from sure
+UP_AND_DOWN = np.tile([-0.1, 0.06], 5)  # mean -0.02, with a wide interval
 
 
 def log(store: Store, name: str, scores, metric: str = "dice", **changes: str) -> str:
-    """A finished run of these patients."""
+    """Log a finished run with these scores."""
     tags = {"data": "d", "split": "s", "convention": "1", "task": "segmentation"} | changes
     rows = pd.DataFrame({"case": [f"p{n:02}" for n in range(len(scores))], metric: scores})
     with open_run(store, name, "test", {f"bench.{key}": value for key, value in tags.items()}) as recorder:
@@ -37,31 +37,32 @@ def baseline(store: Store) -> str:
     [
         (np.full(10, -0.02), None, True),  # the interval has no width: -0.02 is below -0.01
         (np.full(10, -0.02), 0.03, False),
-        (np.full(10, -0.005), None, False),  # worse beyond doubt, by less than the margin
+        (np.full(10, -0.005), None, False),  # certainly worse, but by less than the margin
         (np.full(10, -0.005), 0.0, True),
-        (UP_AND_DOWN, None, False),  # worse in the mean by more than the margin, but nothing is settled
+        (UP_AND_DOWN, None, False),  # the mean is beyond the margin, the interval is not
         (np.full(10, 0.02), 0.0, False),
     ],
 )
-def test_only_a_whole_interval_below_the_margin_fails(store, baseline, change, margin, worse) -> None:
+def test_the_gate_fails_only_if_the_whole_interval_is_below_the_margin(
+    store, baseline, change, margin, worse
+) -> None:
     log(store, "candidate", BASE + change)
-    verdict = gate("baseline", "candidate", margin=margin, uri=store.uri)
-    assert verdict.worse is worse
-    assert verdict.said.startswith("FAILED: candidate (" if worse else "passed: candidate (")
-    assert f"mean dice {change.mean():+.3f} over 10 patients" in verdict.said
+    result = gate("baseline", "candidate", margin=margin, uri=store.uri)
+    assert result.worse is worse
+    assert result.message.startswith("FAILED: candidate (" if worse else "passed: candidate (")
+    assert f"mean dice {change.mean():+.3f} over 10 patients" in result.message
 
 
 @pytest.mark.parametrize(
-    ("change", "margin", "worse"),
-    [(2.0, None, True), (2.0, 3.0, False), (0.9, None, False), (-2.0, 0.0, False)],
+    ("change", "margin", "worse"), [(2.0, None, True), (2.0, 3.0, False), (0.9, None, False), (-2.0, 0.0, False)]
 )
-def test_where_low_is_good_higher_is_worse_and_the_margin_is_in_pixels(store, change, margin, worse) -> None:
+def test_for_hd95_higher_is_worse_and_the_margin_is_in_pixels(store, change, margin, worse) -> None:
     log(store, "baseline", 10 + BASE, "hd95")
     log(store, "candidate", 10 + BASE + change, "hd95")
     assert gate("baseline", "candidate", margin=margin, primary="hd95", uri=store.uri).worse is worse
 
 
-def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
+def test_runs_that_cannot_be_judged_raise(store, baseline) -> None:
     log(store, "other split", BASE, split="t")
     log(store, "presence", BASE, task="presence")
     log(store, "half", np.where(np.arange(10) < 6, BASE, nan))
@@ -69,16 +70,16 @@ def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
     log(store, "fewer", BASE[:5])
     log(store, "one", BASE[:1])
     log(store, "another", BASE[:1])
-    for a, b, says in (
+    for a, b, message in (
         ("baseline", "other split", "differ in split"),
-        ("baseline", "presence", "no finished segmentation"),
+        ("baseline", "presence", "not a finished segmentation"),
         ("baseline", "half", "4 patients with tumour have no dice in one of"),
-        ("baseline", "five", "5 patients settle nothing: it takes 6"),
+        ("baseline", "five", "5 patients are too few to judge: at least 6 are needed"),
         ("baseline", "fewer", "did not test the same patients"),
-        ("one", "another", "1 patient settles nothing"),
+        ("one", "another", "1 patient is too few to judge"),
         ("baseline", baseline, "are one run"),
     ):
-        with pytest.raises(BenchError, match=says):
+        with pytest.raises(BenchError, match=message):
             gate(a, b, uri=store.uri)
     with pytest.raises(UnknownName, match="no run 'nobody'"):
         gate("baseline", "nobody", uri=store.uri)
@@ -87,8 +88,8 @@ def test_what_cannot_be_judged_is_an_error_not_a_pass(store, baseline) -> None:
             gate("baseline", "half", margin=margin, uri=store.uri)
 
 
-def test_patients_without_tumour_are_no_gap_and_false_alarms_in_them_are_told(store) -> None:
-    """Three of ten: the candidate predicts something in one of them, whose Dice is 0, the baseline in none."""
+def test_patients_without_tumour_are_left_out_and_false_positives_reported(store) -> None:
+    """Three of ten have none: the candidate predicts tumour in one of them (Dice 0), the baseline in none."""
     healthy = np.arange(10) < 3
     for name, fp in (("baseline", 0), ("candidate", np.where(np.arange(10) == 0, 7, 0))):
         counts = {"tp": np.where(healthy, 0, 10), "fp": fp, "fn": 0, "tn": 0}
@@ -97,19 +98,19 @@ def test_patients_without_tumour_are_no_gap_and_false_alarms_in_them_are_told(st
         tags = {"data": "d", "split": "s", "convention": "1", "task": "segmentation"}
         with open_run(store, name, "test", {f"bench.{key}": value for key, value in tags.items()}) as recorder:
             recorder.table("cases", rows.assign(**counts))
-    verdict = gate("baseline", "candidate", uri=store.uri)
-    assert "over 7 patients" in verdict.said
-    assert verdict.said.endswith(
-        "3 patients without tumour count for neither: A predicts some in 1 of them, B in 0. A is the candidate."
+    result = gate("baseline", "candidate", uri=store.uri)
+    assert "over 7 patients" in result.message
+    assert result.message.endswith(
+        "3 patients without tumour are left out: A predicts tumour in 1 of them, B in 0. A is the candidate."
     )
 
 
-def test_the_exit_code_is_what_ci_reads(store, baseline) -> None:
+def test_the_exit_code_reports_the_result(store, baseline) -> None:
     assert gating.gate in {command.callback for command in app.registered_commands}
     log(store, "candidate", BASE - 0.02)
-    words = ["gate", "--baseline", "baseline", "--candidate", "candidate", "--tracking-uri", store.uri]
-    for more, code in (([], 1), (["--margin", "0.03"], 0)):
-        result = CliRunner().invoke(app, [*words, *more])
+    arguments = ["gate", "--baseline", "baseline", "--candidate", "candidate", "--tracking-uri", store.uri]
+    for options, code in (([], 1), (["--margin", "0.03"], 0)):
+        result = CliRunner().invoke(app, [*arguments, *options])
         assert result.exit_code == code
         assert "over 10 patients (95% interval -0.020 to -0.020)" in result.output
-    assert isinstance(CliRunner().invoke(app, [*words, "--margin", "-1"]).exception, BadSetting)  # `main`: 2
+    assert isinstance(CliRunner().invoke(app, [*arguments, "--margin", "-1"]).exception, BadSetting)  # `main`: 2

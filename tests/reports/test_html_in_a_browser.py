@@ -1,4 +1,4 @@
-"""The page in a real browser, from disk: it sorts, shows patients, fetches nothing, and names do nothing."""
+"""The report page in a browser, opened from disk: sorting, gallery, no requests, no injected scripts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.reports.test_html_report import EVIL, Home, filled, gallery, home_in, tree
+from tests.reports.test_html_report import EVIL, ReportStore, filled, gallery, report_store_in, tree
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LACKING = [] if importlib.util.find_spec("playwright") else ["playwright"]
-LACKING += [] if CHROMIUM else ["a Chromium"]
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"the page is not tested without {', '.join(LACKING)}")
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+MISSING = [] if importlib.util.find_spec("playwright") else ["playwright"]
+MISSING += [] if CHROMIUM else ["a Chromium"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"the page is not tested without {', '.join(MISSING)}"),
+]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
-def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    yield from home_in(tmp_path_factory.mktemp("browser"), template)
+def reports(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportStore]:
+    yield from report_store_in(tmp_path_factory.mktemp("browser"), template)
 
 
 @pytest.fixture(scope="module")
-def source(home: Home) -> Path:
-    return home.page(title=EVIL)
+def source(reports: ReportStore) -> Path:
+    return reports.page(title=EVIL)
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +48,30 @@ def browser() -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
         opened.close()
 
 
 @pytest.fixture
 def page(source: Path, browser) -> Iterator[Page]:
-    """The page, opened from disk. It fails a test by anything in its console, and by asking for anything."""
-    told: list[str] = []
-    asked: list[str] = []
+    """The page, opened from disk; fails the test if anything is logged to its console or requested."""
+    logged: list[str] = []
+    requested: list[str] = []
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.on("console", lambda message: told.append(message.text))
-    opened.on("pageerror", lambda error: told.append(str(error)))
-    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("console", lambda message: logged.append(message.text))
+    opened.on("pageerror", lambda error: logged.append(str(error)))
+    opened.on("request", lambda request: requested.append(request.url))
     opened.goto(source.as_uri())
     opened.wait_for_selector(".tile")
     yield opened
     opened.close()
-    assert told == []
-    assert [url for url in asked if url != source.as_uri() and not url.startswith("data:")] == []
+    assert logged == []
+    assert [url for url in requested if url != source.as_uri() and not url.startswith("data:")] == []
 
 
 def column(page: Page, number: int, attribute: str = "") -> list[str]:
-    """The texts, or an attribute, of a column of the first table."""
+    """Return the texts, or an attribute, of a column of the first table."""
     cells = page.locator("table.board").first.locator(f"tbody tr > :nth-child({number})")
     return [c.get_attribute(attribute) or "" for c in cells.all()] if attribute else cells.all_inner_texts()
 
@@ -72,7 +81,7 @@ def heading(page: Page, number: int):
 
 
 @pytest.mark.parametrize("number", [3, 4, 18])  # Dice, its interval, missed slices
-def test_a_heading_sorts_numbers_by_their_full_value_there_and_back(page, number):
+def test_a_heading_sorts_numbers_by_full_value_in_both_directions(page, number):
     values = [float(v) for v in column(page, number, "data-value")]
     button = heading(page, number).locator("button")
     button.click()
@@ -84,11 +93,11 @@ def test_a_heading_sorts_numbers_by_their_full_value_there_and_back(page, number
     seen.append([float(v) for v in column(page, number, "data-value")])
     assert {first, second} == {"ascending", "descending"}
     assert seen == [sorted(values, reverse=first == "descending"), sorted(values, reverse=second == "descending")]
-    assert first == ("ascending" if number == 18 else "descending")  # what is best comes first
-    assert page.locator("th[aria-sort]").count() == 2  # one a table
+    assert first == ("ascending" if number == 18 else "descending")  # the best values come first
+    assert page.locator("th[aria-sort]").count() == 2  # one per table
 
 
-def test_names_sort_as_words_and_what_is_undefined_comes_last(page):
+def test_names_sort_alphabetically_and_undefined_values_come_last(page):
     names = column(page, 2)
     heading(page, 2).locator("button").click()
     assert heading(page, 2).get_attribute("aria-sort") == "ascending"
@@ -105,9 +114,9 @@ def paths(page: Page, kind: str) -> list[str | None]:
     return [path.get_attribute("d") for path in page.locator(f".tile path.{kind}").all()]
 
 
-def test_another_patient_changes_the_gallery(page, source):
+def test_choosing_a_patient_changes_the_gallery(page, source):
     patients = gallery(tree(source))
-    rows = 2  # models whose masks were kept
+    rows = 2  # models with logged masks
     for at in (0, 3, 5):
         page.locator(".gallery select").select_option(str(at))
         slices = patients[at]["slices"]
@@ -121,7 +130,7 @@ def test_another_patient_changes_the_gallery(page, source):
     assert page.locator(".gallery select").input_value() == "5"
 
 
-def test_a_cell_of_the_heat_map_leads_to_its_patient(page, source):
+def test_clicking_a_heat_map_cell_shows_its_patient(page, source):
     cell = page.locator(".cell").last
     cell.click()
     cases = [patient["case"] for patient in gallery(tree(source))]
@@ -130,7 +139,7 @@ def test_a_cell_of_the_heat_map_leads_to_its_patient(page, source):
     assert page.locator("#tip").inner_text() == cell.get_attribute("data-tip")
 
 
-def test_truth_prediction_outlines_and_fill_can_be_turned_off_and_on(page):
+def test_truth_prediction_outlines_and_fill_can_be_switched(page):
     seen = page.locator(".tile path.truth").first
     page.uncheck(".gallery [name=truth]")
     assert seen.evaluate("e => getComputedStyle(e).display") == "none"
@@ -142,7 +151,9 @@ def test_truth_prediction_outlines_and_fill_can_be_turned_off_and_on(page):
     assert seen.evaluate("e => getComputedStyle(e).stroke") == "none"
     whole = page.locator(".tile svg").first.get_attribute("viewBox")
     page.check(".gallery [name=near]")
-    assert page.locator(".tile svg").first.get_attribute("viewBox") == whole == "0 0 32 32"  # as near as it can be
+    assert (
+        page.locator(".tile svg").first.get_attribute("viewBox") == whole == "0 0 32 32"
+    )  # the close-up is not smaller than the image
 
 
 def pixels(page: Page, where: str, number: int = 0) -> np.ndarray:
@@ -150,8 +161,8 @@ def pixels(page: Page, where: str, number: int = 0) -> np.ndarray:
     return cv2.imdecode(shot, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
 
 
-def test_what_is_drawn_is_where_the_masks_are(page, source):
-    """Fill the truth alone: its pixels are green on the screen, and no others."""
+def test_filled_outlines_cover_exactly_the_mask(page, source):
+    """With only the truth filled, exactly its pixels are green on the screen."""
     page.uncheck(".gallery [name=prediction]")
     page.uncheck(".gallery [name=outline]")
     page.locator(".gallery [name=fill]").fill("100")
@@ -162,23 +173,23 @@ def test_what_is_drawn_is_where_the_masks_are(page, source):
     centres = ((np.arange(32) + 0.5) * step).astype(int)
     green = (shown[..., 1] > shown[..., 0] + 60)[np.ix_(centres, centres)]
     assert truth.any()
-    inner = np.s_[1:-1, 1:-1]  # corners of the picture are round
+    inner = np.s_[1:-1, 1:-1]  # the corners of the image are rounded
     assert (green[inner] == truth[inner]).all()
 
 
-def test_every_section_is_drawn(page):
+def test_every_figure_is_drawn(page):
     for number in range(page.locator("section svg[role=img]").count()):
         shown = pixels(page, "section svg[role=img]", number)
         assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 10
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_on_a_phone_only_boxes_scroll(page):
+def test_a_narrow_page_does_not_scroll_sideways(page):
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_names_are_text_and_nothing_else(page):
+def test_names_are_shown_as_text(page):
     shown = "".join(c if c.isprintable() else "?" for c in EVIL)
     assert page.title() == shown
     assert page.locator("h1").inner_text() == shown
@@ -187,13 +198,13 @@ def test_names_are_text_and_nothing_else(page):
     assert page.locator("b[onclick]").count() == 0
 
 
-def test_even_an_element_that_was_smuggled_in_can_do_nothing(browser, source, tmp_path):
-    smuggled = tmp_path / "smuggled.html"
-    element = "<b id=smuggled onclick='document.title=1'>x</b><script>document.title=2</script>"
-    smuggled.write_text(source.read_text().replace("<h1>", f"{element}<h1>"))
+def test_the_policy_blocks_scripts_that_were_injected(browser, source, tmp_path):
+    injected = tmp_path / "injected.html"
+    element = "<b id=injected onclick='document.title=1'>x</b><script>document.title=2</script>"
+    injected.write_text(source.read_text().replace("<h1>", f"{element}<h1>"))
     opened = browser.new_page()
-    opened.goto(smuggled.as_uri())
+    opened.goto(injected.as_uri())
     opened.wait_for_selector(".tile")
-    opened.click("#smuggled")
+    opened.click("#injected")
     assert opened.title() not in ("1", "2")
     opened.close()

@@ -1,4 +1,4 @@
-"""The page says what the tables and the store say, names do nothing in it, and its figures are right by hand."""
+"""The report page: its texts and figures match the store, and names cannot become markup."""
 
 from __future__ import annotations
 
@@ -21,26 +21,32 @@ from scipy import stats
 
 from bench import registry
 from bench.analysis.board import Board
-from bench.analysis.calibration import aurc, confidence, pixels_around, reliability, selective, trust
+from bench.analysis.calibration import (
+    assess_trust,
+    aurc,
+    count_pixels,
+    coverage_curve,
+    pixel_reliability,
+    soft_dice_confidence,
+)
 from bench.analysis.leaderboard import build_boards
-from bench.analysis.ranking import distinguishable_models, rank_models
-from bench.analysis.significance import bars, mean_ranks
-from bench.analysis.strata import sizes, strata
-from bench.config import Evaluate
+from bench.analysis.ranking import distinguish_models, rank_models
+from bench.analysis.significance import maximal_cliques, mean_ranks
+from bench.analysis.strata import mean_by_group, size_groups
 from bench.data.pack import Pack, load_or_pack, pack_in_memory
 from bench.derived.base import case_rows, score_masks
 from bench.errors import BadSetting, StoreError
 from bench.formatting import plain
 from bench.masks import Masks, to_hundredths
 from bench.overrides import configure
+from bench.reports.html.board_data import BoardData, MaskData
 from bench.reports.html.board_table import board_columns, sortable_table
-from bench.reports.html.evidence import BoardData, Pictured
-from bench.reports.html.gallery import LONGEST, chosen_slices, close_up, outlines, portrait, scan
-from bench.reports.html.page import document
-from bench.reports.html.report import report
-from bench.tracking import Store, connect, open_run, read_table, records, runs_with
+from bench.reports.html.gallery import LONGEST, choose_slices, close_up, encode_scan, outlines, view_patient
+from bench.reports.html.page import render_report
+from bench.reports.html.report import write_report
+from bench.tracking import Store, connect, open_run, read_records, read_table, search_runs
 from bench.tracking.tags import data_tags
-from bench.training.fold import record_masks
+from bench.training.fold_records import record_masks
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import RunRecord
 
@@ -51,59 +57,64 @@ SETTINGS = {
     "split": {"name": "patients", "folds": 2},
     "model": {"name": "unet", "base": 4, "depth": 2},
 }
-BLUR = {EVIL: 0.5, "second": 2.5}  # the wider, the poorer
-AGAIN = 2.0  # of a second run of "second", under another seed
+BLUR = {EVIL: 0.5, "second": 2.5}  # more blur gives lower scores
+AGAIN = 2.0  # blur of a second run of "second", with another seed
 
 
 @dataclass(frozen=True)
-class Home:
-    """A store with runs that were written, not trained: two with all that a run leaves, one without masks and one
-    that asked for presence."""
+class ReportStore:
+    """A store with written, not trained, runs: two complete ones, one without masks, and one presence run."""
 
     folder: Path
     store: Store
     pack: Pack
 
     def page(self, name: str = "report.html", **options: object) -> Path:
-        return report(self.folder / name, uri=self.store.uri, **options)  # type: ignore[arg-type]
+        return write_report(self.folder / name, uri=self.store.uri, **options)  # type: ignore[arg-type]
 
 
-def make_home(folder: Path, template: Path) -> Home:
-    """Works in `folder`, whose cache is that of the environment."""
+def make_report_store(folder: Path, template: Path) -> ReportStore:
+    """Fill a store in `folder`; BENCH_CACHE must already point into it."""
     shutil.copytree(template, folder / "mlruns")
     pack = load_or_pack(registry.dataset["phantom"].bind(configure(SETTINGS).dataset.params)())
-    home = Home(folder, connect(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"), pack)
+    reports = ReportStore(folder, connect(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"), pack)
     for at, (name, width) in enumerate(BLUR.items()):
-        write_run(home, name, probabilities(pack, width), seed=at)
-    write_run(home, "bare", probabilities(pack, 2.0), seed=2, kept=False)
-    write_run(home, "second", probabilities(pack, AGAIN), seed=1, run_seed=7)
-    write_presence(home)
-    return home
+        write_run(reports, name, probabilities(pack, width), seed=at)
+    write_run(reports, "bare", probabilities(pack, 2.0), seed=2, complete=False)
+    write_run(reports, "second", probabilities(pack, AGAIN), seed=1, run_seed=7)
+    write_presence(reports)
+    return reports
 
 
 def probabilities(pack: Pack, width: float) -> dict[str, np.ndarray]:
-    """The truth, blurred, never at an edge between hundredths; the poor one calls nothing of the first patient."""
-    found = {}
+    """Return the blurred truth, never on an edge between hundredths. More blur misses the first patient."""
+    by_case = {}
     for case in pack.cases:
         truth = pack.masks[pack.rows([case])].astype(np.float32)
         soft = np.stack([cv2.GaussianBlur(image, (0, 0), width) for image in truth])
-        found[case] = (np.floor(soft * 98) / 100 + 0.005).astype(np.float32)
+        by_case[case] = (np.floor(soft * 98) / 100 + 0.005).astype(np.float32)
     if width > 1:
-        found[pack.cases[0]] *= 0.5
-    return found
+        by_case[pack.cases[0]] *= 0.5
+    return by_case
 
 
 def write_run(
-    home: Home, name: str, soft: dict[str, np.ndarray], *, seed: int, run_seed: int = 0, kept: bool = True
+    reports: ReportStore,
+    name: str,
+    soft: dict[str, np.ndarray],
+    *,
+    seed: int,
+    run_seed: int = 0,
+    complete: bool = True,
 ) -> None:
-    """What a cross-validation leaves in the store."""
-    pack = home.pack
+    """Log what a cross-validation logs."""
+    pack = reports.pack
     masks = Masks(((c, p >= 0.5) for c, p in soft.items()), ((c, to_hundredths(p)) for c, p in soft.items()))
-    scores = score_masks(Segmentation(Evaluate(), "auto"), pack, masks)
+    scores = score_masks(Segmentation(), pack, masks)
     fold_of = {case: at % 2 for at, case in enumerate(pack.cases)}
     cases = case_rows(scores)
     tags = data_tags(pack.manifest) | {"bench.split": "s" * 12, "bench.task": "segmentation", "env.bench": "0.1.0"}
-    with open_run(home.store, name, "phantom", tags) as recorder:
+    with open_run(reports.store, name, "phantom", tags) as recorder:
         recorder.settings(configure(SETTINGS, {"train.lr": 0.001 * (seed + 1), "seed": run_seed}).flat())
         recorder.data("phantom", pack.manifest.key, pack.profile())
         recorder.metrics(
@@ -113,43 +124,43 @@ def write_run(
             {"cost/images": 100.0 * (seed + 1), "cost/parameters": 1234567, "cost/wall_seconds": 3700}
         )
         recorder.table("cases", cases.assign(fold=cases["case"].map(fold_of)))
-        for fold in (0, 1) if kept else ():
-            mine = [s for s in scores if fold_of[s.case] == fold]
+        for fold in (0, 1) if complete else ():
+            tested = [s for s in scores if fold_of[s.case] == fold]
             with recorder.child(f"fold {fold}", {"bench.fold": str(fold)}) as child:
                 history = {"epoch": [1, 2, 3][: 3 - fold], "val/dice": [0.25, 0.5, 0.75][: 3 - fold]}
                 child.table("history", pd.DataFrame(history))
-                record_masks(child, masks.of(s.case for s in mine), mine)
+                record_masks(child, masks.of(s.case for s in tested), tested)
 
 
-def write_presence(home: Home) -> None:
-    index = home.pack.index
+def write_presence(reports: ReportStore) -> None:
+    index = reports.pack.index
     rng = np.random.default_rng(0)
     slices = index[["case", "slice"]].assign(truth=index["positive"])
     slices["probability"] = np.clip(slices["truth"] * 0.4 + rng.uniform(0, 0.6, len(index)), 0, 1)
     slices["called"] = slices["probability"] >= 0.5
-    tags = data_tags(home.pack.manifest) | {"bench.split": "s" * 12, "bench.task": "presence"}
-    with open_run(home.store, "gate", "phantom", tags) as recorder:
+    tags = data_tags(reports.pack.manifest) | {"bench.split": "s" * 12, "bench.task": "presence"}
+    with open_run(reports.store, "gate", "phantom", tags) as recorder:
         recorder.table("slices", slices)
-        recorder.table("cases", pd.DataFrame({"case": home.pack.cases, "fold": 0, "tp": 1, "fn": 1}))
+        recorder.table("cases", pd.DataFrame({"case": reports.pack.cases, "fold": 0, "tp": 1, "fn": 1}))
 
 
-def home_in(folder: Path, template: Path) -> Iterator[Home]:
-    """One that a process is in while it is used."""
+def report_store_in(folder: Path, template: Path) -> Iterator[ReportStore]:
+    """Yield a filled store, with `folder` as the working directory."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("BENCH_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        yield make_home(folder, template)
+        yield make_report_store(folder, template)
 
 
 @pytest.fixture(scope="module")
-def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    yield from home_in(tmp_path_factory.mktemp("report"), template)
+def reports(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReportStore]:
+    yield from report_store_in(tmp_path_factory.mktemp("report"), template)
 
 
 class Node:
-    """An element of a page, as a browser would read it."""
+    """An element of a page."""
 
     def __init__(self, name: str, attributes: dict[str, str | None]) -> None:
         self.name, self.attributes, self.inside = name, attributes, []
@@ -159,12 +170,12 @@ class Node:
         return "".join(part if isinstance(part, str) else part.text for part in self.inside)
 
     def all(self, name: str = "", **wanted: str) -> list[Node]:
-        found = []
+        matches = []
         for part in self.inside:
             if isinstance(part, Node):
-                here = all(part.attributes.get(k.strip("_").replace("_", "-")) == v for k, v in wanted.items())
-                found += [part] * (here and name in ("", part.name)) + part.all(name, **wanted)
-        return found
+                fits = all(part.attributes.get(k.strip("_").replace("_", "-")) == v for k, v in wanted.items())
+                matches += [part] * (fits and name in ("", part.name)) + part.all(name, **wanted)
+        return matches
 
 
 class Tree(HTMLParser):
@@ -172,7 +183,7 @@ class Tree(HTMLParser):
         super().__init__()
         self.root = Node("", {})
         self.open = [self.root]
-        self.loader(source)
+        self.feed(source)
         self.close()
 
     def handle_starttag(self, tag, attrs):
@@ -196,30 +207,30 @@ def tree(page: Path | str) -> Node:
 
 
 @pytest.fixture(scope="module")
-def page(home: Home) -> Node:
-    return tree(home.page())
+def page(reports: ReportStore) -> Node:
+    return tree(reports.page())
 
 
 @pytest.fixture(scope="module")
-def board(home: Home) -> Board:
-    return next(b for b in build_boards(records(home.store)) if b.task == "segmentation")
+def board(reports: ReportStore) -> Board:
+    return next(b for b in build_boards(read_records(reports.store)) if b.task == "segmentation")
 
 
-def dice_of(home: Home, run_id: str) -> pd.Series:
-    """As a run has logged it, patient by patient."""
-    return read_table(home.store, home.store.client.get_run(run_id), "cases").set_index("case")["dice"]
+def dice_of(reports: ReportStore, run_id: str) -> pd.Series:
+    """Return the logged Dice of each patient."""
+    return read_table(reports.store, reports.store.client.get_run(run_id), "cases").set_index("case")["dice"]
 
 
 def chapter_of(page: Node, heading: str) -> str:
-    """What the first board's chapter says below a heading."""
+    """Return the text below a heading of the first board's chapter."""
     inside = page.all("section")[0].inside
     start = next(at for at, n in enumerate(inside) if isinstance(n, Node) and n.name == "h3" and n.text == heading)
-    told = ""
+    text = ""
     for part in inside[start + 1 :]:
         if isinstance(part, Node) and part.name == "h3":
             break
-        told += part if isinstance(part, str) else part.text
-    return told
+        text += part if isinstance(part, str) else part.text
+    return text
 
 
 # The page of a store
@@ -239,21 +250,24 @@ def test_every_board_has_a_chapter_the_largest_first(page):
     assert all(link.attributes["href"][1:] in ids for link in page.all("a"))
 
 
-def test_the_head_says_what_was_judged(page, home, board):
-    told = page.all("main")[0].text
-    assert "SYNTHETIC DATA" in told
+def test_a_chapter_states_data_licence_patients_and_split(page, reports, board):
+    assert "SYNTHETIC DATA" in page.all("main")[0].text
     assert [li.text for li in page.all("ul", class_="notes")[0].all("li")] == list(board.notes)
-    facts = page.all("section")[0].all("dl")[0]
-    said = dict(zip([d.text for d in facts.all("dt")], [d.text for d in facts.all("dd")], strict=True))
-    manifest, index = home.pack.manifest, home.pack.index
-    assert said["Data"] == f"phantom, key {manifest.key}"
-    assert said["Licence of the data"] == manifest.licence
-    assert said["Patients"] == f"6, {len(index)} slices, {index['positive'].sum()} with tumour"
-    assert said["Split"] == f"2 folds over patients, hash {'s' * 12}"
+    definitions = page.all("section")[0].all("dl")[0]
+    facts = dict(
+        zip([d.text for d in definitions.all("dt")], [d.text for d in definitions.all("dd")], strict=True)
+    )
+    manifest, index = reports.pack.manifest, reports.pack.index
+    assert facts["Data"] == f"phantom, key {manifest.key}"
+    assert facts["Licence of the data"] == manifest.licence
+    assert facts["Patients"] == f"6, {len(index)} slices, {index['positive'].sum()} with tumour"
+    assert facts["Split"] == f"2 folds over patients, hash {'s' * 12}"
 
 
-def test_cells_are_those_of_the_tables(page, home):
-    for shown, made in zip(page.all("table", class_="board"), build_boards(records(home.store)), strict=True):
+def test_table_cells_match_the_text_tables(page, reports):
+    for shown, made in zip(
+        page.all("table", class_="board"), build_boards(read_records(reports.store)), strict=True
+    ):
         columns = board_columns(made)
         assert [th.text for th in shown.all("thead")[0].all("th")] == [c.heading for c in columns]
         rows = [[cell.text for cell in row.inside] for row in shown.all("tbody")[0].all("tr")]
@@ -275,7 +289,7 @@ FIELDS = [
 ]
 
 
-def test_behind_each_number_is_its_full_value(board):
+def test_each_cell_stores_its_number_at_full_precision(board):
     row = replace(board.rows[0], **{name: 1.0625 for name in FIELDS if name and hasattr(board.rows[0], name)})
     values = {name: (at + 1) * 1.000123 for at, name in enumerate(FIELDS) if name}
     own = {
@@ -287,30 +301,30 @@ def test_behind_each_number_is_its_full_value(board):
     row = replace(row, **own, **whole, scores={k: v for k, v in values.items() if not hasattr(row, k)})
     cells = tree(sortable_table(replace(board, rows=(row,)))).all("tbody")[0].all("tr")[0].inside
     expected = [None if name is None else float(whole.get(name, values[name])) for name in FIELDS]
-    found = [None if "data-value" not in c.attributes else float(c.attributes["data-value"]) for c in cells]
-    assert found == expected
+    stored = [None if "data-value" not in c.attributes else float(c.attributes["data-value"]) for c in cells]
+    assert stored == expected
 
 
-def test_what_is_not_defined_has_no_number_behind_it(board):
+def test_an_undefined_cell_stores_no_number(board):
     bare = replace(board, rows=(replace(board.rows[0], p=np.nan, scores={}),))
     cells = tree(sortable_table(bare)).all("tbody")[0].all("tr")[0].inside
     named = dict(zip(FIELDS, cells, strict=True))
     assert named["p"].attributes["data-value"] == named["hd95"].attributes["data-value"] == ""
 
 
-def test_the_heat_map_holds_the_scores_of_the_cases(page, home, board):
-    tables = {row.name: np.mean([dice_of(home, run) for run in row.runs], axis=0) for row in board.rows}
-    tables = {name: pd.Series(dice, home.pack.cases) for name, dice in tables.items()}
+def test_the_heat_map_shows_the_scores_of_the_cases(page, reports, board):
+    tables = {row.name: np.mean([dice_of(reports, run) for run in row.runs], axis=0) for row in board.rows}
+    tables = {name: pd.Series(dice, reports.pack.cases) for name, dice in tables.items()}
     cells = page.all("rect", class_="cell")
     assert len(cells) == 3 * 6
-    homes = home.pack.index.groupby("case")["institution"].first()
+    institutions = reports.pack.index.groupby("case")["institution"].first()
     for cell in cells:
         case, name, score = cell.attributes["data-tip"].split(" · ")
         case, institution = re.fullmatch(r"(.*) \((.*)\)", case).groups()
         value = next(t for n, t in tables.items() if plain(n) == name)[case]
         assert float(cell.attributes["data-value"]) == value
         assert score == f"Dice {value:.3f}"
-        assert institution == homes[case]
+        assert institution == institutions[case]
         assert cell.attributes["data-patient"] == case
     order = list(dict.fromkeys(c.attributes["data-patient"] for c in cells))
     mean = pd.DataFrame(tables).mean(axis=1)
@@ -319,85 +333,83 @@ def test_the_heat_map_holds_the_scores_of_the_cases(page, home, board):
     assert first == [plain(row.name) for row in board.rows]
 
 
-def test_curves_are_of_every_fold_and_their_mean_ends_with_the_shortest(page):
+def test_training_curves_show_folds_and_a_mean_up_to_the_shortest(page):
     faint = page.all("polyline", opacity="0.28")
     assert sorted(len(line.attributes["points"].split()) for line in faint) == [2, 2, 2, 3, 3, 3]
     assert [len(b.attributes["points"].split()) for b in page.all("polyline", stroke_width="2.4")] == [2, 2]
 
 
-def test_runs_that_have_not_kept_what_a_figure_takes_are_named(page):
-    assert "No training was logged of bare." in chapter_of(page, "Training")
-    assert "were not kept, of bare." in chapter_of(page, "Trust in probabilities")
-    assert "Masks were not kept of bare." in chapter_of(page, "Gallery")
+def test_figures_name_the_runs_that_lack_their_data(page):
+    assert "No training was logged for bare." in chapter_of(page, "Training")
+    assert "were not logged, for bare." in chapter_of(page, "Trust in probabilities")
+    assert "No masks were logged for bare." in chapter_of(page, "Gallery")
 
 
 def gallery(page: Node) -> list[dict]:
-    """What the page's script would draw, patient by patient."""
+    """Return the data that the page's script draws, by patient."""
     scripts = {s.attributes.get("id"): s.text for s in page.all("script", type="application/json")}
     index = json.loads(scripts["board-0-gallery-index"])
     return [json.loads(scripts[f"board-0-gallery-{at}"]) for at in range(len(index["cases"]))]
 
 
-def test_the_gallery_shows_each_patient_once_those_with_most_disagreement_first(page, home, board):
+def test_the_gallery_sorts_patients_by_disagreement(page, reports, board):
     shown = gallery(page)
-    assert sorted(p["case"] for p in shown) == sorted(home.pack.cases)
+    assert sorted(p["case"] for p in shown) == sorted(reports.pack.cases)
     disagreement = [float(p["disagreement"]) for p in shown]
     assert disagreement == sorted(disagreement, reverse=True)
-    assert disagreement[0] == 1  # of one patient the second model finds nothing
-    dice = {row.name: dice_of(home, row.run_id) for row in board.rows}
+    assert disagreement[0] == 1  # the second model predicts nothing for one patient
+    dice = {row.name: dice_of(reports, row.run_id) for row in board.rows}
     names = [row.name for row in board.rows if row.name != "bare"]
     for patient in shown:
         assert patient["dice"] == [f"{dice[name][patient['case']]:.3f}" for name in names]
         assert 1 <= len(patient["slices"]) <= 3
 
 
-def test_masks_on_the_page_are_those_of_truth_and_models(page, home, board):
+def test_outlines_match_the_true_and_predicted_masks(page, reports, board):
     names = [row.name for row in board.rows if row.name != "bare"]
     for patient in gallery(page):
-        rows = home.pack.rows([patient["case"]])
+        rows = reports.pack.rows([patient["case"]])
         for piece in patient["slices"]:
-            at = home.pack.index["slice"].to_numpy()[rows].tolist().index(piece["number"])
-            assert (filled(piece["truth"], (32, 32)) == home.pack.masks[rows[at]]).all()
+            at = reports.pack.index["slice"].to_numpy()[rows].tolist().index(piece["number"])
+            assert (filled(piece["truth"], (32, 32)) == reports.pack.masks[rows[at]]).all()
             for name, path in zip(names, piece["masks"], strict=True):
-                soft = probabilities(home.pack, AGAIN if name == "second" else BLUR[name])[patient["case"]][at]
+                soft = probabilities(reports.pack, AGAIN if name == "second" else BLUR[name])[patient["case"]][at]
                 assert (filled(path, (32, 32)) == (soft >= 0.5)).all()
 
 
 @pytest.fixture
-def elsewhere(home: Home) -> Iterator[None]:
-    """The runs were of other data than can be found."""
-    runs = [r for r in runs_with(home.store, {"bench.task": "segmentation"}) if "bench.data" in r.data.tags]
+def elsewhere(reports: ReportStore) -> Iterator[None]:
+    """Make the logged content key differ from the data set that is available."""
+    runs = [r for r in search_runs(reports.store, {"bench.task": "segmentation"}) if "bench.data" in r.data.tags]
     for run in runs:
-        home.store.client.set_tag(run.info.run_id, "bench.data", "0" * 16)
+        reports.store.client.set_tag(run.info.run_id, "bench.data", "0" * 16)
     yield
     for run in runs:
-        home.store.client.set_tag(run.info.run_id, "bench.data", home.pack.manifest.key)
+        reports.store.client.set_tag(run.info.run_id, "bench.data", reports.pack.manifest.key)
 
 
-def test_without_the_data_the_page_is_made_and_says_what_it_lacks(home, elsewhere, capsys):
-    page = tree(home.page("elsewhere.html"))
-    assert "the data are not at hand" in capsys.readouterr().err
-    assert (
-        chapter_of(page, "Gallery").strip() == "There is no gallery: the data were not at hand when this was made."
-    )
-    assert "missing sequences are left out" in chapter_of(page, "Groups of patients")
+def test_without_the_data_the_page_states_what_is_missing(reports, elsewhere, capsys):
+    page = tree(reports.page("elsewhere.html"))
+    assert "the data set is not available" in capsys.readouterr().err
+    assert "There is no gallery, because the data set was not available." in chapter_of(page, "Gallery")
+    assert "Missing sequences are left out" in chapter_of(page, "Groups of patients")
     assert len(page.all("rect", class_="cell")) == 18
-    assert not page.all("rect", data_patient=home.pack.cases[0])
+    assert not page.all("rect", data_patient=reports.pack.cases[0])
     assert not page.all("script", type="application/json")
 
 
-def test_the_page_is_logged_as_a_run_that_is_on_no_board(home, capsys):
-    before = len(records(home.store))
-    out = home.page("logged.html", title="Mine", where=["name=second"])
-    (run, *_) = runs_with(home.store, {"bench.kind": "report"})
-    logged = home.store.client.download_artifacts(run.info.run_id, "logged.html", str(home.folder))
+def test_the_page_is_logged_as_a_run_outside_all_boards(reports, capsys):
+    before = len(read_records(reports.store))
+    out = reports.page("logged.html", title="Mine", where=["name=second"])
+    (run, *_) = search_runs(reports.store, {"bench.kind": "report"})
+    logged = reports.store.client.download_artifacts(run.info.run_id, "logged.html", str(reports.folder))
     assert Path(logged).read_bytes() == out.read_bytes()
     assert run.info.status == "FINISHED"
-    assert run.info.experiment_id == home.store.client.get_experiment_by_name("phantom").experiment_id
-    assert len(records(home.store)) == before
-    said = capsys.readouterr().out
-    assert str(out) in said
-    assert f"{out.stat().st_size / 1e6:.1f} MB" in said
+    assert run.info.experiment_id == reports.store.client.get_experiment_by_name("phantom").experiment_id
+    assert len(read_records(reports.store)) == before
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert f"{out.stat().st_size / 1e6:.1f} MB" in printed
     page = tree(out)
     assert page.all("h1")[0].text == page.all("title")[0].text == "Mine"
     (table,) = page.all("table", class_="board")
@@ -405,41 +417,41 @@ def test_the_page_is_logged_as_a_run_that_is_on_no_board(home, capsys):
     assert "Patients with the lowest Dice come first." in chapter_of(page, "Gallery")
 
 
-def test_another_score_ranks_and_colours(home):
-    page = tree(home.page("far.html", primary="hd95", where=["bench.task=segmentation"]))
+def test_primary_hd95_changes_ranks_and_colours(reports):
+    page = tree(reports.page("far.html", primary="hd95", where=["bench.task=segmentation"]))
     cells = page.all("rect", class_="cell")
     assert {c.attributes["data-tip"].split(" · ")[2].split()[0] for c in cells} == {"HD95"}
     worst = max(cells, key=lambda c: float(c.attributes["data-value"]))
     best = min(cells, key=lambda c: float(c.attributes["data-value"]))
     light = [int(c.attributes["fill"][1:3], 16) for c in (best, worst)]
-    assert light[0] > light[1]  # far is dark
+    assert light[0] > light[1]  # a large distance is dark
     assert cells[0].attributes["data-patient"] == worst.attributes["data-patient"]
 
 
-def test_what_cannot_be_told_is_a_sentence(store, home, tmp_path):
+def test_a_report_without_runs_or_into_a_folder_raises(store, reports, tmp_path):
     with pytest.raises(StoreError, match=r"no finished run in .*`bench run` makes one"):
-        report(tmp_path / "none.html", uri=store.uri)
+        write_report(tmp_path / "none.html", uri=store.uri)
     with pytest.raises(StoreError, match=r"no finished run .* for which model=none"):
-        home.page(where=["model=none"])
+        reports.page(where=["model=none"])
     with pytest.raises(BadSetting, match="is a folder"):
-        report(tmp_path, uri=store.uri)
+        write_report(tmp_path, uri=store.uri)
     assert not list(tmp_path.glob("*.html"))
 
 
-# Names that mean harm
+# Hostile names
 
 
-def test_no_name_ends_a_script_or_becomes_an_element(page, home):
-    source = (home.folder / "report.html").read_text()
+def test_no_name_closes_a_script_or_becomes_an_element(page, reports):
+    source = (reports.folder / "report.html").read_text()
     assert source.count("</script") == len(page.all("script"))
     assert not page.all("b", onclick="document.title=1")
     assert not [n for n in page.all() if any(key.startswith("on") for key in n.attributes)]
     assert not {c for c in source if not c.isprintable()} - {"\n", "\N{NO-BREAK SPACE}"}
     assert plain(EVIL) in [td.text.removesuffix(" [synthetic]") for td in page.all("th", scope="row")]
-    assert all(p["case"] for p in gallery(page))  # every script of data can be read
+    assert all(p["case"] for p in gallery(page))  # every JSON script can be read
 
 
-def test_nothing_is_fetched_and_only_its_own_script_may_run(page, home):
+def test_the_policy_allows_only_the_page_s_own_script(page, reports):
     (policy,) = [m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes]
     (script,) = [s for s in page.all("script") if "type" not in s.attributes]
     digest = hashlib.sha256(script.text.encode()).digest()
@@ -447,7 +459,7 @@ def test_nothing_is_fetched_and_only_its_own_script_may_run(page, home):
     assert "default-src 'none'" in policy
     assert "img-src data:" in policy
     assert not [n for n in page.all() if n.name in ("link", "iframe", "object") or "src" in n.attributes]
-    source = (home.folder / "report.html").read_text()
+    source = (reports.folder / "report.html").read_text()
     assert set(re.findall(r"https?://[^\s\"'<>]+", source)) == {"http://www.w3.org/2000/svg"}
 
 
@@ -455,7 +467,7 @@ def test_nothing_is_fetched_and_only_its_own_script_may_run(page, home):
 
 
 def filled(path: str, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels whose centres a path holds by the even-odd rule, found by walking along its edges."""
+    """Return the pixels whose centres are inside a path by the even-odd rule, by walking along its edges."""
     crossings = np.zeros(shape, int)  # vertical edges to the left of each pixel's centre
     for part in path.split("z")[:-1]:
         x, y = map(int, re.match(r"M(\d+) (\d+)", part).groups())
@@ -467,69 +479,66 @@ def filled(path: str, shape: tuple[int, int]) -> np.ndarray:
                 for row in range(min(y, y + int(step)), max(y, y + int(step))):
                     crossings[row, x:] += 1
                 y += int(step)
-        for row in range(min(y, start), max(y, start)):  # back to where it began
+        for row in range(min(y, start), max(y, start)):  # the closing edge
             crossings[row, x:] += 1
     return crossings % 2 == 1
 
 
 def corners(path: str) -> list[set[tuple[int, int]]]:
-    """The corners of each closed part."""
-    found = []
+    """Return the corners of each closed part."""
+    parts = []
     for part in path.split("z")[:-1]:
         x, y = map(int, re.match(r"M(\d+) (\d+)", part).groups())
         seen = {(x, y)}
         for kind, step in re.findall(r"([hv])(-?\d+)", part):
             x, y = (x + int(step), y) if kind == "h" else (x, y + int(step))
             seen.add((x, y))
-        found.append(seen)
-    return found
+        parts.append(seen)
+    return parts
 
 
 def mask(*rows: str) -> np.ndarray:
     return np.array([[c == "#" for c in row] for row in rows])
 
 
-def test_outlines_of_one_pixel_of_a_corner_and_of_a_hole_by_hand():
+def test_outlines_of_simple_masks_match_hand_computed_corners():
     assert corners(outlines(mask("...", ".#.", "..."))) == [{(1, 1), (2, 1), (2, 2), (1, 2)}]
     assert corners(outlines(mask("##.", "##.", "..."))) == [{(0, 0), (2, 0), (2, 2), (0, 2)}]
     assert corners(outlines(mask("..#", "..#"))) == [{(2, 0), (3, 0), (3, 2), (2, 2)}]
     ring = corners(outlines(mask("###", "#.#", "###")))
     assert sorted(ring, key=len) == ring
-    assert sorted(map(sorted, ring)) == [
-        [(0, 0), (0, 3), (3, 0), (3, 3)],
-        [(1, 1), (1, 2), (2, 1), (2, 2)],
-    ]
+    assert sorted(map(sorted, ring)) == [[(0, 0), (0, 3), (3, 0), (3, 3)], [(1, 1), (1, 2), (2, 1), (2, 2)]]
     assert outlines(np.zeros((4, 4), bool)) == ""
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_an_outline_holds_its_mask_and_nothing_else(seed):
+def test_an_outline_encloses_exactly_its_mask(seed):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 14, 2)
     drawn = rng.random((height, width)) < rng.uniform(0.1, 0.9)
     assert (filled(outlines(drawn), drawn.shape) == drawn).all()
 
 
-# Which slices, and how far models are apart
+# Choice of slices, and disagreement between models
 
 
-def test_slices_are_chosen_by_disagreement_errors_and_size():
+def test_slices_are_chosen_by_disagreement_errors_and_tumour_size():
     counts = [np.array(c) for c in ([0, 5, 9, 0], [1, 8, 2, 0], [0, 7, 3, 0])]
-    assert chosen_slices(*counts) == {2: "models differ most", 1: "most errors, largest tumour"}
+    assert choose_slices(*counts) == {2: "models differ most", 1: "most errors, largest tumour"}
     nothing = np.zeros(4, int)
-    assert chosen_slices(nothing, np.array([0, 0, 0, 3]), nothing) == {3: "largest tumour"}
-    assert chosen_slices(nothing, nothing, nothing) == {2: "nothing to see"}
+    assert choose_slices(nothing, np.array([0, 0, 0, 3]), nothing) == {3: "largest tumour"}
+    assert choose_slices(nothing, nothing, nothing) == {2: "no tumour, no errors"}
 
 
 def small_pack(truth: np.ndarray) -> Pack:
     return pack_in_memory(np.zeros((*truth.shape, 1), np.uint8), ("flair",), truth.astype(np.uint8), "P")
 
 
-def test_disagreement_is_one_less_the_mean_dice_between_models():
+def test_disagreement_is_one_minus_the_mean_dice_between_models():
     """Masks of 4, 4 and 2 pixels: the first two share 2, the third lies in both."""
     truth, first, second, third = np.zeros((4, 2, 4, 8), bool)
     first[0, 0, 0:4], second[0, 0, 2:6], third[0, 0, 2:4], truth[0, 0, 2:4] = True, True, True, True
-    shown = portrait(small_pack(truth), "P", [first, second, third])
+    shown = view_patient(small_pack(truth), "P", [first, second, third])
     pairs = 4 / 8, 4 / 6, 4 / 6
     assert shown.disagreement == pytest.approx(1 - sum(pairs) / 3)
     assert shown.dice == pytest.approx((4 / 6, 4 / 6, 1))
@@ -537,30 +546,30 @@ def test_disagreement_is_one_less_the_mean_dice_between_models():
     assert shown.data["slices"][0]["dice"] == ["0.667", "0.667", "1.000"]
 
 
-def test_two_empty_masks_agree_and_one_model_has_nobody_to_disagree_with():
+def test_two_empty_masks_agree_and_one_model_has_no_disagreement():
     empty = np.zeros((2, 4, 8), bool)
-    both = portrait(small_pack(empty), "P", [empty, empty])
+    both = view_patient(small_pack(empty), "P", [empty, empty])
     assert both.disagreement == 0
     assert np.isnan(both.dice).all()
     assert both.data["slices"][0]["dice"] == ["–", "–"]
-    assert portrait(small_pack(empty), "P", [empty]).data["disagreement"] is None
+    assert view_patient(small_pack(empty), "P", [empty]).data["disagreement"] is None
 
 
-def test_a_scan_is_a_picture_with_its_brightest_level_white():
+def test_a_scan_is_scaled_so_that_its_white_level_is_white():
     ramp = np.tile(np.linspace(0, 100, 64).astype(np.uint8), (64, 1))
-    head, content = scan(ramp, 50).split(",")
+    head, content = encode_scan(ramp, 50).split(",")
     assert head == "data:image/webp;base64"
     shown = cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert np.abs(shown.astype(int) - np.clip(ramp * 5.1, 0, 255)).mean() < 4
     large = np.zeros((1000, 500), np.uint8)
     shown = cv2.imdecode(
-        np.frombuffer(base64.b64decode(scan(large, 1).split(",")[1]), np.uint8), cv2.IMREAD_GRAYSCALE
+        np.frombuffer(base64.b64decode(encode_scan(large, 1).split(",")[1]), np.uint8), cv2.IMREAD_GRAYSCALE
     )
     assert shown.shape == (LONGEST, LONGEST // 2)
 
 
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (100, 140), (190, 240)])
-def test_a_close_up_holds_the_tumour_and_stays_inside(top, left):
+def test_a_close_up_contains_the_tumour_and_stays_inside_the_image(top, left):
     truth = np.zeros((200, 256), bool)
     truth[top : top + 10, left : left + 16] = True
     x, y, width, height = close_up(truth)
@@ -572,62 +581,63 @@ def test_a_close_up_holds_the_tumour_and_stays_inside(top, left):
 
 # Ranks
 
-NOBODY = np.zeros((4, 4), bool)  # can be told from anybody
+ALL_TIED = np.zeros((4, 4), bool)
 
 
 @pytest.mark.parametrize("higher", [True, False])
-def test_mean_ranks_and_friedman_are_those_of_scipy(higher):
+def test_mean_ranks_and_friedman_match_scipy(higher):
     scores = np.random.default_rng(1).integers(0, 8, (4, 30)) / 8  # with ties
-    found = mean_ranks(scores, NOBODY[:4, :4], higher=higher)
+    computed = mean_ranks(scores, ALL_TIED[:4, :4], higher=higher)
     each = [stats.rankdata(-column if higher else column) for column in scores.T]
-    assert found.ranks == pytest.approx(np.mean(each, axis=0))
-    assert found.friedman == pytest.approx(stats.friedmanchisquare(*scores).pvalue)
+    assert computed.ranks == pytest.approx(np.mean(each, axis=0))
+    assert computed.friedman == pytest.approx(stats.friedmanchisquare(*scores).pvalue)
 
 
-def test_two_rows_and_rows_that_are_all_alike_have_no_friedman():
+def test_friedman_is_undefined_for_two_rows_and_for_equal_rows():
     scores = np.random.default_rng(1).random((2, 9))
-    assert np.isnan(mean_ranks(scores, NOBODY[:2, :2], higher=True).friedman)
-    alike = mean_ranks(np.repeat(scores[:1], 3, 0), NOBODY[:3, :3], higher=True)
+    assert np.isnan(mean_ranks(scores, ALL_TIED[:2, :2], higher=True).friedman)
+    alike = mean_ranks(np.repeat(scores[:1], 3, 0), ALL_TIED[:3, :3], higher=True)
     assert np.isnan(alike.friedman)
     assert alike.ranks.tolist() == [2, 2, 2]
     assert alike.bars == ((0, 1, 2),)
 
 
-def test_whoever_shares_a_bar_with_the_leader_is_in_its_group():
+def test_rows_that_share_a_bar_with_the_leader_are_in_its_group():
     rng = np.random.default_rng(4)
     scores = np.clip(0.7 + 0.02 * np.arange(6)[:, None] + rng.normal(0, 0.1, (6, 60)), 0, 1)
     group = np.array([s.group for s in rank_models(list(scores), resamples=99)])
     leader = int(scores.mean(1).argmax())
-    told = distinguishable_models([row[None] for row in scores])
-    together = {leader}.union(*(bar for bar in mean_ranks(scores, told, higher=True).bars if leader in bar))
+    distinguishable = distinguish_models([row[None] for row in scores])
+    together = {leader}.union(
+        *(bar for bar in mean_ranks(scores, distinguishable, higher=True).bars if leader in bar)
+    )
     assert together == set(np.flatnonzero(group == group[leader]).tolist())
     assert 1 < len(together) < 6
 
 
-def test_bars_are_the_largest_sets_tied_pair_by_pair():
-    """Found anew by trying every set."""
+def test_bars_are_the_maximal_sets_of_pairwise_ties():
+    """Compared with trying every set."""
     rng = np.random.default_rng(0)
     for _ in range(40):
         tied = np.triu(rng.random((6, 6)) < 0.6, 1)
         tied = tied | tied.T | np.eye(6, dtype=bool)
         every = [set(s) for n in range(2, 7) for s in combinations(range(6), n) if tied[np.ix_(s, s)].all()]
         largest = [s for s in every if not any(s < other for other in every)]
-        assert bars(tied) == sorted(map(tuple, map(sorted, largest)))
-    assert bars(np.ones((40, 40), bool)) == [tuple(range(40))]
+        assert maximal_cliques(tied) == sorted(map(tuple, map(sorted, largest)))
+    assert maximal_cliques(np.ones((40, 40), bool)) == [tuple(range(40))]
 
 
 # Groups
 
 
-def test_groups_have_the_means_of_their_patients():
+def test_groups_have_the_mean_scores_of_their_patients():
     scores = np.array([[0.1, 0.2, 0.3, np.nan, 0.7], [0.5, 0.5, 1.0, 0.9, 0.8]])
     pixels = pd.Series([10, 30, 20, 5, 40], list("vwxyz"))
     groups = pd.DataFrame(
-        {"institution": list("ABAAB"), "all": "same", "tumour size": sizes(pixels)},
-        index=list("vwxyz"),
+        {"institution": list("ABAAB"), "all": "same", "tumour size": size_groups(pixels)}, index=list("vwxyz")
     )
-    found = {(s.kind, s.name.split(",")[0]): (s.n, s.means.tolist()) for s in strata(scores, groups)}
-    assert found == {
+    by_group = {(s.kind, s.name.split(",")[0]): (s.n, s.means.tolist()) for s in mean_by_group(scores, groups)}
+    assert by_group == {
         ("institution", "A"): (2, pytest.approx([0.2, 0.75])),  # the undefined patient counts for neither
         ("institution", "B"): (2, pytest.approx([0.45, 0.65])),
         ("tumour size", "small"): (1, pytest.approx([0.1, 0.5])),
@@ -636,76 +646,82 @@ def test_groups_have_the_means_of_their_patients():
     }
 
 
-def test_thirds_by_size_keep_equal_sizes_together_and_no_tumour_apart():
+def test_size_groups_keep_equal_sizes_together():
     pixels = pd.Series([0, 1, 1, 1, 2, 2, 3])
-    assert [s.split(",")[0] for s in sizes(pixels)] == ["none", *["small"] * 3, "middle", "middle", "large"]
-    assert sizes(pd.Series([900, 1200, 1500, 1800])).tolist()[0] == "small, to 1,200 px"
-    assert list(sizes(pd.Series([0, 0]))) == ["none", "none"]
+    assert [s.split(",")[0] for s in size_groups(pixels)] == [
+        "no tumour",
+        *["small"] * 3,
+        "middle",
+        "middle",
+        "large",
+    ]
+    assert size_groups(pd.Series([900, 1200, 1500, 1800])).tolist()[0] == "small, to 1,200 px"
+    assert list(size_groups(pd.Series([0, 0]))) == ["no tumour", "no tumour"]
 
 
 # Trust
 
 
-def test_risk_and_coverage_by_hand():
-    coverage, kept = selective(np.array([0.7, 0.9, 0.8]), np.array([0.0, 1.0, 0.5]))
+def test_the_coverage_curve_matches_hand_computed_values():
+    coverage, mean_dice = coverage_curve(np.array([0.7, 0.9, 0.8]), np.array([0.0, 1.0, 0.5]))
     assert coverage == pytest.approx([1 / 3, 2 / 3, 1])
-    assert kept == pytest.approx([1, 0.75, 0.5])
-    assert aurc(kept) == pytest.approx(1 - (1 + 0.75 + 0.5) / 3)
+    assert mean_dice == pytest.approx([1, 0.75, 0.5])
+    assert aurc(mean_dice) == pytest.approx(1 - (1 + 0.75 + 0.5) / 3)
 
 
-def test_equal_confidence_shares_its_dice_whatever_the_order():
+def test_patients_with_equal_confidence_share_their_mean_dice():
     for dice in ([0.2, 0.8, 0.5], [0.8, 0.2, 0.5]):
-        assert selective(np.array([0.9, 0.9, 0.1]), np.array(dice))[1] == pytest.approx([0.5, 0.5, 0.5])
+        assert coverage_curve(np.array([0.9, 0.9, 0.1]), np.array(dice))[1] == pytest.approx([0.5, 0.5, 0.5])
 
 
-def test_a_model_lies_between_perfect_order_and_none():
+def test_aurc_is_compared_with_perfect_and_random_order():
     pixels = np.ones((2, 100), np.int64)
-    found = trust(pixels, np.array([0.9, 0.1, 0.5, 0.7]), np.array([0.5, 1.0, 0.0, np.nan]))
-    assert found.kept == pytest.approx([0.5, 0.25, 0.5])
-    assert (found.aurc, found.blind) == pytest.approx((1 - 1.25 / 3, 0.5))
-    assert found.perfect == pytest.approx(1 - (1 + 0.75 + 0.5) / 3)
+    trust = assess_trust(pixels, np.array([0.9, 0.1, 0.5, 0.7]), np.array([0.5, 1.0, 0.0, np.nan]))
+    assert trust.mean_dice == pytest.approx([0.5, 0.25, 0.5])
+    assert (trust.aurc, trust.blind) == pytest.approx((1 - 1.25 / 3, 0.5))
+    assert trust.perfect == pytest.approx(1 - (1 + 0.75 + 0.5) / 3)
 
 
-def test_confidence_is_the_dice_that_a_model_expects():
+def test_confidence_is_the_expected_dice():
     """Probabilities 0.905, 0.605 and 0.305, the first two called: 2 (0.905 + 0.605) / (1.815 + 2)."""
-    kept = np.zeros((1, 4, 4), np.uint8)
-    kept[0, 0, :3] = 90, 60, 30
-    assert confidence(kept, kept >= 50) == pytest.approx(2 * 1.51 / (1.815 + 2))
-    assert confidence(kept, kept >= 99) == 0
-    assert confidence(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), bool)) == 0
+    probability = np.zeros((1, 4, 4), np.uint8)
+    probability[0, 0, :3] = 90, 60, 30
+    assert soft_dice_confidence(probability, probability >= 50) == pytest.approx(2 * 1.51 / (1.815 + 2))
+    assert soft_dice_confidence(probability, probability >= 99) == 0
+    assert soft_dice_confidence(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), bool)) == 0
 
 
-def test_only_pixels_near_truth_or_prediction_are_judged():
+def test_only_pixels_near_truth_or_prediction_are_counted():
     """A row of 31 pixels: truth at 6, a call at 20; within 5 pixels lie 1 to 11 and 15 to 25."""
     truth, called = np.zeros((2, 2, 1, 31), bool)
-    kept = np.full((2, 1, 31), 7, np.uint8)
-    truth[0, 0, 6], called[0, 0, 20], kept[0, 0, 20], kept[0, 0, 30] = True, True, 80, 99
-    found = pixels_around(kept, truth, called)
+    probability = np.full((2, 1, 31), 7, np.uint8)
+    truth[0, 0, 6], called[0, 0, 20], probability[0, 0, 20], probability[0, 0, 30] = True, True, 80, 99
+    counts = count_pixels(probability, truth, called)
     expected = np.zeros((2, 100), int)
     expected[0, 7], expected[1, 7], expected[0, 80] = 20, 1, 1
-    assert (found == expected).all()
-    assert not pixels_around(kept, truth & False, called & False).any()
+    assert (counts == expected).all()
+    assert not count_pixels(probability, truth & False, called & False).any()
 
 
-def test_the_reliability_curve_by_hand():
+def test_the_reliability_curve_matches_hand_computed_values():
     """0.5 to 0.6: three pixels at 0.505, of which two of tumour, and one at 0.555; 0.9 and more: one of tumour."""
     pixels = np.zeros((2, 100), np.int64)
     pixels[0, 50], pixels[1, 50], pixels[0, 55], pixels[1, 99] = 1, 2, 1, 1
-    found = reliability(pixels)
-    assert found["probability"].tolist() == pytest.approx([(3 * 0.505 + 0.555) / 4, 0.995])
-    assert found["share"].tolist() == [0.5, 1]
-    assert found["pixels"].tolist() == [4, 1]
+    curve = pixel_reliability(pixels)
+    assert curve["probability"].tolist() == pytest.approx([(3 * 0.505 + 0.555) / 4, 0.995])
+    assert curve["share"].tolist() == [0.5, 1]
+    assert curve["pixels"].tolist() == [4, 1]
 
 
-# A whole leaderboard
+# Complete leaderboards
 
 
-def evidence(
-    rows: int, cases: Sequence[str], portraits: Sequence[object] = (), given: np.ndarray | None = None
+def board_data(
+    rows: int, cases: Sequence[str], patients: Sequence[object] = (), dice_of_rows: np.ndarray | None = None
 ) -> BoardData:
-    """A board of so many runs and patients with made-up Dice, or `given`, and everything a page shows."""
+    """Return a board with random Dice, or `dice_of_rows`, and everything that a page shows."""
     rng = np.random.default_rng(0)
-    drawn = np.clip(rng.normal(0.8, 0.15, (rows, len(cases))), 0, 1) if given is None else given
+    drawn = np.clip(rng.normal(0.8, 0.15, (rows, len(cases))), 0, 1) if dice_of_rows is None else dice_of_rows
     made = []
     tags = {"bench.dataset": "lgg", "bench.data": "d" * 16, "bench.split": "s" * 12, "bench.convention": "1"}
     for at, dice in enumerate(drawn):
@@ -717,17 +733,19 @@ def evidence(
         )
     (board,) = build_boards(made)
     scores = tuple(made[int(row.run_id)].cases["dice"].to_numpy()[None] for row in board.rows)
-    judged = {
-        at: trust(rng.integers(0, 99, (2, 100)), rng.random(len(cases)), each[0]) for at, each in enumerate(scores)
+    trust = {
+        at: assess_trust(rng.integers(0, 99, (2, 100)), rng.random(len(cases)), each[0])
+        for at, each in enumerate(scores)
     }
     groups = pd.DataFrame({"institution": [case[-1] for case in cases]}, index=list(cases))
     history = pd.DataFrame({"epoch": range(1, 51), "val/dice": rng.random(50)})
-    pictured = Pictured(tuple(range(rows)), tuple(portraits), judged)
-    return BoardData(board, list(cases), scores, groups, ((history,) * 5,) * rows, {}, {}, {}, pictured)
+    masks = MaskData(tuple(range(rows)), tuple(patients), trust)
+    return BoardData(board, list(cases), scores, groups, ((history,) * 5,) * rows, {}, {}, {}, masks)
 
 
+@pytest.mark.slow
 def test_twenty_models_and_110_patients_stay_under_60_megabytes():
-    """One patient of three slices of ragged masks, as often as there are patients."""
+    """One patient with three slices of ragged masks, repeated for every patient."""
     rng = np.random.default_rng(0)
 
     def noise(count: int) -> np.ndarray:
@@ -735,27 +753,27 @@ def test_twenty_models_and_110_patients_stay_under_60_megabytes():
 
     images = (255 * (noise(3) + 0.3).clip(0, 0.6) / 0.6).astype(np.uint8)
     pack = pack_in_memory(images[..., None], ("flair",), (noise(3) > 0.1).astype(np.uint8), "P")
-    shown = portrait(pack, "P", [noise(3) > 0.1 for _ in range(20)])
+    shown = view_patient(pack, "P", [noise(3) > 0.1 for _ in range(20)])
     assert len(shown.data["slices"]) >= 2
-    source = document("large", [evidence(20, [f"TCGA_DU_{n:04}" for n in range(110)], [shown] * 110)])
+    source = render_report("large", [board_data(20, [f"TCGA_DU_{n:04}" for n in range(110)], [shown] * 110)])
     assert 5e6 < len(source.encode()) < 60e6
 
 
 @pytest.mark.parametrize(
     "dice",
     [
-        np.ones((3, 6)),  # perfect, and all alike
+        np.ones((3, 6)),  # perfect, and all equal
         np.zeros((2, 6)),
         np.array([[0.5, np.nan, 0.7, 0.8, 0.9, 1.0], [0.4, 0.5, 0.6, 0.7, 0.8, 0.9]]),
         np.array([[0.5]]),
     ],
     ids=["perfect", "nothing", "undefined", "one"],
 )
-def test_odd_boards_are_drawn_without_a_number_that_is_none(dice):
-    found = evidence(len(dice), [f"P{n}" for n in range(dice.shape[1])], given=dice)
-    page = tree(document("odd", [found]))
+def test_extreme_boards_have_no_undefined_coordinates(dice):
+    data = board_data(len(dice), [f"P{n}" for n in range(dice.shape[1])], dice_of_rows=dice)
+    page = tree(render_report("odd", [data]))
     drawn = page.all("svg", role="img")
-    assert len(drawn) == (3 if len(dice) == 1 else 5)  # one row alone has no rank
+    assert len(drawn) == (3 if len(dice) == 1 else 5)  # a single row has no rank figures
     for figure in drawn:
         places = [v for n in figure.all() for k, v in n.attributes.items() if not k.startswith(("data-", "aria-"))]
         assert not [place for place in places if "nan" in place or "inf" in place]
@@ -763,9 +781,9 @@ def test_odd_boards_are_drawn_without_a_number_that_is_none(dice):
     assert len(undefined) == np.isnan(dice).sum()
 
 
-def test_patients_names_do_no_harm_either():
+def test_patient_names_cannot_become_markup():
     cases = [f"{EVIL}{n}" for n in range(5)]
-    page = tree(document(EVIL, [evidence(3, cases)]))
+    page = tree(render_report(EVIL, [board_data(3, cases)]))
     assert page.all("title")[0].text == plain(EVIL)
     assert not [n for n in page.all() if n.name == "b" or any(key.startswith("on") for key in n.attributes)]
     assert "There is no gallery." in page.text

@@ -1,4 +1,4 @@
-"""The same values in every form, and nothing that a name can smuggle in."""
+"""Boards have the same values in every format, and names cannot inject markup."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SECOND = replace(
     **{"difference_low": -0.15, "difference_high": -0.05, "group": 2, "first": 0.013, "rank_low": 2},
     **{"run_id": "abcdef0123456789", "encoder": "resnet18", "flops": nan, "scores": {"dice": 0.7, "hd95": nan}},
 )
-WHO = ["1", "first"]
+RUN = ["1", "first"]
 STANDING = [
     *("0.812", "0.790 to 0.835", "+0.000", "+0.000 to +0.000", "1.000", "A", "0.99", "1–2"),
     *("0.850", "0.415", "7", "0.778", "0.900", "–", "6.2", "42"),
@@ -79,12 +79,12 @@ def record(run_id: str, seed: str, dice: list[float]) -> RunRecord:
     return RunRecord(run_id, "any", cases, {"run.seed": seed}, {}, {})
 
 
-def test_every_patient_by_every_run_of_every_row():
+def test_cases_csv_lists_every_patient_of_every_run():
     rows = replace(ROW, runs=("a", "b")), replace(SECOND, runs=("c",))
-    found = [record("c", "0", [0.25, nan]), record("b", "1", [0.5, 1 / 3]), record("a", "0", [0.75, 1.0])]
-    lines = list(csv.DictReader(io.StringIO(cases_csv([board(*rows), board(rows[1])], found))))
-    told = [(x["board"], x["rank"], x["name"], x["run_id"], x["seed"], x["case"], x["dice"]) for x in lines]
-    assert told == [
+    runs = [record("c", "0", [0.25, nan]), record("b", "1", [0.5, 1 / 3]), record("a", "0", [0.75, 1.0])]
+    lines = list(csv.DictReader(io.StringIO(cases_csv([board(*rows), board(rows[1])], runs))))
+    rows_of_csv = [(x["board"], x["rank"], x["name"], x["run_id"], x["seed"], x["case"], x["dice"]) for x in lines]
+    assert rows_of_csv == [
         ("1", "1", "first", "a", "0", "x,1", "0.75"),
         ("1", "1", "first", "a", "0", "y", "1"),
         ("1", "1", "first", "b", "1", "x,1", "0.5"),
@@ -94,7 +94,7 @@ def test_every_patient_by_every_run_of_every_row():
         ("2", "2", "second", "c", "0", "x,1", "0.25"),
         ("2", "2", "second", "c", "0", "y", ""),
     ]
-    assert cases_csv([], found) == ""
+    assert cases_csv([], runs) == ""
 
 
 def board(*rows: Row, synthetic: bool = False, dataset: str = "lgg", **changes: object) -> Board:
@@ -129,13 +129,13 @@ def terminal(shown: Board) -> str:
 
 
 def grid(table: Table) -> list[list[str]]:
-    """The cells of a table of the terminal, headings first."""
+    """Return the cells of a terminal table, headings first."""
     lines = [re.split("[│┃]", line)[1:-1] for line in printed(table).splitlines()]
     return [[cell.strip() for cell in line] for line in lines if line]
 
 
 def markdown(*shown: Board) -> list[list[list[str]]]:
-    """The cells of each table, headings first; an escaped bar is no border."""
+    """Return the cells of each table, headings first; an escaped bar is no border."""
     text = board_markdown(shown)
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
     return [[cells(line) for n, line in enumerate(table) if n != 1] for table in tables]
@@ -147,20 +147,20 @@ def cells(line: str) -> list[str]:
 
 
 class Page(HTMLParser):
-    """What a browser would show: texts by the tag that holds them, and every tag met."""
+    """Texts by the tag that contains them, and all tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.met: list[str] = []
+        self.tags: list[str] = []
         self.texts: dict[str, list[str]] = {}
-        self.loader(text)
+        self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.met.append(tag)
+        self.tags.append(tag)
         self.texts.setdefault(tag, []).append("")
 
     def handle_data(self, data: str) -> None:
-        self.texts[self.met[-1]][-1] += data
+        self.texts[self.tags[-1]][-1] += data
 
 
 def html(shown: Board) -> list[list[str]]:
@@ -169,26 +169,26 @@ def html(shown: Board) -> list[list[str]]:
     return [head, *(body[n : n + len(head)] for n in range(0, len(body), len(head)))]
 
 
-# The same in every form
+# Formats
 
 
-def test_terminal_and_markdown_show_the_same_cells_scores_and_then_costs():
+def test_terminal_and_markdown_show_the_same_cells():
     scores, costs = grid(board_table(BOTH)), grid(board_table(BOTH, cost_columns(BOTH)))
-    assert scores[1:] == [[*WHO, *STANDING, *ID], ["2", "second", *SECOND_STANDING, "abcdef01"]]
-    assert costs[1] == [*WHO, *COSTS, *ID]
-    assert costs[2][7] == "–"  # GFLOPs that nobody knows
+    assert scores[1:] == [[*RUN, *STANDING, *ID], ["2", "second", *SECOND_STANDING, "abcdef01"]]
+    assert costs[1] == [*RUN, *COSTS, *ID]
+    assert costs[2][7] == "–"  # unknown GFLOPs
     assert markdown(BOTH) == [scores, costs]
     assert scores[0][:4] == ["#", "run", "Dice", "95% interval"]
 
 
-def test_html_shows_the_cells_of_both_in_one_table():
+def test_html_shows_scores_and_costs_in_one_table():
     scores, costs = markdown(BOTH)
     assert html(BOTH) == [[*s[:-1], *c[2:]] for s, c in zip(scores, costs, strict=True)]
-    assert html(BOTH)[1] == [*WHO, *STANDING, *COSTS, *ID]
+    assert html(BOTH)[1] == [*RUN, *STANDING, *COSTS, *ID]
 
 
-def test_a_presence_board_shows_its_own_scores_in_every_form():
-    expected = [*WHO, "0.912", *STANDING[1:8], "0.876", "0.750", "0.920", "0.840", "4", "3", "0.110", "0.050", *ID]
+def test_a_presence_board_shows_its_scores_in_every_format():
+    expected = [*RUN, "0.912", *STANDING[1:8], "0.876", "0.750", "0.920", "0.840", "4", "3", "0.110", "0.050", *ID]
     table = grid(board_table(PRESENT))
     assert table[1] == expected
     assert table[0][2] == "AUROC"
@@ -197,7 +197,7 @@ def test_a_presence_board_shows_its_own_scores_in_every_form():
     assert html(PRESENT)[1] == [*expected[:-1], *COSTS, *ID]
 
 
-def test_csv_and_json_hold_every_field_at_full_precision():
+def test_csv_and_json_contain_every_field_at_full_precision():
     (lines, (stored,)) = list(csv.DictReader(io.StringIO(board_csv([BOTH])))), json.loads(board_json([BOTH]))
     for row, line, kept in zip((ROW, SECOND), lines, stored["rows"], strict=True):
         fields = {k: v for k, v in asdict(row).items() if k not in ("runs", "repeats", "scores")}
@@ -209,7 +209,7 @@ def test_csv_and_json_hold_every_field_at_full_precision():
         assert line["runs"] == kept["runs"] == "0123456789abcdef fedcba"
 
 
-def test_the_numbers_of_csv_and_json_round_to_the_cells():
+def test_numbers_in_csv_and_json_round_to_the_cells():
     (line, _), ((kept, _),) = (
         csv.DictReader(io.StringIO(board_csv([BOTH]))),
         [b["rows"] for b in json.loads(board_json([BOTH]))],
@@ -230,24 +230,25 @@ def test_the_numbers_of_csv_and_json_round_to_the_cells():
         assert f"{float(line[name]) / scale:.{digits}f}" == f"{kept[name] / scale:.{digits}f}" == heading[heads]
 
 
-def test_json_says_what_a_board_is_and_its_notes():
+def test_json_contains_the_board_and_its_notes():
     (stored,) = json.loads(board_json([replace(BOTH, left_out=("a",))]))
     assert (stored["task"], stored["primary"], stored["dataset"]) == ("segmentation", "dice", "lgg")
     assert (stored["patients"], stored["left_out"], stored["post_hoc"]) == (110, ["a"], False)
     assert stored["notes"][1:] == [
-        "1 patient counts for no row, as dice is undefined: a. What other rows got wrong there does not show."
+        "1 patient is left out of every row, as dice is undefined: a. "
+        "What other rows got wrong there does not show."
     ]
 
 
-def test_every_form_says_the_title_the_notes_and_what_headings_mean():
+def test_every_format_contains_title_notes_and_legend():
     noted = replace(BOTH, left_out=("a", "b"), post_hoc=True)
     for text in (
-        " ".join(terminal(noted).split()),  # whose lines are broken somewhere
+        " ".join(terminal(noted).split()),  # its lines are wrapped
         board_markdown([noted]).replace("\\", ""),
         " ".join(Page(board_html(noted)).texts["p"]),
     ):
-        assert "2 patients count for no row, as dice is undefined: a, b." in text
-        assert "P(1st): probability of leading for patients drawn anew" in text
+        assert "2 patients are left out of every row, as dice is undefined: a, b." in text
+        assert "P(1st): probability of leading over resampled patients" in text
     for text in (terminal(noted), board_markdown([noted]), board_html(noted)):
         assert "RESCORED after the test scores were seen" in text
         assert "lgg" in text
@@ -255,11 +256,11 @@ def test_every_form_says_the_title_the_notes_and_what_headings_mean():
 
 
 @pytest.mark.parametrize(("shown", "test"), [(BOTH, "Wilcoxon"), (PRESENT, "bootstrap")])
-def test_the_legend_names_the_test_behind_p(shown, test):
-    assert f"p: {test} over patients against the leader, Holm over all pairs" in legend(score_columns(shown))
+def test_the_legend_names_the_statistical_test(shown, test):
+    assert f"p: {test} test against the leader, Holm corrected over all pairs" in legend(score_columns(shown))
 
 
-def test_boards_follow_one_another_under_their_titles():
+def test_several_boards_are_separate_tables_with_titles():
     two = [BOTH, board(ROW, dataset="phantom", synthetic=True), PRESENT]
     assert len(re.findall(r"^\*\*.*\*\*$", board_markdown(two), re.M)) == 3
     assert len(markdown(*two)) == 6
@@ -270,16 +271,16 @@ def test_boards_follow_one_another_under_their_titles():
     assert [b["dataset"] for b in json.loads(board_json(two))] == ["lgg", "phantom", "lgg"]
 
 
-def test_no_boards_are_nothing():
+def test_no_boards_give_empty_output():
     assert (board_markdown([]), json.loads(board_json([])), len(board_csv([]).splitlines())) == ("", [], 1)
 
 
-def test_a_rescored_board_can_be_told_in_csv():
+def test_csv_marks_a_rescored_board():
     lines = csv.DictReader(io.StringIO(board_csv([BOTH, replace(BOTH, post_hoc=True)])))
     assert [line["post_hoc"] for line in lines] == ["False", "False", "True", "True"]
 
 
-def test_another_score_that_ranks_stands_first_and_dice_beside_it():
+def test_another_primary_score_comes_first_and_dice_is_kept():
     shown = board(replace(ROW, score=6.25, low=5.04, high=7.5), primary="hd95")
     head, row = grid(board_table(shown))
     assert head[2] == "HD95"
@@ -288,14 +289,14 @@ def test_another_score_that_ranks_stands_first_and_dice_beside_it():
     assert head.count("Dice") == 1
 
 
-def test_false_alarms_on_healthy_patients_have_a_column_where_there_are_such_patients():
+def test_false_positive_patients_have_a_column_if_there_are_any_scores():
     alarmed = replace(ROW, scores=ROW.scores | {"false_positive_patients": 3})
     shown = board(alarmed, SECOND)
     assert [line[-2] for line in grid(board_table(shown))] == ["FP patients", "3", "–"]
     assert "FP patients" not in terminal(BOTH)
 
 
-def test_what_is_not_defined_is_a_dash_or_null():
+def test_undefined_values_are_a_dash_or_null():
     lost = dict.fromkeys(("score", "low", "difference", "difference_high", "p", "first", "wall_seconds"), nan)
     undefined = board(replace(ROW, **lost))
     row = html(undefined)[1]
@@ -307,7 +308,7 @@ def test_what_is_not_defined_is_a_dash_or_null():
     assert isnan(float(line["score"]))
 
 
-def test_synthetic_is_said_on_every_row_and_in_the_title():
+def test_synthetic_data_is_marked_in_every_row_and_in_the_title():
     shown = board(ROW, SECOND, synthetic=True)
     for text in (terminal(shown), board_markdown([shown]).replace("\\", ""), board_html(shown)):
         assert "SYNTHETIC, not patients" in text
@@ -317,46 +318,46 @@ def test_synthetic_is_said_on_every_row_and_in_the_title():
     assert "ynthetic" not in terminal(BOTH)
 
 
-# Names that mean harm
+# Hostile names
 
 MARKUP = ["[bold]x[/bold]", "\\[red]x", "x[/]", "[link=http://x]y", "a|b", "*a*", "a*b_c`d`<b>[f](g)\\", "&amp;"]
 MARKUP += ["</td><script>alert(1)</script>", '" onclick="x', "<!--", "a\\|b", "\\"]
 
 
 @pytest.mark.parametrize("name", MARKUP)
-def test_names_are_shown_as_they_are_in_every_form(name):
+def test_names_are_shown_unchanged_in_every_format(name):
     shown = board(replace(ROW, name=name, hardware=name), dataset=name)
     assert grid(board_table(shown))[1][1] == name if "|" not in name else name in terminal(shown)
     assert f"{name} · data" in terminal(shown)
     assert html(shown)[1][1] == html(shown)[1][-3] == name
     assert Page(board_html(shown)).texts["caption"][0].startswith(f"{name} · data")
-    assert set(Page(board_html(shown)).met) == {"table", "caption", "thead", "tr", "th", "tbody", "td", "p"}
-    assert markdown(shown)[0][1] == [WHO[0], name, *STANDING, *ID]
+    assert set(Page(board_html(shown)).tags) == {"table", "caption", "thead", "tr", "th", "tbody", "td", "p"}
+    assert markdown(shown)[0][1] == [RUN[0], name, *STANDING, *ID]
 
 
-def test_markdown_escapes_what_would_end_a_cell_or_start_a_style():
+def test_markdown_escapes_cell_borders_and_styles():
     row = board_markdown([board(replace(ROW, name="a|b*c*_d_`e`<b>[f](g)\\"))])
     assert r"| a\|b\*c\*\_d\_\`e\`\<b\>\[f\](g)" + "\\\\ |" in row
     assert board_markdown([board(ROW, dataset="x**y")]).startswith(r"**x\*\*y ·")
 
 
 @pytest.mark.parametrize("name", ["\x1b[2Jx", "a\nb", "a\rb", "a\x07", "\u202eabc"])
-def test_control_characters_reach_no_form(name):
-    harmless = "".join(c if c.isprintable() else "?" for c in name)
-    harmful = set(name) - set(harmless)
-    for harmed in (board(replace(ROW, name=name)), board(ROW, dataset=name), board(ROW, left_out=(name,))):
-        plain, tidy = board_markdown([harmed]), board_markdown([board(ROW, left_out=harmed.left_out and ("x",))])
-        assert harmless in terminal(harmed)
-        assert harmless in plain.replace("\\", "")
+def test_control_characters_are_replaced_in_every_format(name):
+    cleaned = "".join(c if c.isprintable() else "?" for c in name)
+    removed = set(name) - set(cleaned)
+    for hostile in (board(replace(ROW, name=name)), board(ROW, dataset=name), board(ROW, left_out=(name,))):
+        plain, tidy = board_markdown([hostile]), board_markdown([board(ROW, left_out=hostile.left_out and ("x",))])
+        assert cleaned in terminal(hostile)
+        assert cleaned in plain.replace("\\", "")
         assert len(plain.splitlines()) == len(tidy.splitlines())
-        for text in (terminal(harmed), plain, board_html(harmed)):
-            assert not harmful & set(text.replace("\n", ""))
+        for text in (terminal(hostile), plain, board_html(hostile)):
+            assert not removed & set(text.replace("\n", ""))
     (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))]), newline=""))
-    assert line["name"] == harmless
+    assert line["name"] == cleaned
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "cell"),
     [
         ("=1+1", "'=1+1"),
         ("+1", "'+1"),
@@ -366,89 +367,89 @@ def test_control_characters_reach_no_form(name):
         ("a\r\n=1", "a??=1"),
     ],
 )
-def test_a_spreadsheet_does_not_run_a_name(name, said):
+def test_names_that_look_like_formulas_are_quoted_in_csv(name, cell):
     shown = board(replace(ROW, name=name, difference=-1.0))
     (line,) = csv.DictReader(io.StringIO(board_csv([shown]), newline=""))
-    assert (line["name"], line["difference"]) == (said, "-1.0")
+    assert (line["name"], line["difference"]) == (cell, "-1.0")
 
 
-def test_csv_survives_commas_and_quotes():
+def test_csv_keeps_commas_and_quotes():
     name = 'a,"b"'
     (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))])))
     assert line["name"] == name
 
 
-def test_brackets_in_a_frame_are_no_markup():
+def test_brackets_in_a_frame_are_not_read_as_markup():
     shown = printed(frame_table("[b]runs", pd.DataFrame({"[x]": ["cannot read [/data/x.tif]", "[red]p[/red]"]})))
     for part in ("[b]runs", "[x]", "cannot read [/data/x.tif]", "[red]p[/red]"):
         assert part in shown
 
 
-# Sentences and single cells
+# Sentences and cells
 
 
-def test_a_frame_as_markdown_leaves_out_columns_that_say_nothing():
+def test_frame_markdown_leaves_out_empty_columns():
     frame = pd.DataFrame({"a": ["x|y", "z"], "empty": ["", ""], "b": [1, 2]})
     assert frame_markdown(frame) == "| a | b |\n|---|---|\n| x\\|y | 1 |\n| z | 2 |"
 
 
-def test_a_model_card_says_the_headline_and_the_facts():
+def test_a_model_card_contains_the_headline_and_the_facts():
     card = model_card("u*net", {"loss": "bce_dice"}, {"dice": 0.8, "dice_low": 0.75, "dice_high": 0.85})
     assert card.startswith(r"**u\*net**: per-patient Dice **0.800** (95% interval 0.750 to 0.850)")
     assert r"- loss: bce\_dice" in card.splitlines()
     assert "**–**" in model_card("x", {}, {})
 
 
-def test_a_model_card_says_the_headline_of_its_task():
+def test_a_model_card_uses_the_headline_of_its_task():
     values = {"auroc": 0.912, "auroc_low": 0.85, "auroc_high": 0.96}
     assert "**net**: AUROC of slices **0.912** (95% interval 0.850 to 0.960)" in model_card("net", {}, values)
 
 
-def test_the_headline_of_a_classifier_says_what_is_not_defined():
+def test_a_classifier_headline_names_undefined_scores():
     values = SLICES | {"auroc_low": 0.85, "auroc_high": 0.96}
     values |= {"patient_sensitivity": 1.0, "patient_specificity": nan, "patient_auroc": nan}
-    said = headline(values)
-    assert "AUROC 0.912 (95% interval 0.850 to 0.960), average precision 0.876, sensitivity 0.750" in said
-    assert "of patients: sensitivity 1.000, specificity and AUROC undefined: no negative patients" in said
+    text = headline(values)
+    assert "AUROC 0.912 (95% interval 0.850 to 0.960), average precision 0.876, sensitivity 0.750" in text
+    assert "by patient: sensitivity 1.000, specificity and AUROC undefined: no negative patients" in text
     some = headline(values | {"patient_specificity": 0.5, "patient_auroc": 0.75})
     assert "specificity and AUROC 0.500 and 0.750" in some
     assert "undefined" not in some
 
 
-def test_the_headline_of_a_segmentation_is_its_dice():
-    said = headline({"dice": 0.81, "dice_low": 0.75, "dice_high": 0.9, "dice_median": 0.85, "missed_slices": 3.0})
-    assert said.startswith("Dice 0.810 (95% interval 0.750 to 0.900), median 0.850, HD95 – px, missed slices 3")
+def test_a_segmentation_headline_is_its_dice():
+    text = headline({"dice": 0.81, "dice_low": 0.75, "dice_high": 0.9, "dice_median": 0.85, "missed_slices": 3.0})
+    assert text.startswith("Dice 0.810 (95% interval 0.750 to 0.900), median 0.850, HD95 – px, missed slices 3")
     assert headline({"dice": nan}).startswith("Dice – (95% interval – to –)")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         *((0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s"), (3599.6, "1 h 00 min")),
         *((3700, "1 h 01 min"), (90000, "25 h 00 min"), (nan, "–")),
     ],
 )
-def test_durations_are_said_in_two_units(seconds, said):
-    assert duration(seconds) == said
+def test_durations_have_two_units(seconds, text):
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("p", "said"),
+    ("p", "text"),
     [(1.0, "1.000"), (0.05, "0.050"), (0.001, "0.001"), (0.00099, "<0.001"), (0.0, "<0.001"), (nan, "–")],
 )
-def test_a_p_value_is_never_said_to_be_zero(p, said):
-    assert p_value(p) == said
+def test_a_p_value_is_never_printed_as_zero(p, text):
+    assert p_value(p) == text
 
 
 @pytest.mark.parametrize(
-    ("group", "said"),
+    ("group", "letters"),
     [(1, "A"), (2, "B"), (26, "Z"), (27, "AA"), (52, "AZ"), (53, "BA"), (702, "ZZ"), (703, "AAA")],
 )
-def test_groups_are_counted_in_letters(group, said):
-    assert letter(group) == said
+def test_groups_are_numbered_with_letters(group, letters):
+    assert letter(group) == letters
 
 
-def test_numbers_and_intervals_have_three_digits_a_sign_where_it_matters_and_a_dash_where_there_is_none():
+def test_numbers_signs_intervals_and_undefined_values_are_formatted():
     assert (decimal(0.12345), decimal(6.25, 1), decimal(1e9, 0), decimal(nan)) == (
         "0.123",
         "6.2",

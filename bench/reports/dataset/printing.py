@@ -1,4 +1,4 @@
-"""What the `bench data` commands print: an audit, a description, a pack."""
+"""The output of the `bench data` commands: an audit, a description, a pack."""
 
 from __future__ import annotations
 
@@ -8,81 +8,86 @@ import pandas as pd
 
 from bench.config import RunConfig
 from bench.console import Display, console, frame_table
-from bench.data.audit import Finding, audit, audit_source
+from bench.data.audit import audit, audit_source
+from bench.data.audit_layout import Finding
 from bench.data.describe import describe
 from bench.data.pack import Pack, open_pack
 from bench.errors import DataError
-from bench.reports.dataset.figures import figures
-from bench.reports.dataset.page import DPI, page
+from bench.formatting import join_first
+from bench.reports.dataset.figures import draw_figures
+from bench.reports.dataset.page import DPI, render_page
 from bench.training.experiment import raw_pack, source_of
 
-SHOWN = 5  # names a finding prints; the rest is counted
 
+def show_audit(config: RunConfig) -> bool:
+    """Audit the data set of a configuration and print the findings. Return whether the data set can be used.
 
-def check(config: RunConfig) -> bool:
-    """Audit the data set of a configuration and print what was found. Gives whether it can be used.
-
-    LGG's layout is looked at file by file; of others, what their loader has found.
+    The files of LGG are checked one by one; for other data sets, what their loader returns is checked.
     """
     with Display() as display:
 
-        def tick(done: int, of: int) -> None:
-            display.bar(done, of, "checking")
+        def tick(done: int, total: int) -> None:
+            display.bar(done, total, "checking")
 
         if config.dataset.name == "lgg":
-            found = audit(Path(config.dataset.params["folder"]), tick=tick)
+            report = audit(Path(config.dataset.params["folder"]), tick=tick)
         else:
-            found = audit_source(source_of(config), tick=tick)
+            report = audit_source(source_of(config), tick=tick)
     out = console()
-    for name, value in found.facts.items():
+    for name, value in report.facts.items():
         out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
-    for kind, findings in (("warning", found.warnings), ("error", found.errors)):
+    for kind, findings in (("warning", report.warnings), ("error", report.errors)):
         for finding in findings:
-            out.print(f"{kind} [{finding.code}] {finding.message}{_where(finding)}", markup=False, soft_wrap=True)
-    errors, warnings = len(found.errors), len(found.warnings)
+            out.print(
+                f"{kind} [{finding.code}] {finding.message}{_unnamed(finding)}", markup=False, soft_wrap=True
+            )
+    errors, warnings = len(report.errors), len(report.warnings)
     out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
-    return not found.errors
+    return not report.errors
 
 
 def show_description(config: RunConfig, out: Path | None, html: Path | None) -> None:
-    """Print the tables of a data set; `out` gets tables (CSV) and figures (PNG), `html` all of it as one page."""
+    """Print the tables of a data set.
+
+    Writes all tables (CSV) and figures (PNG) to the folder `out`, and one page with all of it to the file `html`.
+    """
     if html is not None and html.is_dir():
         raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
     pack = _packed(config)
-    about = describe(pack)
+    description = describe(pack)
     screen = console()
     for name, frame in (
-        ("counts", about.counts),
-        ("institutions", about.institutions),
-        ("tumour size in pixels", about.tumours),
-        ("grey levels, median over patients", _by_channel(about.intensity)),
-        ("tumour against the rest of the head, median over patients", _by_channel(about.contrast)),
+        ("counts", description.counts),
+        ("institutions", description.institutions),
+        ("tumour size in pixels", description.tumours),
+        ("grey levels, median over patients", _by_channel(description.intensity)),
+        ("tumour against the rest of the head, median over patients", _by_channel(description.contrast)),
     ):
         screen.print(frame_table(name, frame))
     if out is None and html is None:
-        screen.print("every patient and the figures: add --out FOLDER, or --html FILE for one page")
+        screen.print("For the table of patients and the figures, add --out FOLDER, or --html FILE for one page.")
         return
-    drawn = figures(pack, about)
+    figures = draw_figures(pack, description)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        for name, frame in about.tables.items():
+        for name, frame in description.tables.items():
             frame.to_csv(out / f"{name}.csv")
-        for name, figure in drawn.items():
+        for name, figure in figures.items():
             figure.savefig(out / f"{name}.png", dpi=DPI)
         screen.print(f"tables and figures are in {out}", markup=False)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(pack, about, drawn), encoding="utf-8")
+        html.write_text(render_page(pack, description, figures), encoding="utf-8")
         screen.print(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)", markup=False)
 
 
 def _by_channel(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over patients."""
+    """Return medians over patients."""
     return table.groupby(level="channel", sort=False).median()
 
 
 def show_pack(config: RunConfig, *, verify: bool) -> None:
-    """Pack a data set, or find its pack again, and print what it is."""
+    """Pack a data set, or find its existing pack, and print a summary. `verify` compares checksums."""
     pack = _packed(config)
     if verify:
         open_pack(pack.folder, verify=True)
@@ -104,8 +109,7 @@ def _packed(config: RunConfig) -> Pack:
     return pack
 
 
-def _where(finding: Finding) -> str:
-    """The files and patients that the message itself does not name."""
+def _unnamed(finding: Finding) -> str:
+    """List the files and patients that the message itself does not name."""
     others = [name for name in finding.where if name not in finding.message]
-    more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return f" ({', '.join(others[:SHOWN])}{more})" if others else ""
+    return f" ({join_first(others)})" if others else ""

@@ -1,11 +1,10 @@
-"""How the page looks and what it does: style and script, both inside it."""
+"""The style and the script of the report page."""
 
 from __future__ import annotations
 
 from bench.inference.overlays import PREDICTION, TRUTH
-from bench.reports.dataset.page import STYLE as COMMON
 
-STYLE = f"""{COMMON}
+STYLE = f"""
 main {{ max-width: 72rem; }}
 h3 {{ font-size: 1.05rem; margin: 2.25rem 0 .5rem; }}
 p {{ max-width: 56rem; }}
@@ -87,16 +86,16 @@ SCRIPT = r"""
 const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 const parsed = id => JSON.parse(document.getElementById(id).textContent);
 
-function element(name, attributes, parent, words) {
+function append(parent, name, attributes, text) {
   const svg = ["svg", "path", "image"].includes(name);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (words !== undefined) made.textContent = words;
-  parent.append(made);
-  return made;
+  const child = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) child.setAttribute(key, value);
+  if (text !== undefined) child.textContent = text;
+  parent.append(child);
+  return child;
 }
 
-// Tables: a click on a heading sorts, numbers by their full value, what is not defined last.
+// Tables: a click on a heading sorts the rows. Numbers sort by their full value, undefined ones come last.
 function sort(table, column, heading) {
   const number = heading.dataset.number === "yes";
   const before = heading.getAttribute("aria-sort");
@@ -117,13 +116,13 @@ for (const table of all("table.board")) {
   });
 }
 
-// What is under the mouse says what it is; a row is lit wherever it is drawn.
+// Tooltips, and a row under the mouse is highlighted in all figures of its chapter.
 const tip = document.getElementById("tip");
 document.addEventListener("mousemove", event => {
-  const told = event.target.closest("[data-tip]");
-  tip.hidden = !told;
-  if (!told) return;
-  tip.textContent = told.dataset.tip;
+  const target = event.target.closest("[data-tip]");
+  tip.hidden = !target;
+  if (!target) return;
+  tip.textContent = target.dataset.tip;
   tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)) + "px";
   tip.style.top = Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 8) + "px";
 });
@@ -133,60 +132,60 @@ document.addEventListener("mouseover", event => {
   all("section.lit").forEach(lit => lit.classList.remove("lit"));
   if (!chapter) return;
   chapter.classList.add("lit");
-  for (const drawn of all("[data-row]", chapter))
-    drawn.classList.toggle("on", drawn.dataset.row === row.dataset.row);
+  for (const mark of all("[data-row]", chapter))
+    mark.classList.toggle("on", mark.dataset.row === row.dataset.row);
 });
 
-// The gallery: a patient is decoded and drawn when it is chosen.
+// The gallery: a patient is decoded and drawn only when it is chosen.
 function gallery(root) {
-  const about = parsed(root.id + "-index");
+  const index = parsed(root.id + "-index");
   const select = root.querySelector("select");
   const stage = root.querySelector(".stage");
   const box = name => root.querySelector(`[name=${name}]`);
-  if (about.rows.length < 4) root.style.setProperty("--tile", "16rem");
-  about.patients.forEach((words, at) => element("option", {value: at}, select, words));
+  if (index.rows.length < 4) root.style.setProperty("--tile", "16rem");
+  index.patients.forEach((label, at) => append(select, "option", {value: at}, label));
 
-  function tile(parent, slice, size, name, words, outlines) {
-    const figure = element("figure", {class: "tile"}, parent);
+  function tile(parent, slice, size, name, text, outlines) {
+    const figure = append(parent, "figure", {class: "tile"});
     const view = (box("near").checked && slice.near ? slice.near : [0, 0, ...size]).join(" ");
-    const svg = element("svg", {viewBox: view, role: "img", "aria-label": `${name}: ${words}`}, figure);
-    element("image", {href: slice.scan, width: size[0], height: size[1], preserveAspectRatio: "none"}, svg);
-    for (const [kind, path] of Object.entries(outlines)) element("path", {d: path, class: kind}, svg);
-    const caption = element("figcaption", {}, figure);
-    element("b", {"data-tip": name}, caption, name);
-    element("span", {}, caption, words);
+    const svg = append(figure, "svg", {viewBox: view, role: "img", "aria-label": `${name}: ${text}`});
+    append(svg, "image", {href: slice.scan, width: size[0], height: size[1], preserveAspectRatio: "none"});
+    for (const [kind, path] of Object.entries(outlines)) append(svg, "path", {d: path, class: kind});
+    const caption = append(figure, "figcaption", {});
+    append(caption, "b", {"data-tip": name}, name);
+    append(caption, "span", {}, text);
   }
 
   function draw() {
     const patient = parsed(`${root.id}-${select.value}`);
     stage.replaceChildren();
-    element("p", {}, stage, patient.about);
+    append(stage, "p", {}, patient.about);
     for (const slice of patient.slices) {
-      element("div", {class: "slice"}, stage, `slice ${slice.number}: ${slice.why}`);
-      const row = element("div", {class: "tiles-of-slice"}, stage);
+      append(stage, "div", {class: "slice"}, `slice ${slice.number}: ${slice.why}`);
+      const row = append(stage, "div", {class: "tiles-of-slice"});
       tile(row, slice, patient.size, "scan", `slice ${slice.number}`, {});
-      about.rows.forEach((name, at) => {
-        const words = `slice ${slice.dice[at]} · patient ${patient.dice[at]}`;
-        tile(row, slice, patient.size, name, words, {truth: slice.truth, prediction: slice.masks[at]});
+      index.rows.forEach((name, at) => {
+        const text = `slice ${slice.dice[at]} · patient ${patient.dice[at]}`;
+        tile(row, slice, patient.size, name, text, {truth: slice.truth, prediction: slice.masks[at]});
       });
     }
   }
 
-  function turn(step) {
-    select.value = (Number(select.value) + step + about.patients.length) % about.patients.length;
+  function move(step) {
+    select.value = (Number(select.value) + step + index.patients.length) % index.patients.length;
     draw();
   }
   select.addEventListener("change", draw);
   box("near").addEventListener("change", draw);
-  root.querySelector(".back").addEventListener("click", () => turn(-1));
-  root.querySelector(".on").addEventListener("click", () => turn(1));
+  root.querySelector(".back").addEventListener("click", () => move(-1));
+  root.querySelector(".on").addEventListener("click", () => move(1));
   for (const name of ["truth", "prediction", "outline"])
     box(name).addEventListener("change", () => root.classList.toggle("no-" + name, !box(name).checked));
   box("fill").addEventListener("input", () => root.style.setProperty("--fill", box("fill").value / 100));
   root.closest("section").addEventListener("click", event => {
     const cell = event.target.closest("[data-patient]");
     if (!cell) return;
-    select.value = about.cases.indexOf(cell.dataset.patient);
+    select.value = index.cases.indexOf(cell.dataset.patient);
     draw();
     root.scrollIntoView({behavior: "smooth"});
   });

@@ -1,4 +1,4 @@
-"""What models have drawn, patient by patient: the slices to look at, the scan once, and outlines as SVG paths."""
+"""The predictions for one patient: which slices to show, the scan once, and outlines as SVG paths."""
 
 from __future__ import annotations
 
@@ -12,72 +12,65 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.pack import Pack, shown_channel
+from bench.data.pack import Pack, display_channel
 from bench.data.source import Pixels
 from bench.formatting import decimal, plain
 from bench.masks import Mask
 from bench.metrics.confusion import dice_of
 
-LONGEST = 384  # pixels of a scan's longer side: larger ones are shown smaller
-
-
+LONGEST = 384  # pixels of the longer side of a scan; larger scans are scaled down
 QUALITY = 80  # of WebP
-
-
-AROUND = 1.8  # the side of a close-up, in those of the tumour
-
-
+CLOSE_UP = 1.8  # side of a close-up, as a multiple of the tumour's
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Portrait:
-    """One patient as the page shows it. `disagreement` is None where there is one model."""
+class PatientView:
+    """One patient as the page shows it. `disagreement` is None if there is only one model."""
 
     case: str
     disagreement: float | None
     dice: tuple[float, ...]
-    data: Mapping[str, Any]  # what the page's script draws
+    data: Mapping[str, Any]  # input of the page's script
 
     @property
-    def hardness(self) -> tuple[float, float, str]:
-        """Sorts patients: those on whom models disagree most first, then those with the lowest Dice."""
+    def sort_key(self) -> tuple[float, float, str]:
+        """The most disagreement between models comes first, then the lowest Dice."""
         return -(self.disagreement or 0), float(np.nansum(self.dice)), self.case
 
 
-def portrait(pack: Pack, case: str, masks: Sequence[Mask]) -> Portrait:
-    """One patient by several models, bool (S, H, W) each, on three slices or fewer."""
+def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
+    """Return the view of a patient: the masks of several models, bool (S, H, W) each, on at most three slices."""
     rows = pack.rows([case])
     truth = pack.masks[rows].astype(bool)
-    bits = np.stack([_bits(mask) for mask in masks])
-    hits, size = _pixels(bits & _bits(truth)), _pixels(bits)  # (models, slices)
-    true = truth.sum((1, 2))
-    wrong = size + true - 2 * hits
-    apart = differences(bits)
-    disagreement = (
-        None if len(masks) < 2 else float(np.mean([_apart(d, size[[a, b]]) for (a, b), d in apart.items()]))
-    )
-    chosen = chosen_slices(sum(apart.values(), np.zeros_like(true)), true, wrong.sum(0))
+    bits = np.stack([_packed(mask) for mask in masks])
+    hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices)
+    tumour = truth.sum((1, 2))
+    errors = size + tumour - 2 * hits
+    differing = pairwise_differences(bits)
+    losses = [_dice_loss(count, size[[a, b]]) for (a, b), count in differing.items()]
+    disagreement = float(np.mean(losses)) if losses else None
+    chosen = choose_slices(sum(differing.values(), np.zeros_like(tumour)), tumour, errors.sum(0))
     numbers, images = pack.index["slice"].to_numpy()[rows], pack.images[rows]
-    channel = shown_channel(pack.manifest.channels)
-    bright = max(float(np.percentile(images[..., channel], 99.5)), 1)
-    each = dice_of(hits, size - hits, true - hits)
-    dice = dice_of(hits.sum(1), (size - hits).sum(1), (true - hits).sum(1))
+    channel = display_channel(pack.manifest.channels)
+    white = max(float(np.percentile(images[..., channel], 99.5)), 1)
+    slice_dice = dice_of(hits, size - hits, tumour - hits)
+    dice = dice_of(hits.sum(1), (size - hits).sum(1), (tumour - hits).sum(1))
     slices = [
         {
             "number": int(numbers[at]),
             "why": why,
-            "scan": scan(images[at, ..., channel], bright),
+            "scan": encode_scan(images[at, ..., channel], white),
             "truth": outlines(truth[at]),
             "masks": [outlines(mask[at]) for mask in masks],
-            "dice": [decimal(float(value)) for value in each[:, at]],
+            "dice": [decimal(float(value)) for value in slice_dice[:, at]],
             "near": close_up(truth[at]),
         }
         for at, why in sorted(chosen.items())
     ]
     about = (
-        f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on {np.count_nonzero(true)} of "
-        f"{len(rows)} slices, {true.sum():,} pixels"
+        f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on {np.count_nonzero(tumour)} of "
+        f"{len(rows)} slices, {tumour.sum():,} pixels"
     )
     data = {
         "case": plain(case),
@@ -87,37 +80,37 @@ def portrait(pack: Pack, case: str, masks: Sequence[Mask]) -> Portrait:
         "size": [truth.shape[2], truth.shape[1]],
         "slices": slices,
     }
-    return Portrait(case, disagreement, tuple(dice.tolist()), data)
+    return PatientView(case, disagreement, tuple(dice.tolist()), data)
 
 
-def differences(bits: Pixels) -> dict[tuple[int, int], Counts]:
-    """Of each two models, how many pixels (S,) of each slice one calls and the other does not."""
-    return {(a, b): _pixels(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
+def pairwise_differences(bits: Pixels) -> dict[tuple[int, int], Counts]:
+    """For each pair of models, count the pixels of each slice (S,) that only one of them predicts."""
+    return {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
 
 
-def chosen_slices(differ: Counts, true: Counts, wrong: Counts) -> dict[int, str]:
-    """Which slices to show, and why: those with the most pixels of disagreement, of error, and of tumour."""
-    why: dict[int, list[str]] = {}
-    for pixels, words in ((differ, "models differ most"), (wrong, "most errors"), (true, "largest tumour")):
+def choose_slices(differing: Counts, tumour: Counts, errors: Counts) -> dict[int, str]:
+    """Choose the slices with the most pixels of disagreement, error and tumour, each with the reason."""
+    reasons: dict[int, list[str]] = {}
+    for pixels, reason in ((differing, "models differ most"), (errors, "most errors"), (tumour, "largest tumour")):
         if pixels.any():
-            why.setdefault(int(pixels.argmax()), []).append(words)
-    return {at: ", ".join(words) for at, words in why.items()} or {len(true) // 2: "nothing to see"}
+            reasons.setdefault(int(pixels.argmax()), []).append(reason)
+    return {at: ", ".join(texts) for at, texts in reasons.items()} or {len(tumour) // 2: "no tumour, no errors"}
 
 
 def outlines(mask: Mask) -> str:
-    """An SVG path along the edges of a mask's pixels, holes included; x and y count pixels from the upper left."""
+    """Return an SVG path along the pixel edges of a mask and of its holes, in pixels from the upper left."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return ""
     top, left = int(rows[0]), int(columns[0])
     part = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8)
-    # OpenCV runs through the centres of pixels. Of a pixel drawn as 3 x 3, those are a third from its edges.
-    found, _ = cv2.findContours(part.repeat(3, 0).repeat(3, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return "".join(_path((contour[:, 0] + 1) // 3 + (left, top)) for contour in found)
+    # OpenCV traces pixel centres. In a pixel enlarged to 3 x 3, these lie a third of a pixel inside its edges.
+    contours, _ = cv2.findContours(part.repeat(3, 0).repeat(3, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return "".join(_path((contour[:, 0] + 1) // 3 + (left, top)) for contour in contours)
 
 
 def _path(points: Counts) -> str:
-    """A closed path through corners, each step along an axis."""
+    """Return a closed path through corners; each step is along one axis."""
     (x, y), *steps = points[0], *np.diff(points, axis=0)
     parts = [f"M{x} {y}"]
     for across, down in steps:
@@ -125,9 +118,9 @@ def _path(points: Counts) -> str:
     return "".join(parts) + "z"
 
 
-def scan(image: Pixels, bright: float) -> str:
-    """A slice as a WebP data URI, `bright` being white."""
-    grey = np.clip(image * (255 / bright), 0, 255).astype(np.uint8)
+def encode_scan(image: Pixels, white: float) -> str:
+    """Return a slice as a WebP data URI in which the level `white` is white."""
+    grey = np.clip(image * (255 / white), 0, 255).astype(np.uint8)
     if (longer := max(grey.shape)) > LONGEST:
         grey = cv2.resize(grey, None, fx=LONGEST / longer, fy=LONGEST / longer, interpolation=cv2.INTER_AREA)
     content = cv2.imencode(".webp", grey, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])[1].tobytes()
@@ -135,27 +128,27 @@ def scan(image: Pixels, bright: float) -> str:
 
 
 def close_up(truth: Mask) -> list[float] | None:
-    """A square around the tumour as x, y, width and height, where there is tumour."""
+    """Return a square around the tumour as x, y, width and height; None without tumour."""
     rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
     if not len(rows):
         return None
-    side = float(min(max(AROUND * max(np.ptp(rows), np.ptp(columns)), 48), *truth.shape))
+    side = float(min(max(CLOSE_UP * max(np.ptp(rows), np.ptp(columns)), 48), *truth.shape))
     starts = [
-        float(np.clip((found[0] + found[-1] + 1 - side) / 2, 0, length - side))
-        for found, length in ((columns, truth.shape[1]), (rows, truth.shape[0]))
+        float(np.clip((tumour[0] + tumour[-1] + 1 - side) / 2, 0, length - side))
+        for tumour, length in ((columns, truth.shape[1]), (rows, truth.shape[0]))
     ]
     return [*starts, side, side]
 
 
-def _apart(pixels: Counts, sizes: Counts) -> float:
-    """1 - Dice between two masks; 0 where both are empty."""
-    return float(pixels.sum() / max(int(sizes.sum()), 1))
+def _dice_loss(differing: Counts, sizes: Counts) -> float:
+    """Return 1 - Dice between two masks; 0 if both are empty."""
+    return float(differing.sum() / max(int(sizes.sum()), 1))
 
 
-def _bits(mask: Mask) -> Pixels:
+def _packed(mask: Mask) -> Pixels:
     return np.packbits(mask.reshape(len(mask), -1), axis=1)
 
 
-def _pixels(bits: Pixels) -> Counts:
+def _count(bits: Pixels) -> Counts:
     counted: Counts = np.bitwise_count(bits).sum(-1, dtype=np.int64)
     return counted

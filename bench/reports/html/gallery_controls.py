@@ -1,4 +1,4 @@
-"""The gallery on the page: its controls, and as JSON the patients that they choose from."""
+"""The controls of the gallery, and its patients as JSON for the page's script."""
 
 from __future__ import annotations
 
@@ -8,38 +8,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.formatting import decimal, plain
-from bench.reports.html.gallery import Portrait
+from bench.reports.html.gallery import PatientView
 
 
-def order(several: bool) -> str:
-    """Which patients come first, and which slices of them are shown."""
+def explain_order(several: bool) -> str:
+    """Explain the order of the patients, and which of their slices are shown."""
     first = (
-        "Patients on whom models disagree most come first: disagreement is 1 - the mean Dice between the masks "
-        "of each two of them, over the whole stack."
+        "Patients on whom the models disagree most come first: disagreement is 1 - Dice between two models over "
+        "the whole stack, averaged over all pairs of models."
         if several
         else "Patients with the lowest Dice come first."
     )
     return (
-        f"{first} Shown are the slices {'on which most pixels differ between models, ' if several else ''}with "
-        "the most errors and with the largest tumour. Below each mask is its Dice on that slice, and on the "
-        "whole patient. Outlines run along the edges of pixels."
+        f"{first} The slices shown have {'the most pixels on which models differ, ' if several else ''}the most "
+        "errors and the largest tumour. Below each mask is its Dice on that slice and on the whole patient. "
+        "Outlines follow the edges of pixels."
     )
 
 
-def stage(name: str, rows: Sequence[str], portraits: Sequence[Portrait]) -> str:
-    """The controls, an empty stage, and a script of data for each patient, read when it is chosen."""
-    listed = [
+def gallery_html(name: str, rows: Sequence[str], patients: Sequence[PatientView]) -> str:
+    """Return the controls, an empty stage, and one JSON script per patient, which is read when it is chosen."""
+    labels = [
         f"{p.data['case']} · "
         + (f"disagreement {p.data['disagreement']} · " if p.disagreement is not None else "")
         + f"mean Dice {decimal(float(np.mean(p.dice)))}"
-        for p in portraits
+        for p in patients
     ]
-    index = {
-        "rows": [plain(row) for row in rows],
-        "cases": [p.data["case"] for p in portraits],
-        "patients": listed,
-    }
-    data = "".join(_json(f"{name}-{at}", p.data) for at, p in enumerate(portraits))
+    index = {"rows": [plain(row) for row in rows], "cases": [p.data["case"] for p in patients], "patients": labels}
+    data = "".join(_json(f"{name}-{at}", p.data) for at, p in enumerate(patients))
     return f"""
 <div class="gallery" id="{name}">
 <div class="controls">
@@ -57,6 +53,6 @@ def stage(name: str, rows: Sequence[str], portraits: Sequence[Portrait]) -> str:
 
 
 def _json(name: str, data: object) -> str:
-    """Data for the page's script, without `<`, so that no name in it can end it."""
-    told = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{told}</script>\n'
+    """Return data for the page's script, without `<`, so that no name in it can close the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
