@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speed`, from a clone of the repository."""
+"""The command `python -m benchmarks.speed`, run from a clone of the repository."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def speed(
     figures: Annotated[
         list[str] | None,
         typer.Argument(
-            help="data, augment, step, ablation, roof, epoch, folds, eval, track; all of these if none is named. "
-            "Or nnunet (with the extra of that name), or scaling: what an epoch costs."
+            help="What to measure: data, augment, step, ablation, roof, epoch, folds, eval, track; by default "
+            "all of these. Only by name: nnunet (needs the extra 'nnunet') and scaling (what an epoch costs)."
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; without it, a phantom.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side, after one that is not timed.")] = 7,
-    quick: Annotated[bool, typer.Option("--quick", help="A tiny problem: to see that it works.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of LGG data; without it, a phantom.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns per side, after one that is not timed.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Use a tiny problem, to check that it runs.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Also write JSON, tables and curves to this folder.")] = None,
     tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", help="MLflow store.")] = None,
 ) -> None:
-    """Time the suite side by side with its peers: ratio, spread, and the gate it has to reach."""
-    from benchmarks.speed.command import speed as command
+    """Time `bench` side by side with its peers: print each ratio, its spread and the gate that it has to reach."""
+    from benchmarks.speed.command import run_speed
 
-    command(figures or [], folder=data, repeats=repeats, quick=quick, device=device, out=out, uri=tracking_uri)
+    run_speed(figures or [], folder=data, repeats=repeats, quick=quick, device=device, out=out, uri=tracking_uri)
 
 
 if __name__ == "__main__":

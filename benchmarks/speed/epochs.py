@@ -1,4 +1,4 @@
-"""Whole epochs with their validation, against the notebook's loop; and several folds at once."""
+"""Whole epochs with their validation, against a notebook's loop; and several folds at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.data.normalise import IMAGENET
 from bench.data.source import SliceFile
 from bench.device import configure_torch
 from bench.inference.padding import logits_of
-from bench.inference.predict import tallies
+from bench.inference.predict import Predictor
 from bench.metrics.overlap import dice
 from bench.training.loop import train
 from bench.training.parallel_folds import run_in_parallel
@@ -28,19 +28,26 @@ from bench.types import SILENT, Watch
 from benchmarks.speed import warping
 from benchmarks.speed.figure import Side, SpeedFigure, race
 from benchmarks.speed.problem import SpeedProblem
-from benchmarks.speed.training import LR, TrainingJob, fastest, jobs, memory_given_back, within
+from benchmarks.speed.training import (
+    LR,
+    TrainingJob,
+    build_inside,
+    fastest_execution,
+    memory_returned,
+    training_jobs,
+)
 
-WORKERS = 2  # of the notebook's loader, as hosted notebooks have it
-TOGETHER = 2  # folds at once on a CPU of few cores; a GPU is tried with twice as many as well
+WORKERS = 2  # of the notebook's DataLoader, as hosted notebooks have it
+FOLDS_AT_ONCE = 2  # for a CPU with few cores; a GPU also gets twice as many
 
 
-class Slices(Dataset[tuple[Tensor, Tensor]]):
+class ResizedTiffSlices(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of TIFF files as a notebook trains on them: decoded, resized, augmented and normalised one by one."""
 
     def __init__(self, files: list[SliceFile], size: int, *, augmented: bool) -> None:
         self.files = files
-        steps = [A.Resize(size, size), *(warping.peer().transforms if augmented else ()), A.Normalize(*IMAGENET)]
-        self.transform = A.Compose(steps)
+        augmentation = warping.albumentations_warp().transforms if augmented else ()
+        self.transform = A.Compose([A.Resize(size, size), *augmentation, A.Normalize(*IMAGENET)])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,43 +55,47 @@ class Slices(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         image = cv2.cvtColor(cv2.imread(str(self.files[row].image)), cv2.COLOR_BGR2RGB)
         mask = cv2.imread(str(self.files[row].mask), cv2.IMREAD_GRAYSCALE)
-        made = self.transform(image=image, mask=np.asarray(np.asarray(mask) > 0, np.float32))
-        return torch.from_numpy(made["image"].transpose(2, 0, 1).copy()), torch.from_numpy(made["mask"])[None]
+        pair = self.transform(image=image, mask=np.asarray(np.asarray(mask) > 0, np.float32))
+        return torch.from_numpy(pair["image"].transpose(2, 0, 1).copy()), torch.from_numpy(pair["mask"])[None]
 
 
-def parts(given: SpeedProblem) -> tuple[NDArray[np.int64], list[str]]:
-    """Rows to train on, and patients to validate on: of as many patients as make a turn, a fifth, at least one."""
-    slices = given.pack.index.groupby("case", sort=False).size().cumsum()
-    cases = list(slices.index[: max(2, int((slices <= given.images).sum()))])
-    held = cases[: max(1, len(cases) // 5)]
-    return given.pack.rows(set(cases) - set(held)), held
+def split_rows(problem: SpeedProblem) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the rows to train on and the patients to validate on.
+
+    Both come from the first patients, as many as one turn has images for. A fifth of them validate, at least one.
+    """
+    slices = problem.pack.index.groupby("case", sort=False).size().cumsum()
+    cases = list(slices.index[: max(2, int((slices <= problem.images).sum()))])
+    validation = cases[: max(1, len(cases) // 5)]
+    return problem.pack.rows(set(cases) - set(validation)), validation
 
 
-def ours(given: SpeedProblem, job: TrainingJob) -> Side:
-    """An epoch as `bench run` has it: from the pack, with the warp, and validation counted on the device."""
-    loader = SliceLoader(given.pack, Input(image_size=job.size), given.device)
-    rows, held = parts(given)
-    model = job.build(loader.pack.images.shape[-1]).to(given.device).to(memory_format=torch.channels_last)
-    epochs = training(given, job, loader, rows, model)
+def build_our_epoch(problem: SpeedProblem, job: TrainingJob) -> Side:
+    """Return a side that trains and validates an epoch as `bench run` does: from the pack, with the warp."""
+    loader = SliceLoader(problem.pack, Input(image_size=job.size), problem.device)
+    rows, validation = split_rows(problem)
+    model = job.build(loader.pack.images.shape[-1]).to(problem.device).to(memory_format=torch.channels_last)
+    epochs = train_epochs(problem, job, loader, rows, model)
+    predictor = Predictor([model], loader, batch_size=32)
 
     def turn() -> int:
         images = next(epochs)
-        for _, counted in tallies([model], loader, held, threshold=0.5, batch_size=32):
-            dice(counted)
+        for _, counts in predictor.case_counts(validation, threshold=0.5):
+            dice(counts)
         return images
 
     return turn
 
 
-def training(
-    given: SpeedProblem,
+def train_epochs(
+    problem: SpeedProblem,
     job: TrainingJob,
     loader: SliceLoader,
     rows: NDArray[np.int64],
     model: torch.nn.Module,
     watch: Watch = SILENT,
 ) -> Iterator[int]:
-    """Images of one epoch after another."""
+    """Train epoch after epoch; yield the number of images of each."""
     settings = Train.model_validate({"epochs": 10**6, "batch_size": job.batch, "lr": LR})
     loop = train(
         model,
@@ -95,38 +106,40 @@ def training(
         schedule=registry.schedule["constant"].bind({}),
         settings=settings,
         seed=0,
-        execution=fastest(given),
+        execution=fastest_execution(problem),
         tick=watch.images,
     )
     return (epoch.images for epoch in loop)
 
 
-def notebook(given: SpeedProblem, job: TrainingJob, workers: int) -> Side:
-    """The loop of tutorials: a DataLoader over files, albumentations, float32 NCHW, `.item()` after every step."""
-    rows, held = parts(given)
-    files = given.source.slices
-    validated = given.pack.rows(held)
-    loaders = [
+def build_notebook_epoch(problem: SpeedProblem, job: TrainingJob, workers: int) -> Side:
+    """Return a side that trains an epoch as tutorials do.
+
+    A DataLoader reads files, albumentations augments, training is float32 NCHW with `.item()` after every step.
+    """
+    rows, validation = split_rows(problem)
+    files = problem.source.slices
+    training_loader, validation_loader = (
         DataLoader(
-            Slices([files[row] for row in part], job.size, augmented=training),
+            ResizedTiffSlices([files[row] for row in part], job.size, augmented=training),
             job.batch,
             shuffle=training,
             drop_last=training,
             num_workers=workers,
             persistent_workers=True,
-            multiprocessing_context="spawn",  # a fork of a process with threads may never come back
+            multiprocessing_context="spawn",  # forking a process with threads may deadlock
         )
-        for part, training in ((rows, True), (validated, False))
-    ]
-    model = job.build(given.pack.images.shape[-1]).to(given.device)
+        for part, training in ((rows, True), (problem.pack.rows(validation), False))
+    )
+    model = job.build(problem.pack.images.shape[-1]).to(problem.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     loss = registry.loss["bce_dice"].bind({})
 
     def turn() -> int:
         seen, total = 0, 0.0
         model.train()
-        for images, masks in loaders[0]:
-            images, masks = images.to(given.device), masks.to(given.device)
+        for images, masks in training_loader:
+            images, masks = images.to(problem.device), masks.to(problem.device)
             optimizer.zero_grad()
             value = loss(logits_of(model, images), masks)
             value.backward()
@@ -136,66 +149,69 @@ def notebook(given: SpeedProblem, job: TrainingJob, workers: int) -> Side:
             seen += len(images)
         model.eval()
         with torch.no_grad():
-            for images, masks in loaders[1]:
-                images, masks = images.to(given.device), masks.to(given.device)
-                called = logits_of(model, images).sigmoid() > 0.5
-                total += (2 * (called * masks).sum() / (called.sum() + masks.sum())).item()
+            for images, masks in validation_loader:
+                images, masks = images.to(problem.device), masks.to(problem.device)
+                predicted = logits_of(model, images).sigmoid() > 0.5
+                total += (2 * (predicted * masks).sum() / (predicted.sum() + masks.sum())).item()
         return seen
 
-    return within(lambda: turn, memory_given_back)
+    return build_inside(lambda: turn, memory_returned)
 
 
-def figures(given: SpeedProblem) -> list[SpeedFigure]:
-    """Training images a second of a whole epoch and its validation."""
-    configure_torch(given.device, deterministic=False)
-    on_gpu = given.device.type == "cuda"
-    job = jobs(given)[0]
+def measure(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure training images per second of a whole epoch with its validation."""
+    configure_torch(problem.device, deterministic=False)
+    on_gpu = problem.device.type == "cuda"
+    job = training_jobs(problem)[0]
     cores = os.cpu_count() or WORKERS
-    gates = {WORKERS: 5.0} | ({cores: 1.5} if cores != WORKERS else {})
-    rates = race(ours(given, job), *(notebook(given, job, n) for n in gates), repeats=given.repeats)
+    gates = {WORKERS: 5.0} | ({cores: 1.5} if cores != WORKERS else {})  # by the number of the notebook's workers
+    notebooks = [build_notebook_epoch(problem, job, workers) for workers in gates]
+    ours, *others = race(build_our_epoch(problem, job), *notebooks, repeats=problem.repeats)
     return [
         SpeedFigure(
             "epoch",
             f"notebook loop, {workers} workers",
             "images/s",
-            rates[0],
+            ours,
             theirs,
             gate if on_gpu else None,
             note=str(job),
         )
-        for (workers, gate), theirs in zip(gates.items(), rates[1:], strict=True)
+        for (workers, gate), theirs in zip(gates.items(), others, strict=True)
     ]
 
 
-def folds(given: SpeedProblem) -> list[SpeedFigure]:
-    """Images a second of an epoch in each of several folds: at once, against one after another."""
-    configure_torch(given.device, deterministic=False)
-    # What it finds is a thread's own, and every turn of the folds at once has new threads.
+def measure_folds(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure images per second of one epoch in each of several folds: at once, against one after another."""
+    configure_torch(problem.device, deterministic=False)
+    # cuDNN keeps its benchmark results per thread, and every turn of parallel folds has new threads.
     torch.backends.cudnn.benchmark = False
-    on_gpu = given.device.type == "cuda"
-    job = jobs(given)[0]
-    loader = SliceLoader(given.pack, Input(image_size=job.size), given.device)
-    rows, _ = parts(given)
-    found = []
-    for many in (TOGETHER, 2 * TOGETHER) if on_gpu else (TOGETHER,):
+    on_gpu = problem.device.type == "cuda"
+    gate = 1.15 if on_gpu else None
+    job = training_jobs(problem)[0]
+    loader = SliceLoader(problem.pack, Input(image_size=job.size), problem.device)
+    rows, _ = split_rows(problem)
+    figures = []
+    for folds in (FOLDS_AT_ONCE, 2 * FOLDS_AT_ONCE) if on_gpu else (FOLDS_AT_ONCE,):
 
-        def side(at_once: int, many: int = many) -> Side:
+        def build(at_once: int, folds: int = folds) -> Side:
             models = [
-                job.build(loader.pack.images.shape[-1]).to(given.device).to(memory_format=torch.channels_last)
-                for _ in range(many)
+                job.build(loader.pack.images.shape[-1]).to(problem.device).to(memory_format=torch.channels_last)
+                for _ in range(folds)
             ]
 
-            def fold(number: int, watch: Watch) -> int:
-                # A loop is a generator and lives in one thread: an epoch of a new one, a captured graph included.
-                return next(training(given, job, loader, rows, models[number], watch))
+            def run_fold(fold: int, watch: Watch) -> int:
+                # A loop is a generator and stays in one thread: each turn starts a new one, CUDA graph included.
+                return next(train_epochs(problem, job, loader, rows, models[fold], watch))
 
             def turn() -> int:
-                return sum(run_in_parallel(fold, range(many), at_once, given.device, SILENT))
+                return sum(run_in_parallel(run_fold, range(folds), at_once, problem.device, SILENT))
 
             return turn
 
-        together_, alone = race(side(many), side(1), repeats=given.repeats)
-        note = f"{many} folds of {job}"
-        gate = 1.15 if on_gpu else None
-        found.append(SpeedFigure("folds", "one fold after another", "images/s", together_, alone, gate, note=note))
-    return found
+        parallel, sequential = race(build(folds), build(1), repeats=problem.repeats)
+        note = f"{folds} folds of {job}"
+        figures.append(
+            SpeedFigure("folds", "one fold after another", "images/s", parallel, sequential, gate, note=note)
+        )
+    return figures

@@ -1,4 +1,4 @@
-"""Batches for a model: from the pack, against a DataLoader that reads every slice with OpenCV."""
+"""Batches for a model: read from the pack, against a DataLoader that reads every slice with OpenCV."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WORKERS = 2
 MEAN, DEVIATION = (np.array(v, np.float32) for v in IMAGENET)
 
 
-class Slices(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of TIFF files as a notebook reads them: decoded, normalised and turned to CHW one by one."""
+class TiffSlices(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of TIFF files as a notebook reads them: decoded, normalised and transposed to CHW one by one."""
 
     def __init__(self, files: tuple[SliceFile, ...]) -> None:
         self.files = files
@@ -38,25 +38,28 @@ class Slices(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(target)
 
 
-def figures(given: SpeedProblem) -> list[SpeedFigure]:
-    """Images a second, float32 and normalised, in random batches of 16; files and pack in the page cache."""
-    loader = SliceLoader(given.pack, Input(), torch.device("cpu"))
+def measure(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure images per second, float32 and normalised, in random batches of 16.
+
+    The untimed turns bring files and pack into the page cache.
+    """
+    slice_loader = SliceLoader(problem.pack, Input(), torch.device("cpu"))
     epochs = count()
-    slices = Slices(given.source.slices)
-    loader = DataLoader(
+    slices = TiffSlices(problem.source.slices)
+    tiff_loader = DataLoader(
         slices,
         BATCH,
-        sampler=RandomSampler(slices, replacement=True, num_samples=given.images),
+        sampler=RandomSampler(slices, replacement=True, num_samples=problem.images),
         num_workers=WORKERS,
         persistent_workers=True,
-        multiprocessing_context="spawn",  # a fork of a process with threads may never come back
+        multiprocessing_context="spawn",  # forking a process with threads may deadlock
     )
 
     def ours() -> int:
-        return sum(len(loader.ready(rows)[0]) for rows in given.batches(next(epochs)))
+        return sum(len(slice_loader.load_normalised(rows)[0]) for rows in problem.batches(next(epochs)))
 
     def theirs() -> int:
-        return sum(len(images) for images, _ in loader)
+        return sum(len(images) for images, _ in tiff_loader)
 
-    fast, slow = race(ours, theirs, repeats=given.repeats)
-    return [SpeedFigure("data", f"cv2 DataLoader, {WORKERS} workers", "images/s", fast, slow, gate=10)]
+    our_rates, their_rates = race(ours, theirs, repeats=problem.repeats)
+    return [SpeedFigure("data", f"cv2 DataLoader, {WORKERS} workers", "images/s", our_rates, their_rates, gate=10)]

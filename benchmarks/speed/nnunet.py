@@ -1,9 +1,9 @@
-"""Training with everything around it: ours, against nnU-Net's own 2D trainer on the same slices.
+"""Whole training pipelines: ours against nnU-Net's own 2D trainer on the same slices.
 
-nnU-Net (Isensee et al. 2021) runs as its documentation says: the slices written in its format, its
-fingerprint, its plan for the configuration 2d, its preprocessing, and its trainer with its augmentation in
-worker processes. Two things are changed so that both sides do the same work: it plans for whole slices, not
-for what is left of them without black borders, and it trains with our batch size.
+nnU-Net (Isensee et al. 2021) runs as its documentation says: the slices in its file format, its fingerprint, its
+plan for the configuration 2d, its preprocessing, and its trainer with augmentation in worker processes. Two
+things are changed so that both sides do the same work: it plans for whole slices instead of cropping black
+borders, and it trains with our batch size.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from bench.device import configure_torch
 from bench.training.loop import train
 from benchmarks.speed.figure import Side, SpeedFigure, race
 from benchmarks.speed.problem import BATCH, SpeedProblem
-from benchmarks.speed.roof import cost
+from benchmarks.speed.work import count_work
 
-NAME = "Dataset001_Speed"
+DATASET = "Dataset001_Speed"
 MODULE = "nnunetv2"
 WORKERS = "nnUNet_n_proc_DA"
 MISSING = "not installed: pip install 'medseg-bench[nnunet]'"
-ON_CPU = (2, 2)  # images a batch and batches a turn: a step at 256x256 takes seconds
+ON_CPU = (2, 2)  # images per batch and batches per turn: a step at 256x256 takes seconds
 
 
 @dataclass(frozen=True)
-class Peer:
-    """nnU-Net's trainer, ready to take steps; the processes that loader it; the batch that it had planned."""
+class NnunetTraining:
+    """nnU-Net's trainer, the processes that load its batches, and the batch size that it had planned."""
 
     trainer: Any
     workers: tuple[psutil.Process, ...]
@@ -60,10 +60,10 @@ class Peer:
         return tuple(self.trainer.configuration_manager.patch_size)
 
     def turn(self) -> int:
-        """Train for an epoch, as its `run_training` does, and leave out the validation: a `Side`.
+        """Train for an epoch as nnU-Net's `run_training` does, without the validation: a `Side`.
 
-        Its workers run only meanwhile. Else they would fill their queues while the other side is timed, slow it
-        down, and come back with batches that cost no time.
+        The workers run only during the turn. Otherwise they would fill their queues while the other side is timed,
+        slow it down, and then deliver batches that cost no time.
         """
         trainer, steps = self.trainer, range(self.trainer.num_iterations_per_epoch)
         for worker in self.workers:
@@ -75,29 +75,29 @@ class Peer:
         return len(steps) * int(trainer.batch_size)
 
 
-def figures(given: SpeedProblem, module: str = MODULE) -> list[SpeedFigure]:
-    """Images a second in training, whole pipelines: ours is what `bench run` does by default.
+def measure(problem: SpeedProblem, module: str = MODULE) -> list[SpeedFigure]:
+    """Measure images per second in training, with everything that `bench run` does by default.
 
-    The networks are of about the same cost, not the same, so the note says what each computes an image.
+    The two networks cost about the same but are not equal, so the note gives the work of each per image.
     """
-    device = given.device
-    batch, steps = (BATCH, given.images // BATCH) if device.type == "cuda" else ON_CPU
+    device = problem.device
+    batch, steps = (BATCH, problem.images // BATCH) if device.type == "cuda" else ON_CPU
     configure_torch(device, deterministic=False)
-    model, side = ours(given.pack, device, batch, steps)
+    model, our_side = build_our_training(problem.pack, device, batch, steps)
     if find_spec(module) is None:
-        (alone,) = race(side, repeats=given.repeats)
-        return [SpeedFigure("nnunet", "nnU-Net, 2D", "images/s", alone, (), note=MISSING)]
-    with peer(given.pack, device, batch, steps) as other:
-        fast, slow = race(side, other.turn, repeats=given.repeats)
-        shape = (len(given.pack.manifest.channels), *other.patch)
-        pairs = ("ours", model, fast), ("theirs", other.trainer.network, slow)
-        does = "; ".join(f"{who} {facts(network, shape, median(rates))}" for who, network, rates in pairs)
-    note = f"batch {batch} of {shape[1]}x{shape[2]} (it had planned {other.planned_batch}); {does}"
-    return [SpeedFigure("nnunet", f"nnU-Net {version(module)}, 2D", "images/s", fast, slow, note=note)]
+        (rates,) = race(our_side, repeats=problem.repeats)
+        return [SpeedFigure("nnunet", "nnU-Net, 2D", "images/s", rates, (), note=MISSING)]
+    with start_nnunet(problem.pack, device, batch, steps) as peer:
+        ours, theirs = race(our_side, peer.turn, repeats=problem.repeats)
+        shape = (len(problem.pack.manifest.channels), *peer.patch)
+        networks = ("ours", model, ours), ("theirs", peer.trainer.network, theirs)
+        work = "; ".join(f"{side} {describe_work(net, shape, median(rates))}" for side, net, rates in networks)
+    note = f"batch {batch} of {shape[1]}x{shape[2]} (it had planned {peer.planned_batch}); {work}"
+    return [SpeedFigure("nnunet", f"nnU-Net {version(module)}, 2D", "images/s", ours, theirs, note=note)]
 
 
-def ours(pack: Pack, device: torch.device, batch: int, steps: int) -> tuple[nn.Module, Side]:
-    """The default model, and a turn of training it for an epoch of so many steps."""
+def build_our_training(pack: Pack, device: torch.device, batch: int, steps: int) -> tuple[nn.Module, Side]:
+    """Return the default model and a side that trains it for an epoch of this many steps per turn."""
     config = RunConfig.model_validate({"train": {"batch_size": batch, "epochs": 10**6}}).completed()
     model: nn.Module = registry.model[config.model.name].bind(config.model.params)(len(pack.manifest.channels))
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -116,33 +116,34 @@ def ours(pack: Pack, device: torch.device, batch: int, steps: int) -> tuple[nn.M
 
 
 @contextmanager
-def peer(pack: Pack, device: torch.device, batch: int, steps: int) -> Iterator[Peer]:
-    """nnU-Net's trainer on this pack, for epochs of so many steps. Files, processes and settings end with it.
+def start_nnunet(pack: Pack, device: torch.device, batch: int, steps: int) -> Iterator[NnunetTraining]:
+    """Start nnU-Net's trainer on this pack, for epochs of this many steps; clean up at the end of the block.
 
-    As many workers augment as the machine has cores, or `nnUNet_n_proc_DA`; on a GPU its network is compiled,
-    unless `nnUNet_compile` says no. What it prints is dropped.
+    This removes its files, ends its processes and restores the environment. There is one worker per core, or as
+    many as `nnUNet_n_proc_DA` says. On a GPU nnU-Net compiles its network unless `nnUNet_compile` forbids it. Its
+    printed output is dropped.
     """
     with tempfile.TemporaryDirectory(prefix="bench-nnunet-") as name, redirect_stdout(StringIO()):
         folders = {f"nnUNet_{kind}": f"{name}/{kind}" for kind in ("raw", "preprocessed", "results")}
         settings = {
             WORKERS: os.environ.get(WORKERS) or str(os.cpu_count()),
-            "PYTHONWARNINGS": "ignore",  # in the processes that it starts
+            "PYTHONWARNINGS": "ignore",  # in the worker processes
         }
-        with variables(folders | settings), warnings.catch_warnings():
+        with environment_variables(folders | settings), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = write(pack, Path(name) / "raw" / NAME)
-            plans = plan(pack, Path(name) / "preprocessed" / NAME)
-            chosen = plans["configurations"]["2d"]
-            planned, chosen["batch_size"] = chosen["batch_size"], batch
-            kind = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
-            trainer = kind(plans | {"continue_training": False}, "2d", "all", dataset, device)
+            dataset = write_dataset(pack, Path(name) / "raw" / DATASET)
+            plans = make_plans(pack, Path(name) / "preprocessed" / DATASET)
+            plan_2d = plans["configurations"]["2d"]
+            planned_batch, plan_2d["batch_size"] = plan_2d["batch_size"], batch
+            trainer_class = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+            trainer = trainer_class(plans | {"continue_training": False}, "2d", "all", dataset, device)
             trainer.num_iterations_per_epoch, trainer.num_epochs = steps, 10**6
             trainer.disable_checkpointing = True
             before, started = multiprocessing.active_children(), list[psutil.Process]()
             try:
                 trainer.on_train_start()
                 started = [psutil.Process(p.pid) for p in multiprocessing.active_children() if p not in before]
-                yield Peer(trainer, tuple(started), planned)
+                yield NnunetTraining(trainer, tuple(started), planned_batch)
             finally:
                 for process in started:
                     with suppress(psutil.NoSuchProcess):
@@ -150,8 +151,8 @@ def peer(pack: Pack, device: torch.device, batch: int, steps: int) -> Iterator[P
                 trainer.on_train_end()  # ends its processes
 
 
-def write(pack: Pack, folder: Path) -> dict[str, Any]:
-    """The pack as a data set in nnU-Net's format, a case a slice and a PNG a channel; gives its dataset.json."""
+def write_dataset(pack: Pack, folder: Path) -> dict[str, Any]:
+    """Write the pack in nnU-Net's format, one case per slice and one PNG per channel; return its dataset.json."""
     for kind in ("imagesTr", "labelsTr"):
         (folder / kind).mkdir(parents=True)
     cases = {}
@@ -161,19 +162,19 @@ def write(pack: Pack, folder: Path) -> dict[str, Any]:
         for file, pixels in zip((*images, label), (*np.moveaxis(image, -1, 0), mask), strict=True):
             cv2.imwrite(str(folder / file), pixels)
         cases[f"slice{row:05d}"] = {"images": images, "label": label}
-    said = {
+    description = {
         "channel_names": {str(number): channel for number, channel in enumerate(pack.manifest.channels)},
         "labels": {"background": 0, "tumour": 1},
         "numTraining": len(cases),
         "file_ending": ".png",
-        "dataset": cases,  # else it compares the name of every file with that of every case
+        "dataset": cases,  # without it, nnU-Net compares the name of every file with that of every case
     }
-    (folder / "dataset.json").write_text(json.dumps(said, indent=1))
-    return said
+    (folder / "dataset.json").write_text(json.dumps(description, indent=1))
+    return description
 
 
-def plan(pack: Pack, folder: Path) -> dict[str, Any]:
-    """nnU-Net's plans for the data set that was written, which is preprocessed into `folder`."""
+def make_plans(pack: Pack, folder: Path) -> dict[str, Any]:
+    """Return nnU-Net's plans for the dataset that was written, and preprocess it into `folder`."""
     api = import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
     processes = min(8, os.cpu_count() or 1)
     fingerprint = api.extract_fingerprint_dataset(1, num_processes=processes, show_progress_bar=False)
@@ -184,17 +185,17 @@ def plan(pack: Pack, folder: Path) -> dict[str, Any]:
     return plans
 
 
-def facts(network: nn.Module, shape: tuple[int, ...], images_per_second: float) -> str:
-    """The size of a network, and how much it computes on images (C, H, W), in words."""
+def describe_work(network: nn.Module, shape: tuple[int, ...], images_per_second: float) -> str:
+    """Describe the size of a network and its work on images (C, H, W)."""
     network = getattr(network, "_orig_mod", network)  # without the wrapper of torch.compile
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    gigaflop = cost(network, (2, *shape), torch.float32).flops / 2 / 1e9
+    gigaflop = count_work(network, (2, *shape), torch.float32).flops / 2 / 1e9
     return f"{millions:.1f} M, {gigaflop:.0f} GFLOP an image, {gigaflop * images_per_second:.0f} GFLOP/s"
 
 
 @contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """These environment variables, for the block only."""
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set these environment variables, for the block only."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

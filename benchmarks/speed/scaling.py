@@ -1,22 +1,19 @@
-"""What an epoch costs against slices, image size, folds and models.
+"""The cost of an epoch against the number of slices, the image size, the number of folds and the model.
 
-Real epochs of `bench.training.loop` with the default augmentation and loss are timed, the points of an axis in turns, so
-that a machine that is busy for a while slows all of them alike.
+Real epochs of `bench.training.loop` with the default augmentation and loss are timed. The points of an axis take
+turns, so that a machine that is busy for a while slows all of them alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import nn
 
 from bench import registry
@@ -26,27 +23,28 @@ from bench.device import configure_torch
 from bench.training.loop import train
 from bench.training.step import Execution
 from benchmarks.speed.problem import SpeedProblem
-from benchmarks.speed.roof import cost
+from benchmarks.speed.scaling_laws import AXES, fit_laws
+from benchmarks.speed.work import count_work
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured. The first of `models` stands for all on the other axes."""
+    """The values to measure on each axis. The other axes use the first of `models`."""
 
     models: Mapping[str, Component]
-    slices: tuple[int, ...]  # of an epoch
-    sizes: tuple[int, ...]  # pixels a side
+    slices: tuple[int, ...]  # per epoch
+    sizes: tuple[int, ...]  # pixels per side
     folds: tuple[int, ...]
-    size: int  # where it is not the axis
-    images: int  # of an epoch, or of all patients that the folds share, where slices are not the axis
+    size: int  # on the axes other than size
+    images: int  # per epoch, or in all folds together, on the axes other than slices
     batch: int
 
 
 def _models(base: int, resnet: str, segformer: str) -> dict[str, Component]:
-    hourglasses = [("unet", base // 2), ("unet", base), ("resunet", base), ("attention_unet", base)]
-    encoders = [("unet", resnet), ("unet", "efficientnet-b0"), ("segformer", segformer)]
-    return {f"{name} {width}": Component(name=name, params={"base": width}) for name, width in hourglasses} | {
-        f"{name} {encoder}": Component(name=name, params={"encoder": encoder}) for name, encoder in encoders
+    by_width = [("unet", base // 2), ("unet", base), ("resunet", base), ("attention_unet", base)]
+    by_encoder = [("unet", resnet), ("unet", "efficientnet-b0"), ("segformer", segformer)]
+    return {f"{name} {width}": Component(name=name, params={"base": width}) for name, width in by_width} | {
+        f"{name} {encoder}": Component(name=name, params={"encoder": encoder}) for name, encoder in by_encoder
     }
 
 
@@ -59,7 +57,7 @@ GPU = Grid(  # 480 slices make full batches in 2, 3, 5 and 10 folds
     images=480,
     batch=16,
 )
-CPU = Grid(  # their small relations, and what two cores do in a few minutes
+CPU = Grid(  # smaller models of the same families, for a few minutes on two cores
     models=_models(16, "resnet18", "mit_b0"),
     slices=(16, 32, 64, 128),
     sizes=(32, 64, 96, 128),
@@ -70,33 +68,33 @@ CPU = Grid(  # their small relations, and what two cores do in a few minutes
 )
 
 
-def grid_for(given: SpeedProblem, device: torch.device) -> Grid:
-    """The grid of such a device, without what is larger than the problem."""
-    grid, side = GPU if device.type == "cuda" else CPU, min(given.pack.masks.shape[1:])
+def grid_for(problem: SpeedProblem, device: torch.device) -> Grid:
+    """Return the grid for this device, limited to the size of the problem."""
+    grid, side = GPU if device.type == "cuda" else CPU, min(problem.pack.masks.shape[1:])
     return replace(
         grid,
-        slices=tuple(n for n in grid.slices if n <= given.images),
+        slices=tuple(n for n in grid.slices if n <= problem.images),
         sizes=tuple(s for s in grid.sizes if s <= side),
         size=min(grid.size, side),
-        images=min(grid.images, given.images),
+        images=min(grid.images, problem.images),
     )
 
 
-def build(chosen: Component, channels: int) -> nn.Module:
-    """The model, initialised from seed 0."""
+def build_model(component: Component, channels: int) -> nn.Module:
+    """Return the model, initialised from seed 0."""
     torch.manual_seed(0)
-    model: nn.Module = registry.model[chosen.name].bind(chosen.params)(channels)
+    model: nn.Module = registry.model[component.name].bind(component.params)(channels)
     return model.to(memory_format=torch.channels_last)
 
 
-def gigaflops(model: nn.Module, channels: int, size: int) -> float:
-    """GFLOP an image, forward and backward, 2 a multiply-add."""
-    return cost(model, (2, channels, size, size), torch.float32).flops / 2 / 1e9
+def count_gigaflops(model: nn.Module, channels: int, size: int) -> float:
+    """Return GFLOP per image, forward and backward, 2 FLOP per multiply-add."""
+    return count_work(model, (2, channels, size, size), torch.float32).flops / 2 / 1e9
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on an axis: the model trains an epoch on each of `folds`, rows of the pack, one after another."""
+    """A value on an axis. The model trains one epoch on each of `folds` (rows of the pack), one after another."""
 
     axis: str
     value: float
@@ -105,57 +103,63 @@ class Point:
     folds: tuple[NDArray[np.int64], ...]
 
 
-def points(given: SpeedProblem, grid: Grid) -> list[Point]:
-    """All places, axis by axis. Rows are drawn with replacement, so that a small data set will do."""
-    rows = np.random.default_rng(0).integers(0, len(given.pack.index), max(grid.images, *grid.slices))
-    some, first, channels = rows[: grid.images], next(iter(grid.models)), len(given.pack.manifest.channels)
-    without = {k: tuple(np.delete(some, slice(fold, None, k)) for fold in range(k)) for k in grid.folds}
-    flops = {name: gigaflops(build(chosen, channels), channels, grid.size) for name, chosen in grid.models.items()}
+def make_points(problem: SpeedProblem, grid: Grid) -> list[Point]:
+    """Return all points, axis by axis. Rows are drawn with replacement, so that a small dataset is enough."""
+    rows = np.random.default_rng(0).integers(0, len(problem.pack.index), max(grid.images, *grid.slices))
+    epoch, first, channels = rows[: grid.images], next(iter(grid.models)), len(problem.pack.manifest.channels)
+    folds = {k: tuple(np.delete(epoch, slice(fold, None, k)) for fold in range(k)) for k in grid.folds}
+    flops = {
+        name: count_gigaflops(build_model(component, channels), channels, grid.size)
+        for name, component in grid.models.items()
+    }
     return [
         *(Point("slices", n, first, grid.size, (rows[:n],)) for n in grid.slices),
-        *(Point("size", side, first, side, (some,)) for side in grid.sizes),
-        *(Point("folds", k, first, grid.size, parts) for k, parts in without.items()),
-        *(Point("models", work, name, grid.size, (some,)) for name, work in flops.items()),
+        *(Point("size", side, first, side, (epoch,)) for side in grid.sizes),
+        *(Point("folds", k, first, grid.size, parts) for k, parts in folds.items()),
+        *(Point("models", work, name, grid.size, (epoch,)) for name, work in flops.items()),
     ]
 
 
 def measure_scaling(
-    given: SpeedProblem, *, device: torch.device, grid: Grid | None = None, execution: Execution = "graph"
+    problem: SpeedProblem, *, device: torch.device, grid: Grid | None = None, execution: Execution = "graph"
 ) -> pd.DataFrame:
-    """A row a point: axis, value, model, `seconds` of an epoch (of all folds; median over the problem's repeats),
-    their `low` and `high`, `images_per_second`, and the seconds `predicted` by the law fitted to its axis.
+    """Return one row per point: axis, value, model, and its times.
 
-    Values are slices, pixels a side, folds, and GFLOP an image. Training alone; an untimed epoch goes first.
+    `seconds` of an epoch of all folds are the median over the problem's repeats, `low` and `high` their range;
+    `images_per_second` follows from `seconds`; `predicted` seconds are those of the law fitted to the axis. Values
+    are slices, pixels per side, folds, and GFLOP per image. Only training is timed, after one epoch that is not.
     """
     configure_torch(device, deterministic=False)
-    grid = grid or grid_for(given, device)
-    every = points(given, grid)
+    grid = grid or grid_for(problem, device)
+    points = make_points(problem, grid)
     rows = []
     for axis in AXES:
-        here = [point for point in every if point.axis == axis]
-        for point, (images, seconds) in zip(here, _timed(here, given, device, grid, execution), strict=True):
+        on_axis = [point for point in points if point.axis == axis]
+        times = _time_points(on_axis, problem, device, grid, execution)
+        for point, (images, seconds) in zip(on_axis, times, strict=True):
             middle = median(seconds)
-            where = {"axis": axis, "value": float(point.value), "model": point.model}
+            position = {"axis": axis, "value": float(point.value), "model": point.model}
             spread = {"seconds": middle, "low": min(seconds), "high": max(seconds)}
-            rows.append(where | spread | {"images_per_second": images / middle})
+            rows.append(position | spread | {"images_per_second": images / middle})
     frame = pd.DataFrame(rows)
-    law = laws(frame)
-    return frame.assign(predicted=[law[a].at(v) for a, v in zip(frame["axis"], frame["value"], strict=True)])
+    laws = fit_laws(frame)
+    return frame.assign(predicted=[laws[a].at(v) for a, v in zip(frame["axis"], frame["value"], strict=True)])
 
 
-def _timed(
-    here: Sequence[Point], given: SpeedProblem, device: torch.device, grid: Grid, execution: Execution
+def _time_points(
+    points: Sequence[Point], problem: SpeedProblem, device: torch.device, grid: Grid, execution: Execution
 ) -> list[tuple[int, list[float]]]:
-    """Images of an epoch and its seconds in every turn, of each point."""
-    config, channels = RunConfig().completed(), len(given.pack.manifest.channels)
-    settings = Train(epochs=given.repeats + 1, batch_size=grid.batch)
+    """Return, for each point, the images of an epoch and its seconds in every turn."""
+    config, channels = RunConfig().completed(), len(problem.pack.manifest.channels)
+    settings = Train(epochs=problem.repeats + 1, batch_size=grid.batch)
     loaders = {
-        size: SliceLoader(given.pack, Input(image_size=size), device) for size in {point.size for point in here}
+        size: SliceLoader(problem.pack, Input(image_size=size), device)
+        for size in {point.size for point in points}
     }
     loops = [
         [
             train(
-                build(grid.models[point.model], channels).to(device),
+                build_model(grid.models[point.model], channels).to(device),
                 loaders[point.size],
                 rows,
                 loss=registry.loss[config.loss.name].bind(config.loss.params),
@@ -167,98 +171,10 @@ def _timed(
             )
             for fold, rows in enumerate(point.folds)
         ]
-        for point in here
+        for point in points
     ]
     turns = [[[next(loop) for loop in folds] for folds in loops] for _ in range(settings.epochs)]
     return [
         (sum(e.images for e in epochs[0]), [sum(e.seconds for e in folds) for folds in epochs[1:]])
         for epochs in zip(*turns, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Line:
-    """fixed + each * n seconds."""
-
-    fixed: float
-    each: float
-
-    def at(self, n: float) -> float:
-        return self.fixed + self.each * n
-
-    def __str__(self) -> str:
-        return f"{self.each:.3g} s × n {'+' if self.fixed >= 0 else '−'} {abs(self.fixed):.2g} s"
-
-
-@dataclass(frozen=True)
-class Power:
-    """scale * n ** exponent seconds."""
-
-    scale: float
-    exponent: float
-
-    def at(self, n: float) -> float:
-        return self.scale * float(n**self.exponent)
-
-    def __str__(self) -> str:
-        return f"∝ n^{self.exponent:.2f}"
-
-
-def fit_line(n: ArrayLike, seconds: ArrayLike) -> Line:
-    """Least squares of relative errors: what disturbs a time is in proportion to it."""
-    x, y = np.asarray(n, float), np.asarray(seconds, float)
-    each, fixed = np.polyfit(x, y, 1, w=1 / y)
-    return Line(float(fixed), float(each))
-
-
-def fit_power(n: ArrayLike, seconds: ArrayLike) -> Power:
-    """Least squares of the logarithms."""
-    exponent, scale = np.polyfit(np.log(np.asarray(n, float)), np.log(np.asarray(seconds, float)), 1)
-    return Power(float(np.exp(scale)), float(exponent))
-
-
-Law = Line | Power
-AXES: dict[str, tuple[str, Callable[[ArrayLike, ArrayLike], Law]]] = {
-    "slices": ("training slices", fit_line),
-    "size": ("image side, pixels", fit_power),
-    "folds": ("folds of a cross-validation", fit_line),
-    "models": ("GFLOP an image, forward and backward", fit_power),
-}
-
-
-def laws(frame: pd.DataFrame) -> dict[str, Law]:
-    """The law of each axis, fitted to its medians."""
-    parts = {axis: frame[frame["axis"] == axis] for axis in AXES}
-    return {axis: fit(parts[axis]["value"], parts[axis]["seconds"]) for axis, (_, fit) in AXES.items()}
-
-
-def plot(frame: pd.DataFrame) -> Figure:
-    """A panel an axis: medians, the range of turns, and the fitted law, which is its title."""
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    for panel, (axis, law) in zip(figure.subplots(2, 2).flat, laws(frame).items(), strict=True):
-        _panel(panel, frame[frame["axis"] == axis], axis, law)
-    return figure
-
-
-def _panel(panel: Axes, rows: pd.DataFrame, axis: str, law: Law) -> None:
-    smooth = np.geomspace(rows["value"].min(), rows["value"].max(), 50)
-    panel.plot(smooth, [law.at(n) for n in smooth], "--", color="#888888", zorder=1)
-    for marker, (model, part) in zip("osD^vP*Xhd" * 10, rows.groupby("model", sort=False), strict=False):
-        spread = np.abs(part[["low", "high"]].to_numpy().T - part["seconds"].to_numpy())
-        panel.errorbar(part["value"], part["seconds"], spread, fmt=marker, capsize=3, label=str(model))
-    if isinstance(law, Power):
-        panel.loglog()
-        for scale in (panel.xaxis, panel.yaxis):
-            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            scale.set_major_formatter("{x:g}")
-            scale.set_minor_locator(NullLocator())
-    else:
-        panel.set_ylim(bottom=0)
-    if axis != "models":
-        panel.set_xticks(rows["value"], [f"{n:g}" for n in rows["value"]])
-    panel.set_title(f"{axis}: {law}", fontsize=11)
-    panel.set_xlabel(AXES[axis][0])
-    panel.set_ylabel("seconds an epoch" + (" of all folds" if axis == "folds" else ""))
-    panel.legend(fontsize=8, frameon=False)
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
-"""Training steps, switch by switch, and against their roof.
+"""Training steps: against notebooks, with single switches off, and against the roof of the device.
 
-Steps are timed on one batch that lies on the device already: what it costs to get it there is in `epoch`.
+Steps are timed on one batch that is already on the device; the figure `epoch` includes loading.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bench.inference.padding import logits_of
 from bench.training.step import EAGER_STEPS, Execution, Stepper
 from benchmarks.speed.figure import Side, SpeedFigure, one_thread, race
 from benchmarks.speed.problem import BATCH, SpeedProblem
-from benchmarks.speed.roof import ceilings, cost, roof
+from benchmarks.speed.roof import compute_roof, measure_ceilings
+from benchmarks.speed.work import count_work
 
 LR = 1e-4
 Build = Callable[[], Side]
@@ -31,16 +32,17 @@ Build = Callable[[], Side]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A model to train, at a size and a batch."""
+    """A model to train, its image size and its batch size."""
 
     name: str
     model: str
     settings: Mapping[str, Any]
     batch: int
     size: int
-    steps: int  # a turn
+    steps: int  # per turn
 
     def build(self, channels: int) -> nn.Module:
+        """Return the model, initialised from seed 0 and in training mode."""
         torch.manual_seed(0)
         model: nn.Module = registry.model[self.model].bind(self.settings)(channels)
         return model.train()
@@ -49,11 +51,11 @@ class TrainingJob:
         return f"{self.name}, batch {self.batch} of {self.size}x{self.size}"
 
 
-def jobs(given: SpeedProblem) -> list[TrainingJob]:
-    """What is trained: three models at two batch sizes on a GPU, a small one on a CPU, a tiny one if quick."""
-    if given.quick:
+def training_jobs(problem: SpeedProblem) -> list[TrainingJob]:
+    """Return three models at two batch sizes on a GPU, a small model on a CPU, a tiny one if quick."""
+    if problem.quick:
         return [TrainingJob("U-Net 4", "unet", {"base": 4, "depth": 2}, 2, 32, 1)]
-    if given.device.type == "cpu":
+    if problem.device.type == "cpu":
         small = TrainingJob("U-Net 16", "unet", {"base": 16}, BATCH, 96, 4)
         return [small, replace(small, size=256, steps=1)]
     models: dict[str, Mapping[str, Any]] = {
@@ -62,26 +64,26 @@ def jobs(given: SpeedProblem) -> list[TrainingJob]:
         "U-Net EfficientNet-B0": {"encoder": "efficientnet-b0"},
     }
     sizes = {BATCH: 40, 4 * BATCH: 12}
-    side = given.pack.masks.shape[1]
+    side = problem.pack.masks.shape[1]
     return [
         TrainingJob(n, "unet", s, batch, side, steps) for n, s in models.items() for batch, steps in sizes.items()
     ]
 
 
-def batch_of(given: SpeedProblem, job: TrainingJob) -> tuple[Tensor, Tensor]:
-    """Images, normalised and channels last, and masks on the device."""
-    loader = SliceLoader(given.pack, Input(image_size=job.size), given.device)
-    rows = given.rows(job.batch, seed=0)
-    images, masks = loader.unit(rows)
-    return loader.standard(images, rows), masks
+def load_batch(problem: SpeedProblem, job: TrainingJob) -> tuple[Tensor, Tensor]:
+    """Return normalised images in channels_last layout, and masks, on the device."""
+    loader = SliceLoader(problem.pack, Input(image_size=job.size), problem.device)
+    rows = problem.rows(job.batch, seed=0)
+    images, masks = loader.load(rows)
+    return loader.normalise(images, rows), masks
 
 
-def fastest(given: SpeedProblem) -> Execution:
-    return "graph" if given.device.type == "cuda" else "eager"
+def fastest_execution(problem: SpeedProblem) -> Execution:
+    return "graph" if problem.device.type == "cuda" else "eager"
 
 
-def stepping(
-    given: SpeedProblem,
+def build_our_step(
+    problem: SpeedProblem,
     job: TrainingJob,
     *,
     execution: Execution | None = None,
@@ -90,18 +92,24 @@ def stepping(
     fused: bool = True,
     waits: bool = False,
 ) -> Side:
-    """Our steps, each switch on unless it is turned off here: a turn trains `job.steps` batches."""
-    images, masks = batch_of(given, job)
-    model = job.build(images.shape[1]).to(given.device).to(memory_format=layout)
+    """Return a side that trains `job.steps` batches per turn as `bench run` does, but for switches set here."""
+    images, masks = load_batch(problem, job)
+    model = job.build(images.shape[1]).to(problem.device).to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     settings = Train.model_validate({"precision": precision})
     loss = registry.loss["bce_dice"].bind({})
     step = Stepper(
-        model, loss, settings, LR, given.device, execution=execution or fastest(given), say=partial(_aside, job)
+        model,
+        loss,
+        settings,
+        LR,
+        problem.device,
+        execution=execution or fastest_execution(problem),
+        say=partial(_print_message, job),
     )
     if not fused:
         step.optimizer = torch.optim.AdamW(
-            step.parameters, lr=step.optimizer.param_groups[0]["lr"], capturable=given.device.type == "cuda"
+            step.parameters, lr=step.optimizer.param_groups[0]["lr"], capturable=problem.device.type == "cuda"
         )
 
     def turn() -> int:
@@ -112,19 +120,19 @@ def stepping(
         value.item()
         return job.steps * job.batch
 
-    for _ in range(EAGER_STEPS if given.device.type == "cuda" else 0):
+    for _ in range(EAGER_STEPS if problem.device.type == "cuda" else 0):
         step(images, masks, LR)
     return turn
 
 
-def _aside(job: TrainingJob, text: str) -> None:
+def _print_message(job: TrainingJob, text: str) -> None:
     print(f"{job}: {text}", file=sys.stderr)
 
 
-def notebook_step(given: SpeedProblem, job: TrainingJob, *, amp: bool = False) -> Side:
-    """The same model as tutorials train it: NCHW, the optimizer's defaults, `.item()` after every step."""
-    images, masks = (t.contiguous() for t in batch_of(given, job))
-    model = job.build(images.shape[1]).to(given.device)
+def build_notebook_step(problem: SpeedProblem, job: TrainingJob, *, amp: bool = False) -> Side:
+    """Return a side that trains as tutorials do: NCHW, the optimizer's defaults, `.item()` after every step."""
+    images, masks = (t.contiguous() for t in load_batch(problem, job))
+    model = job.build(images.shape[1]).to(problem.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     loss = registry.loss["bce_dice"].bind({})
 
@@ -132,7 +140,7 @@ def notebook_step(given: SpeedProblem, job: TrainingJob, *, amp: bool = False) -
         total = 0.0
         for _ in range(job.steps):
             optimizer.zero_grad()
-            with torch.autocast(given.device.type, torch.bfloat16, enabled=amp):
+            with torch.autocast(problem.device.type, torch.bfloat16, enabled=amp):
                 value = loss(logits_of(model, images), masks)
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -143,87 +151,87 @@ def notebook_step(given: SpeedProblem, job: TrainingJob, *, amp: bool = False) -
     return turn
 
 
-def figures(given: SpeedProblem) -> list[SpeedFigure]:
-    """Images a second of a training step: ours, against float32 and (on a GPU) autocast as notebooks write it."""
-    found = []
-    gate = 1.5 if given.device.type == "cuda" else None
-    for job in jobs(given):
-        plain = partial(notebook_step, given, job)
-        peers: dict[str, Build] = {"eager float32, NCHW": partial(within, plain, memory_given_back)}
-        if given.device.type == "cuda":
-            peers["eager autocast, NCHW"] = partial(plain, amp=True)
-        rates = _raced(given, [partial(stepping, given, job), *peers.values()])
-        found += [
+def measure_steps(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure images per second of our step, against a notebook's in float32 and, on a GPU, in autocast."""
+    figures = []
+    gate = 1.5 if problem.device.type == "cuda" else None
+    for job in training_jobs(problem):
+        notebook = partial(build_notebook_step, problem, job)
+        peers: dict[str, Build] = {"eager float32, NCHW": partial(build_inside, notebook, memory_returned)}
+        if problem.device.type == "cuda":
+            peers["eager autocast, NCHW"] = partial(notebook, amp=True)
+        ours, *others = _build_and_race(problem, [partial(build_our_step, problem, job), *peers.values()])
+        figures += [
             SpeedFigure(
-                "step", peer, "images/s", rates[0], theirs, gate if job.batch == BATCH else None, note=str(job)
+                "step", peer, "images/s", ours, theirs, gate if job.batch == BATCH else None, note=str(job)
             )
-            for peer, theirs in zip(peers, rates[1:], strict=True)
+            for peer, theirs in zip(peers, others, strict=True)
         ]
-    return found
+    return figures
 
 
-def ablation(given: SpeedProblem) -> list[SpeedFigure]:
-    """Every switch of the step turned by itself: as a run is set up, against all the same but one."""
-    found = []
-    for job in jobs(given):
-        without = _switches(given, job)
-        rates = _raced(given, [partial(stepping, given, job), *without.values()])
-        found += [
-            SpeedFigure("ablation", switch, "images/s", rates[0], theirs, note=str(job))
-            for switch, theirs in zip(without, rates[1:], strict=True)
+def measure_ablation(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure our step against the same step with one switch changed, for every switch."""
+    figures = []
+    for job in training_jobs(problem):
+        variants = _variants(problem, job)
+        ours, *others = _build_and_race(problem, [partial(build_our_step, problem, job), *variants.values()])
+        figures += [
+            SpeedFigure("ablation", variant, "images/s", ours, theirs, note=str(job))
+            for variant, theirs in zip(variants, others, strict=True)
         ]
-    return found
+    return figures
 
 
-def roofs(given: SpeedProblem) -> list[SpeedFigure]:
-    """Images a second of our step over the fused roof, under ceilings measured here and now."""
-    on_gpu = given.device.type == "cuda"
-    flops, bandwidth = ceilings(given.device)
-    found = []
-    for job in jobs(given):
-        channels = given.pack.images.shape[-1]
+def measure_roofs(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure images per second of our step against the fused roof, with this machine's measured ceilings."""
+    on_gpu = problem.device.type == "cuda"
+    flops, bandwidth = measure_ceilings(problem.device)
+    gate = 0.5 if on_gpu else None
+    figures = []
+    for job in training_jobs(problem):
+        channels = problem.pack.images.shape[-1]
         shape = (job.batch, channels, job.size, job.size)
-        limit = roof(
-            cost(job.build(channels), shape, torch.bfloat16 if on_gpu else torch.float32), flops, bandwidth
+        work = count_work(job.build(channels), shape, torch.bfloat16 if on_gpu else torch.float32)
+        roof = compute_roof(work, flops, bandwidth)
+        (rates,) = _build_and_race(problem, [partial(build_our_step, problem, job)])
+        note = f"{job}; {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:.3g} GB/s; eager roof {roof.eager_rate:.4g}"
+        figures.append(
+            SpeedFigure("roof", "the fused roof", "images/s", rates, (roof.fused_rate,), gate, note=note)
         )
-        (rates,) = _raced(given, [partial(stepping, given, job)])
-        note = f"{job}; {flops / 1e12:.3g} TFLOP/s, {bandwidth / 1e9:.3g} GB/s; eager roof {limit.eager_rate:.4g}"
-        gate = 0.5 if on_gpu else None
-        found.append(
-            SpeedFigure("roof", "the fused roof", "images/s", rates, (limit.fused_rate,), gate, note=note)
-        )
-    return found
+    return figures
 
 
-def _switches(given: SpeedProblem, job: TrainingJob) -> dict[str, Build]:
-    side = partial(stepping, given, job)
-    both: dict[str, Build] = {
-        "without channels_last": partial(side, layout=torch.contiguous_format),
-        "without the fused optimizer": partial(side, fused=False),
-        "waiting for every loss": partial(side, waits=True),
+def _variants(problem: SpeedProblem, job: TrainingJob) -> dict[str, Build]:
+    """Return our step with one switch changed, by the name of the change."""
+    step = partial(build_our_step, problem, job)
+    variants: dict[str, Build] = {
+        "without channels_last": partial(step, layout=torch.contiguous_format),
+        "without the fused optimizer": partial(step, fused=False),
+        "waiting for every loss": partial(step, waits=True),
     }
-    if given.device.type == "cuda":
-        both["without the CUDA graph"] = partial(side, execution="eager")
-        both["without bfloat16"] = partial(side, precision="float32")
-        if job == jobs(given)[0]:  # a minute or two each
-            both["compiled as well"] = partial(side, execution="compile")
-        return both
-    return both | {
-        "with bfloat16": partial(side, precision="bfloat16"),
-        "giving memory back": partial(within, side, memory_given_back),
-        "on one thread": partial(within, side, one_thread),
+    if problem.device.type == "cuda":
+        variants["without the CUDA graph"] = partial(step, execution="eager")
+        variants["without bfloat16"] = partial(step, precision="float32")
+        if job == training_jobs(problem)[0]:  # compiling takes a minute or two per job
+            variants["compiled as well"] = partial(step, execution="compile")
+        return variants
+    return variants | {
+        "with bfloat16": partial(step, precision="bfloat16"),
+        "giving memory back": partial(build_inside, step, memory_returned),
+        "on one thread": partial(build_inside, step, one_thread),
     }
 
 
-def _raced(given: SpeedProblem, sides: Sequence[Build]) -> tuple[tuple[float, ...], ...]:
-    """Build the sides and let them take turns, the first as a run is set up, others as PyTorch comes."""
-    configure_torch(given.device, deterministic=False)
-    return race(*(side() for side in sides), repeats=given.repeats)
+def _build_and_race(problem: SpeedProblem, sides: Sequence[Build]) -> tuple[tuple[float, ...], ...]:
+    """Build the sides with PyTorch configured as in a run, and let them take turns."""
+    configure_torch(problem.device, deterministic=False)
+    return race(*(build() for build in sides), repeats=problem.repeats)
 
 
-def within(side: Build, setting: Callable[[], AbstractContextManager[None]]) -> Side:
-    """The same work, every turn of it in such a setting."""
-    turn = side()
+def build_inside(build: Build, setting: Callable[[], AbstractContextManager[None]]) -> Side:
+    """Build a side and run every turn of it inside this context."""
+    turn = build()
 
     def inside() -> int:
         with setting():
@@ -233,8 +241,8 @@ def within(side: Build, setting: Callable[[], AbstractContextManager[None]]) -> 
 
 
 @contextmanager
-def memory_given_back() -> Iterator[None]:
-    """A CPU's memory goes back to the system when it is freed, as it does without the suite."""
+def memory_returned() -> Iterator[None]:
+    """Return freed memory to the system, as a CPU process does by default."""
     return_memory()
     try:
         yield

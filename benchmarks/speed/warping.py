@@ -1,4 +1,4 @@
-"""Mirror, rotate, scale and bend: one warp, against the same three steps of albumentations."""
+"""Augmentation: the `warp` of `bench` in one step, against the same three transforms of albumentations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ OURS = {
 }
 
 
-def peer() -> A.Compose:
-    """Elastic noise is uniform, so that the displacement is as strong as ours."""
+def albumentations_warp() -> A.Compose:
+    """Return the peer's transforms. The elastic noise is uniform, so that it displaces as strongly as ours."""
     return A.Compose(
         [
             A.HorizontalFlip(p=0.5),
@@ -34,24 +34,26 @@ def peer() -> A.Compose:
     )
 
 
-def figures(given: SpeedProblem) -> list[SpeedFigure]:
-    """Slices with masks a second, one thread each: ours float32 in batches, albumentations' uint8 one by one."""
-    loader = SliceLoader(given.pack, Input(), torch.device("cpu"))
-    change = registry.augmentation["warp"].bind(OURS)
-    batches = given.batches(0)[:4]
-    ready = [(*loader.unit(rows), rows.tolist()) for rows in batches]
+def measure(problem: SpeedProblem) -> list[SpeedFigure]:
+    """Measure slices with masks per second on one thread: ours float32 in batches, the peer's uint8 one by one."""
+    loader = SliceLoader(problem.pack, Input(), torch.device("cpu"))
+    warp = registry.augmentation["warp"].bind(OURS)
+    batches = problem.batches(0)[:4]
+    ready = [(*loader.load(rows), rows.tolist()) for rows in batches]
     pixels = [
-        (np.array(given.pack.images[row]), np.array(given.pack.masks[row])) for rows in batches for row in rows
+        (np.array(problem.pack.images[row]), np.array(problem.pack.masks[row])) for rows in batches for row in rows
     ]
-    epochs, transform = count(), peer()
+    epochs, transform = count(), albumentations_warp()
 
     def ours() -> int:
         epoch = next(epochs)
-        return sum(len(change(i, m, SliceRandom(0, epoch, rows))[0]) for i, m, rows in ready)
+        return sum(len(warp(i, m, SliceRandom(0, epoch, rows))[0]) for i, m, rows in ready)
 
     def theirs() -> int:
         return len([transform(image=image, mask=mask) for image, mask in pixels])
 
     with one_thread():
-        fast, slow = race(ours, theirs, repeats=given.repeats)
-    return [SpeedFigure("augment", "albumentations flip, affine, elastic", "images/s", fast, slow, gate=3)]
+        our_rates, their_rates = race(ours, theirs, repeats=problem.repeats)
+    return [
+        SpeedFigure("augment", "albumentations flip, affine, elastic", "images/s", our_rates, their_rates, gate=3)
+    ]
