@@ -1,8 +1,4 @@
-"""The one door into settings.
-
-A YAML file, command-line flags, `--set train.lr=1e-4`, `mlflow run -P` values and a search trial all
-become `{dotted.key: value}` and pass through `override`, which validates the whole configuration again.
-"""
+"""The schema of every setting of a run. `bench.overrides` applies changes to it."""
 
 from __future__ import annotations
 
@@ -25,7 +21,8 @@ from bench import registry
 
 
 class Settings(BaseModel):
-    # A run may be named 12; a rate may not be infinite.
+    """Base of all settings: frozen, unknown names refused, numbers accepted as text, no infinities."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
     )
@@ -51,21 +48,23 @@ class Component(Settings):
         return {"name": self.name, **self.params}
 
 
-def as_steps(given: Any) -> Any:
-    """None, a name or a list of names as the mapping that it stands for."""
-    names = [] if given in (None, "none") else [given] if isinstance(given, str) else given
-    return {str(name): {} for name in names} if isinstance(names, list) else given
+def as_steps(value: Any) -> Any:
+    """Turn None, a name or a list of names into a mapping from names to settings."""
+    names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
+    return {str(name): {} for name in names} if isinstance(names, list) else value
 
 
-Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(as_steps)]  # one after another: name -> settings
+Steps = Annotated[
+    dict[str, dict[str, Any]], BeforeValidator(as_steps)
+]  # applied one after another: name -> settings
 
 
 class Patch(Settings):
-    """Training on one random patch a slice, prediction by overlapping tiles of the same size."""
+    """Training on one random patch per slice, and inference by a sliding window of the same size."""
 
-    size: int = Field(128, ge=32, le=4096)  # pixels a side
-    overlap: float = Field(0.5, ge=0, lt=0.95)  # share of a tile's side that its neighbour covers too
-    tumour_share: float = Field(0.5, ge=0, le=1)  # patches of slices with tumour that are sure to hold some
+    size: int = Field(128, ge=32, le=4096)  # pixels per side
+    overlap: float = Field(0.5, ge=0, lt=0.95)  # share of a window's side that the next one covers too
+    tumour_share: float = Field(0.5, ge=0, le=1)  # of patches of slices with tumour: chosen to contain some
 
 
 class Input(Settings):
@@ -73,14 +72,14 @@ class Input(Settings):
 
     image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
     channels: str | tuple[str, ...] = "all"  # 'all', or names of the data set's channels, such as 'flair'
-    neighbours: int = Field(0, ge=0, le=8)  # slices on either side whose channels the model sees as well ("2.5D")
+    neighbours: int = Field(0, ge=0, le=8)  # slices on either side that the model also sees ("2.5D")
     normalise: Literal["patient", "image", "imagenet"] = "patient"
     patch: Patch | None = None  # None: whole slices
-    preprocess: Steps = {}  # of the packed slices, once, before their grey levels are measured
+    preprocess: Steps = {}  # applied once to the packed slices, before grey levels are measured
 
 
 class Train(Settings):
-    """The budget and how it is spent."""
+    """How a model is trained, and for how long."""
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -91,10 +90,10 @@ class Train(Settings):
     schedule: Component = Component(name="cosine")
     warmup_epochs: float = Field(0, ge=0)
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm
-    freeze_epochs: int = Field(0, ge=0)  # first so many epochs with the encoder frozen
+    freeze_epochs: int = Field(0, ge=0)  # the first epochs, with the encoder frozen
     freeze_lr: float | None = Field(None, gt=0)  # None: lr
-    positive_fraction: float | None = Field(None, gt=0, lt=1)  # share of slices with tumour; None: as they are
-    patience: int | None = Field(None, ge=1)  # stop after so many epochs without a better validation score
+    positive_fraction: float | None = Field(None, gt=0, lt=1)  # share of slices with tumour; None: as in the data
+    patience: int | None = Field(None, ge=1)  # stop after so many epochs without improvement
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = False
 
@@ -116,7 +115,7 @@ class Evaluate(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides the result of a run, and `NOT_DECISIVE`, which does not."""
+    """All settings of a run; those in `NOT_DECISIVE` do not change its result."""
 
     name: str | None = None
     dataset: Component = Component(name="phantom")
@@ -129,21 +128,21 @@ class RunConfig(Settings):
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)  # of the CPU's kernels; None: one a physical core
+    threads: int | None = Field(None, ge=1)  # of CPU kernels; None: one per physical core
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.training.step`)
     folds_at_once: int = Field(1, ge=1)
-    checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run goes on
+    checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run is resumed
     searched: int = Field(0, ge=0)  # trials of the search that found these settings, for the leaderboard
     plugins: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """The name given, or one made of the model, its encoder and the loss."""
+        """The name, by default made of the model, its encoder and the loss."""
         encoder = self.model.params.get("encoder")
         return self.name or "-".join(p for p in (self.model.name, encoder, self.loss.name) if p)
 
     def completed(self) -> RunConfig:
-        """The same with every component's defaults written out. Raises `BenchError` for what is not there."""
+        """Return the same with all defaults of the components filled in. Raises `BenchError` for unknown names."""
 
         def full(kind: registry.Registry, component: Component) -> dict[str, Any]:
             return {"name": component.name, **kind[component.name].settings(component.params)}
@@ -166,19 +165,19 @@ class RunConfig(Settings):
         )
 
     def flat(self) -> dict[str, Any]:
-        """`{dotted.key: value}`; single values of the run itself are under `run.`.
+        """Return `{dotted.key: value}`; single values of the run itself are under `run.`.
 
-        `input.preprocess` lists the steps in their order, which keys alone would not tell.
+        `input.preprocess` lists the steps, as their order matters.
         """
         nested = self.model_dump(mode="json")
         own = {f"run.{k}": nested.pop(k) for k in ("seed", *NOT_DECISIVE)}
         return dict(flatten(nested)) | {"input.preprocess": list(self.input.preprocess)} | own
 
     def fingerprint(self) -> str:
-        """What a result depends on, hashed: equal fingerprints on equal data are the same experiment."""
+        """Hash everything that a result depends on: equal fingerprints on equal data are the same experiment."""
         decisive = self.completed().model_dump(mode="json", exclude=set(NOT_DECISIVE))
-        decisive["dataset"].pop("folder", None)  # the pack's own key says what was in it
-        decisive["input"]["preprocess"] = list(decisive["input"]["preprocess"].items())  # in their order
+        decisive["dataset"].pop("folder", None)  # the key of the pack identifies its content
+        decisive["input"]["preprocess"] = list(decisive["input"]["preprocess"].items())  # keeps their order
         for (group, name), before in LATER.items():
             if decisive[group].get(name) == before:
                 decisive[group].pop(name, None)
@@ -188,21 +187,19 @@ class RunConfig(Settings):
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
-
-
-# Settings that came later: not hashed where they say what was done before, or older runs were not found.
+# Settings added later, with the value of earlier versions: not hashed at that value, or earlier runs would not be
+# found.
 LATER: dict[tuple[str, str], Any] = {
     ("input", "neighbours"): 0,
     ("input", "patch"): None,
     ("input", "preprocess"): [],
     ("loss", "over"): "image",
 }
-
-
 CHAINS = ("augment", "input.preprocess")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and values of nested settings."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")

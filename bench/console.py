@@ -1,6 +1,6 @@
-"""The live display: bars on a terminal, plain lines elsewhere, nothing but results when quiet.
+"""The terminal: progress bars and messages on standard error, results on standard output.
 
-Progress goes to standard error, results to standard output. `NO_COLOR` is honoured by rich.
+Bars are shown only on a terminal, and nothing but results with --quiet. rich honours `NO_COLOR`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from bench.formatting import plain
+from bench.formatting import NAMES, plain
 from bench.types import Watch
 
 
 def console() -> Console:
-    """Standard output; as wide as its tables need where it is no terminal."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=200)
+    """Return standard output, 200 columns wide if it is not a terminal."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=200)
 
 
 def frame_table(title: str, frame: pd.DataFrame) -> Table:
-    """A data frame, numbers to four digits and to the right; brackets in texts are no markup."""
+    """Return a data frame as a table: numbers right-aligned with four digits, text without markup."""
     table = Table(title=Text(plain(title), "table.title"), title_justify="left")
     flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
     for column in flat.columns:
@@ -40,7 +40,7 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
 
 
 class Display(Watch):
-    """Shows a run as it goes. Use it as a context manager."""
+    """Shows the progress of a run. Use it as a context manager."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet, verbose
@@ -55,7 +55,7 @@ class Display(Watch):
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self._own = local()  # folds that run at once have a bar each
+        self._own = local()  # parallel folds have one bar each
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -76,7 +76,7 @@ class Display(Watch):
         self._own.task = task
 
     def say(self, text: str) -> None:
-        """One line, unless quiet."""
+        """Print one line, unless quiet."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def bar(self, done: int, of: int, what: str, unit: str = "slices") -> None:
@@ -107,8 +107,10 @@ class Display(Watch):
 
     def scored(self, number: int, values: Mapping[str, float]) -> None:
         self._close()
-        what, name = ("Dice", "dice") if "dice" in values else ("AUROC", "auroc")
-        self.say(f"fold {number}: test {what} {values.get(name, nan):.3f} over {values['patients']:.0f} patients")
+        name = "dice" if "dice" in values else "auroc"
+        self.say(
+            f"fold {number}: test {NAMES[name]} {values.get(name, nan):.3f} over {values['patients']:.0f} patients"
+        )
 
     def _close(self) -> None:
         if self._task is not None:

@@ -1,4 +1,4 @@
-"""What a result was made with: code, libraries, machine."""
+"""What a result was made with: code, libraries and machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIBRARIES = ("torch", "timm", "segmentation-models-pytorch", "albumentations", "
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions, hardware and commit as text, under names that sort well."""
+    """Return versions, hardware and commit as text."""
     facts = {
         "bench": __version__,
         "python": platform.python_version(),
@@ -38,7 +38,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def environment_tags(device: torch.device) -> dict[str, str]:
-    """The same as tags of a run, its commit also where MLflow's UI looks for it."""
+    """Return the same as tags of a run, and the commit under the name that MLflow's UI reads."""
     facts = environment(device)
     tags = {f"env.{name}": fact for name, fact in facts.items()}
     if "git_commit" in facts:
@@ -47,14 +47,14 @@ def environment_tags(device: torch.device) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with '-dirty' when files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    """Return the commit of this code, with '-dirty' if files differ from it; None outside a checkout."""
+    package = Path(__file__).parent
     try:
         head = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         )
         changed = subprocess.run(
-            ["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True, check=False
+            ["git", "-C", package, "status", "--porcelain", "."], capture_output=True, text=True, check=False
         )
     except OSError:  # no git on this machine
         return None

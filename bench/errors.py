@@ -1,7 +1,7 @@
-"""What can go wrong, said in one sentence with a way out.
+"""Errors that a user can fix: one sentence each, with a way out.
 
-The command line prints a `BenchError` as one line and exits with code 2;
-anything else is a bug and keeps its traceback.
+The command line prints a `BenchError` as one line and exits with code 2; anything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from difflib import get_close_matches
 
 
 class BenchError(Exception):
-    """Something the user can mend; its text is a sentence that says how."""
+    """Something the user can fix; the message is a sentence that says how."""
 
 
 class UnknownName(BenchError):
-    """A component, run or patient that is not there."""
+    """A component, run or patient that does not exist."""
 
 
 class BadSetting(BenchError):
@@ -31,15 +31,15 @@ class LeakageError(BenchError):
 
 
 class TrainingError(BenchError):
-    """Training cannot go on: a loss that is not a number, or memory that is too small."""
+    """Training cannot continue: a loss that is not a number, or too little memory."""
 
 
 class StoreError(BenchError):
-    """The tracking store cannot be reached, or does not hold what was asked for."""
+    """The tracking store cannot be reached, or does not hold what was requested."""
 
 
 def did_you_mean(wanted: str, names: Iterable[str]) -> str:
-    """' Did you mean 'unet'?' when some name is close, else nothing."""
+    """Return " Did you mean 'unet'?" if a name is close to the wanted one, otherwise ''."""
     by_lower = {name.lower(): name for name in names}
     close = get_close_matches(wanted.lower(), list(by_lower), n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[close[0]]}'?" if close else ""

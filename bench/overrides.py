@@ -1,3 +1,9 @@
+"""The one way to change settings.
+
+A YAML file, command-line flags, `--set train.lr=1e-4`, `mlflow run -P` values and a search trial all become layers
+of `{dotted.key: value}`, which `override` applies before it validates the whole configuration again.
+"""
+
 from __future__ import annotations
 
 import re
@@ -6,44 +12,36 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from bench import registry
-from bench.config import (
-    CHAINS,
-    RunConfig,
-    as_steps,
-    flatten,
-)
+from bench.config import CHAINS, RunConfig, as_steps, flatten
 from bench.errors import BadSetting, DataError, did_you_mean
 
 _COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
-
-
-_GROUPS = ("input.patch",)  # off as None, and turned on by any of their settings
-
-
+_GROUPS = ("input.patch",)  # None turns them off, and any of their settings turns them on
 _CHOICES = (*_COMPONENTS, *CHAINS)
+KINDS = {  # of YAML files: the keys that only such a file has, and the command that takes it
+    "benchmark": (("entries",), "`bench suite FILE`"),
+    "search": (("base", "space"), "`bench search FILE`"),
+    "settings": ((), "`bench run --config FILE`"),
+}
 
 
 class _Reader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number and 007, 2024_1, 2024-01-31, 12:30 and off are the text they look like.
+    """A YAML loader in which 1e-4 is a number, and 007, 2024_1, 2024-01-31, 12:30 and off are text.
 
-    YAML 1.1 has these the other way round: 7, 20241, a date, 750 and False. A key that is there twice is refused.
+    YAML 1.1 reads these as text, 7, 20241, a date, 750 and False. Repeated keys are refused.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if again := next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"'{again}' is there twice", node.start_mark)
+        if repeated := next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"'{repeated}' is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 _Reader.yaml_implicit_resolvers = {}
-
-
 for _tag, _pattern in (
     ("null", "~|[Nn]ull|NULL|[Nn]one|"),
     ("bool", "[Tt]rue|TRUE|[Ff]alse|FALSE"),
@@ -59,15 +57,8 @@ def load_settings(path: Path) -> dict[str, Any]:
     return dict(flatten(read_yaml(path)))
 
 
-KINDS = {  # of files, with the keys that only such a file has
-    "benchmark": (("entries",), "`bench suite FILE`"),
-    "search": (("base", "space"), "`bench search FILE`"),
-    "settings": ((), "`bench run --config FILE`"),
-}
-
-
 def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
-    """The mapping that a YAML file of this kind, one of `KINDS`, holds. Raises `DataError`."""
+    """Return the mapping in a YAML file of this kind, a key of `KINDS`. Raises `DataError`."""
     try:
         content = yaml.load(path.read_text(), _Reader)
     except OSError:
@@ -76,15 +67,15 @@ def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
         raise DataError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DataError(f"the settings file {path} must hold 'key: value' lines.")
-    found = next((name for name, (keys, _) in KINDS.items() if any(key in content for key in keys)), "settings")
-    if found != kind:
-        lacks = "".join(f" It has no '{key}'." for key in KINDS[kind][0][-1:])
-        raise DataError(f"{path} is a {found} file, not a {kind} file: it is for {KINDS[found][1]}.{lacks}")
+    actual = next((name for name, (keys, _) in KINDS.items() if any(key in content for key in keys)), "settings")
+    if actual != kind:
+        missing = "".join(f" It has no '{key}'." for key in KINDS[kind][0][-1:])
+        raise DataError(f"{path} is a {actual} file, not a {kind} file: it is for {KINDS[actual][1]}.{missing}")
     return content
 
 
 def parse_assignment(assignment: str) -> tuple[str, Any]:
-    """`'train.lr=1e-4'` as `('train.lr', 0.0001)`; the value is read as YAML."""
+    """Split 'train.lr=1e-4' into ('train.lr', 0.0001); the value is read as YAML. Raises `BadSetting`."""
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():
         raise BadSetting(f"'{assignment}' is not of the form key=value, such as train.lr=1e-4.")
@@ -95,15 +86,15 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
 
 
 def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
-    """A new configuration with each layer of `{dotted.key: value}` applied in turn, validated again at the end.
+    """Return a new configuration with each layer of `{dotted.key: value}` applied in turn, validated at the end.
 
-    Choosing another component drops the settings of the one before, those of earlier layers included.
+    Choosing another component drops the settings of the previous one, including those of earlier layers.
     Raises `BadSetting`.
     """
     tree = config.model_dump()
     for layer in layers:
         changes = {_canonical(key): value for key, value in flatten(layer)}
-        for key in _in_turn(changes):
+        for key in _ordered(changes):
             _place(tree, key, changes[key])
     try:
         return RunConfig.model_validate(tree)
@@ -112,9 +103,9 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
 
 
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
-    """A configuration of defaults, then what the chosen data set and model suggest, then each layer in turn.
+    """Return the defaults, changed by what the chosen data set and model suggest, then by each layer in turn.
 
-    Plugins are loaded on the way. Raises `BenchError`.
+    Plugins are loaded first. Raises `BenchError`.
     """
     first = override(RunConfig(), *layers)
     for plugin in first.plugins:
@@ -124,19 +115,19 @@ def configure(*layers: Mapping[str, Any]) -> RunConfig:
 
 
 def _canonical(key: str) -> str:
-    """`model` and `model.name` are the same choice."""
+    """Return `model` for `model.name`: they are the same choice."""
     return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
 
 
-def _in_turn(keys: Iterable[str]) -> list[str]:
-    """Choices before the settings of what was chosen, whatever the order given; steps of a chain as given."""
+def _ordered(keys: Iterable[str]) -> list[str]:
+    """Put choices before the settings of what they choose; steps of a chain keep their order."""
     keys = list(keys)
     places = {step: place for place, step in enumerate(dict.fromkeys(map(_step, keys)))}
     return sorted(keys, key=lambda key: (key not in _CHOICES, places[_step(key)], key))
 
 
 def _step(key: str) -> str:
-    """`input.preprocess.clahe` for that and for what is below it; nothing for a key outside of chains."""
+    """Return the step of a chain that a key belongs to, such as `input.preprocess.clahe`; otherwise ''."""
     for chain in CHAINS:
         if key.startswith(f"{chain}."):
             return f"{chain}.{key.removeprefix(f'{chain}.').partition('.')[0]}"
@@ -144,6 +135,7 @@ def _step(key: str) -> str:
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key in the nested settings."""
     *parents, last = key.split(".")
     node = _descend(tree, parents, key)
     if key in _COMPONENTS:
@@ -160,6 +152,7 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, Any]:
+    """Return the mapping that holds the last part of a key. Raises `BadSetting`."""
     node: Any = tree
     for depth, part in enumerate(parents):
         if part not in node:
@@ -177,6 +170,7 @@ def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, An
 
 
 def _sentence(error: ValidationError) -> str:
+    """Return the first validation error as a sentence that names the setting."""
     first = error.errors()[0]
     key = ".".join(
         str(part) for part in first["loc"] if not str(part).startswith(("function", "literal", "float"))

@@ -1,4 +1,4 @@
-"""What the suite remembers, as plain values: no torch, no MLflow."""
+"""Plain values that several layers share: no torch, no MLflow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bench.errors import DataError, LeakageError
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training slices. `loss` is the mean over steps, `seconds` wall time.
+    """One pass over the training slices; `loss` is the mean over steps, `seconds` is wall time.
 
-    `how` says how its steps were run (`bench.training.step`), `parts` into how many micro-batches each batch was cut.
+    `how` names the execution of its steps (`bench.training.step`), `parts` counts the micro-batches per batch.
     """
 
     number: int
@@ -33,10 +33,9 @@ class Epoch:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One patient's stack, scored: metric name -> value (NaN where the metric is not defined).
+    """The scores of one patient by metric name, NaN where a metric is undefined.
 
-    `counts` are the integer pixels tp, fp, fn, tn of the whole stack; pooled metrics are made of them.
-    `slices` holds one row a slice: number, tp, fp, fn, tn, dice, hd95 ...
+    `counts` are the pixels tp, fp, fn, tn of the whole stack, for pooled metrics. `slices` has one row per slice.
     """
 
     case: str
@@ -47,7 +46,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What one fold left behind: its test patients, scored once, and what that cost."""
+    """The result of one fold: its test patients, scored once, and what that cost."""
 
     fold: int
     scores: tuple[CaseScore, ...]
@@ -57,25 +56,25 @@ class FoldResult:
     epochs: int
     images: int
     seconds: float  # of training
-    before: float  # seconds that processes spent on it before this one, which were broken off
-    peak_memory: int  # bytes; on the GPU where there is one, else of the process
+    earlier_seconds: float  # spent by interrupted processes before this one
+    peak_memory: int  # bytes, of the GPU if there is one, otherwise of the process
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run as the leaderboard reads it back: one row a patient in `cases`."""
+    """A finished run as the leaderboard reads it, with one row per patient in `cases`."""
 
     run_id: str
     name: str
-    cases: pd.DataFrame  # case, fold, one column a metric, tp, fp, fn, tn
+    cases: pd.DataFrame  # case, fold, one column per metric, tp, fp, fn, tn
     settings: Mapping[str, str]
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
-    slices: pd.DataFrame | None = None  # case, slice, truth, probability, called: of presence runs alone
+    slices: pd.DataFrame | None = None  # case, slice, truth, probability, called; presence runs only
 
 
 class Recorder(Protocol):
-    """Where a run writes. `bench.tracking` writes to MLflow, the tests to memory."""
+    """Where a run is logged: `bench.tracking` writes to MLflow, tests write to memory."""
 
     def settings(self, values: Mapping[str, Any]) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
@@ -88,7 +87,7 @@ class Recorder(Protocol):
 
 
 class Watch:
-    """What a live display may want to hear; silent by default. Folds that run at once call from their threads."""
+    """Receives progress for a live display; silent by default. Parallel folds call it from their threads."""
 
     def say(self, text: str) -> None: ...
     def packing(self, done: int, of: int) -> None: ...
@@ -102,9 +101,9 @@ SILENT = Watch()
 
 
 class SliceCounts:
-    """One case in four numbers a slice, its pixels counted: int64 (S,) each.
+    """Pixel counts of one case, four numbers per slice: int64 (S,) each.
 
-    A metric whose argument is annotated so needs no more, and can be had without a pixel leaving the device.
+    A metric whose argument has this annotation is computed without copying pixels from the device.
     """
 
     def __init__(
@@ -115,10 +114,10 @@ class SliceCounts:
 
 @dataclass(eq=False)
 class Stack(SliceCounts):
-    """One case as a metric sees it. It is compared and hashed by identity, and nobody changes it.
+    """One case as a metric sees it; compared and hashed by identity, and never changed.
 
     truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold. `device`
-    names where distances between outlines are to be found.
+    is where distances between outlines are computed.
     """
 
     truth: NDArray[np.bool_]
@@ -135,13 +134,13 @@ class Stack(SliceCounts):
 
 
 def _pixels(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """True pixels a slice; several times quicker than `sum`, which widens every pixel to an integer."""
+    """Count true pixels per slice, several times faster than `sum`, which widens every pixel to an integer."""
     return np.array([np.count_nonzero(mask) for mask in masks], np.int64)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Training patients fit, validation patients choose, test patients are scored once."""
+    """Three disjoint sets of patients: to train on, to choose by, and to score once."""
 
     number: int
     train: frozenset[str]
@@ -156,5 +155,5 @@ class Fold:
                 raise DataError(f"fold {self.number} has no {name} patients. Use fewer folds or more patients.")
 
     def part(self, case: str) -> str | None:
-        """What a patient is for: train, val or test; None for one who takes no part."""
+        """Return 'train', 'val' or 'test'; None for a patient outside the fold."""
         return next((name for name in ("train", "val", "test") if case in getattr(self, name)), None)

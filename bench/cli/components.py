@@ -26,9 +26,9 @@ def list_(
 
     load_plugins(plugin)
     if kind == "encoders":
-        from bench.models.smp import catalogue
+        from bench.models.encoders import list_encoders
 
-        rows = catalogue()
+        rows = list_encoders()
     elif kind in REGISTRIES:
         rows = [(name, REGISTRIES[kind][name].summary) for name in REGISTRIES[kind]]
     else:

@@ -37,9 +37,9 @@ def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Pl
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
-    from bench.reports.dataset import printing as inspection
+    from bench.reports.dataset.printing import show_audit
 
-    if not inspection.check(_config(folder, dataset, set_, plugin)):
+    if not show_audit(_config(folder, dataset, set_, plugin)):
         raise typer.Exit(1)
 
 

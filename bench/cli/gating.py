@@ -25,7 +25,7 @@ def gate(
     """
     from bench.reports.gate import gate as judge
 
-    verdict = judge(baseline, candidate, margin=margin, primary=primary, uri=tracking_uri)
-    typer.echo(verdict.said)
-    if verdict.worse:
+    result = judge(baseline, candidate, margin=margin, primary=primary, uri=tracking_uri)
+    typer.echo(result.message)
+    if result.worse:
         raise typer.Exit(1)

@@ -46,9 +46,9 @@ def leaderboard(
     """
     from bench.analysis.leaderboard import build_boards
     from bench.reports import tables
-    from bench.tracking import connect, records
+    from bench.tracking import connect, read_records
 
-    found = records(connect(tracking_uri))
+    found = read_records(connect(tracking_uri))
     made = build_boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
     if cases is not None:
         cases.parent.mkdir(parents=True, exist_ok=True)
@@ -161,9 +161,9 @@ def report(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the whole leaderboard as one HTML file that opens from disk: tables, figures, every patient."""
-    from bench.reports.html.report import report as command
+    from bench.reports.html.report import write_report
 
-    command(out, data=data, where=where or (), primary=primary, title=title, uri=tracking_uri)
+    write_report(out, data=data, where=where or (), primary=primary, title=title, uri=tracking_uri)
 
 
 @app.command()

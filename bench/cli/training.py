@@ -28,7 +28,7 @@ def run(
     image_size: Annotated[
         int | None, typer.Option(help="Train at this size; scores stay on the original grid.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Slices a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Slices per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")
@@ -38,18 +38,16 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")
     ] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with this interrupted run; the same command does so by itself.")
+        str | None, typer.Option(help="Resume this interrupted run; repeating its command does so by itself.")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew, and give up a run that was interrupted.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again, and abandon an interrupted run.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and its cost; train nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be done and its cost; train nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
@@ -77,15 +75,15 @@ def run(
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
     from bench.experiments.run import dry_run as plan
-    from bench.experiments.run import execute, resumed
+    from bench.experiments.run import execute, settings_to_resume
     from bench.overrides import configure, load_settings, parse_assignment
 
     if resume is not None:
         _refuse_settings(ctx)
-        settings, only, run_id = resumed(resume, uri=tracking_uri)
+        settings, only, run_id = settings_to_resume(resume, uri=tracking_uri)
         execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
-    # Flags and --set are one layer, or choosing a component by one would silently drop settings by the other.
+    # Flags and --set form one layer: in two, choosing a component would silently drop settings of the other.
     given = {k: v for k, v in flags.items() if v is not None} | dict(parse_assignment(a) for a in set_ or [])
     settings = configure(load_settings(config) if config else {}, given)
     if dry_run:
@@ -98,89 +96,94 @@ def run(
 def suite(
     file: Annotated[Path, typer.Argument(help="Benchmark file, such as benchmarks/published/unet-detect.yaml.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
-    budget: Annotated[str, typer.Option(help="A budget of the file, such as smoke; full: as it is.")] = "full",
-    status: Annotated[bool, typer.Option("--status", help="Only say what is done, failed and missing.")] = False,
+    budget: Annotated[
+        str, typer.Option(help="A budget of the file, such as smoke; full: the file without changes.")
+    ] = "full",
+    status: Annotated[bool, typer.Option("--status", help="Only print what is done, failed and missing.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be run and its cost; train nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be run and its cost; train nothing.")
     ] = False,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed/--only-missing", help="Run what has failed again, too, or what is missing."),
+        typer.Option("--retry-failed/--only-missing", help="Also run failed cells again, or only missing ones."),
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start all anew that is not done, and give up what was interrupted.")
+        bool, typer.Option("--fresh", help="Start everything again that is not done; abandon interrupted runs.")
     ] = False,
     max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Begin no other cell after so many have failed.")
+        int | None, typer.Option(min=1, help="Start no further cell after so many have failed.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Cells at once, each in a process of its own, with a GPU in turn."),
+        typer.Option(min=1, help="Parallel cells, each in a process of its own; GPUs are assigned in turn."),
     ] = None,
     launcher: Annotated[str, typer.Option(help="Where the workers are: local, ray or slurm.")] = "local",
     launch: Annotated[
         list[str] | None, typer.Option(help="Option of the launcher: address=auto, slurm_partition=gpu.")
     ] = None,
-    retries: Annotated[int, typer.Option(min=0, help="Times to run a cell again whose worker was lost.")] = 2,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a cell is run again when its worker is lost.")
+    ] = 2,
     out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     tracking_uri: TrackingUri = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
 ) -> None:
-    """Run the cells of a benchmark file that are missing, and rank them beside what others have published.
+    """Run the missing cells of a benchmark file, and rank them beside published scores.
 
-    Exit code 1 when a cell has failed. With workers on other machines, give a server as --tracking-uri; a SQLite
-    store is for the processes of one machine.
+    The exit code is 1 if a cell has failed. With workers on other machines, give a server as --tracking-uri; a
+    SQLite store serves the processes of one machine.
     """
-    from bench.console import console, frame_table
-    from bench.experiments.launch import engine
-    from bench.experiments.launch.local import share
-    from bench.experiments.suite import FAILED, estimates, run_suite, states
+    from bench.experiments import suite_page
+    from bench.experiments.launch import make_launcher
+    from bench.experiments.launch.local import threads_per_worker
+    from bench.experiments.suite import run_suite
+    from bench.experiments.suite_cells import FAILED, states
     from bench.experiments.suite_file import read_suite
-    from bench.experiments.suite_page import planned, show, watched
     from bench.overrides import parse_assignment
     from bench.tracking import connect
 
     flags = {"dataset.folder": data and str(data), "device": device}
-    made = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
+    cells = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
     store = connect(tracking_uri)
-    go = partial(
+    command = (
+        f"bench suite {file}{' --data DIR' if data else ''}{f' --budget {budget}' if budget != 'full' else ''}"
+    )
+    if dry_run:
+        threads = workers and threads_per_worker(workers)
+        suite_page.print_plan(cells, store, retry=retry_failed, workers=workers or 1, threads=threads)
+        return
+    if status:
+        suite_page.print_suite(cells, states(cells, store), store, command=command, out=out)
+        return
+    run_cells = partial(
         run_suite,
-        made,
+        cells,
         uri=tracking_uri,
         retry=retry_failed,
         fresh=fresh,
         retries=retries,
         max_failures=max_failures,
     )
-    if dry_run:
-        cells, said = planned(
-            estimates(made, store, retry=retry_failed, threads=workers and share(workers)), workers or 1
-        )
-        console().print(frame_table(f"{made.title} · budget {budget}", cells))
-        console().print(said, markup=False)
-        return
-    if status:
-        found = states(made, store)
-    elif workers is None and launcher == "local" and not launch:
-        found = go(quiet=quiet, verbose=verbose)
+    if workers is None and launcher == "local" and not launch:
+        found = run_cells(quiet=quiet, verbose=verbose)
     else:
-        spread = engine(launcher, workers, dict(parse_assignment(option) for option in launch or []))
-        with watched(made, store) as told:
-            found = go(launcher=spread, told=told, quiet=True)
-    command = f"bench suite {file} --data DIR" if data else f"bench suite {file}"
-    show(made, found, store, command=command if budget == "full" else f"{command} --budget {budget}", out=out)
-    if not status and any(s.state == FAILED for s in found):
+        parallel = make_launcher(launcher, workers, dict(parse_assignment(option) for option in launch or []))
+        with suite_page.live_report(cells, store) as report:
+            found = run_cells(launcher=parallel, report=report, quiet=True)
+    suite_page.print_suite(cells, found, store, command=command, out=out)
+    if any(s.state == FAILED for s in found):
         raise typer.Exit(1)
 
 
 def _refuse_settings(ctx: typer.Context) -> None:
-    """A run that is gone on with has its settings: raise `BadSetting` where others were given beside --resume."""
+    """Raise `BadSetting` if settings were given beside --resume, which uses those of the run."""
     from bench.errors import BadSetting
+    from bench.formatting import join_and
 
-    beside = ("resume", "tracking_uri", "quiet", "verbose")
-    options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in beside}
+    allowed = ("resume", "tracking_uri", "quiet", "verbose")
+    options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in allowed}
     sources = {option: ctx.get_parameter_source(name) for name, option in options.items()}
-    if given := [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
-        raise BadSetting(f"--resume goes on with the settings of the run: leave out {' and '.join(given)}.")
+    if extra := [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
+        raise BadSetting(f"--resume uses the settings of the run: leave out {join_and(extra)}.")

@@ -1,46 +1,47 @@
-"""Runs made of other runs: masks that were predicted out of fold, put together or changed, and scored as a run.
+"""Runs made from other runs: out-of-fold masks combined or changed, and scored as a run of their own.
 
-Nothing is trained. Such a run stands on the board of the runs that it is made of, with its own masks.
+Nothing is trained. A derived run stands on the board of the runs that it was made from.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis.leaderboard import trials_behind
-from bench.analysis.run_summary import model_card
-from bench.console import Display
+from bench.analysis.board_rows import search_trials
+from bench.analysis.run_summary import headline, model_card
+from bench.console import Display, console
 from bench.data.pack import Pack
 from bench.derived.ranks import update_ranks
 from bench.masks import Mask, Masks
 from bench.metrics.aggregate import summarise
 from bench.metrics.confusion import dice_of
 from bench.overrides import configure
-from bench.stats import paired
-from bench.tracking import KIND, PARENT, Run, Store, open_run, read_table, settings_of
-from bench.tracking.selection import SHARED, SOURCE
-from bench.training.fold import record_masks, slice_table
+from bench.stats import compare_paired
+from bench.tracking import PARENT, Run, Store, open_run, read_settings, read_table
+from bench.tracking.selection import SHARED
+from bench.tracking.tags import Tag
+from bench.training.fold_records import record_masks, slice_table
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore
 
 COSTS = ("wall_seconds", "train_seconds", "device_seconds", "images", "epochs", "parameters")
-
-
-LOOKING = ("flops", "latency_p50_ms", "latency_p95_ms")  # costs of every look at a slice
+COSTS_PER_VIEW = ("flops", "latency_p50_ms", "latency_p95_ms")
 
 
 @dataclass(frozen=True)
 class DerivedRun:
-    """What is to be logged: the scores and masks of all patients, and what they were made of.
+    """What is to be logged: the scores and masks of all patients, and the runs they were made from.
 
-    `source` is the run whose data, split and folds it shares; `parts` all runs whose cost it bears, each of which
-    looks at a slice from so many `sides`.
+    `kind` is rescore, ensemble or cascade. `source` is the run whose data, split and folds it shares, `parts` are
+    all runs whose costs add up; each part predicts a slice in so many `views`. `comparisons` are sentences.
     """
 
+    kind: str
     title: str
     source: Run
     parts: Sequence[Run]
@@ -49,56 +50,51 @@ class DerivedRun:
     masks: Masks
     settings: Mapping[str, str]
     facts: Mapping[str, str]  # for its model card
+    comparisons: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
-    sides: int = 1
+    views: int = 1
 
 
-def log_derived(
-    store: Store, made: DerivedRun, pack: Pack, *, display: Display
-) -> tuple[str, pd.DataFrame, dict[str, float]]:
-    """Log it as a finished cross-validation. Gives the run's id, a row a patient, and what they say together."""
-    source, task = made.source, Segmentation(configure(settings_of(made.source)).evaluate, "auto")
+def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) -> str:
+    """Log it as a finished cross-validation, print its scores and comparisons, and return its id."""
+    source, task = run.source, Segmentation(configure(read_settings(run.source)).evaluate)
     folds = read_table(store, source, "cases")[["case", "fold"]]
-    cases = folds.merge(case_rows(made.scores), on="case")
+    cases = folds.merge(case_rows(run.scores), on="case")
+    slices = slice_table(run.scores)
     values = summarise(cases)
-    tags = {tag: source.data.tags[tag] for tag in (*SHARED, "bench.dataset", "bench.synthetic")}
-    tags |= {"bench.task": task.name, "bench.fingerprint": made.fingerprint, KIND: PARENT, **made.tags}
-    tags[SOURCE] = source.data.tags.get(SOURCE, source.info.run_id)
+    tags = {tag: source.data.tags[tag] for tag in (*SHARED, Tag.DATASET, Tag.SYNTHETIC)}
+    tags |= {Tag.TASK: task.name, Tag.FINGERPRINT: run.fingerprint, Tag.KIND: PARENT, Tag.DERIVED: run.kind}
+    tags |= {Tag.SOURCE: source.data.tags.get(Tag.SOURCE, source.info.run_id), **run.tags}
     experiment = store.client.get_experiment(source.info.experiment_id).name
-    with open_run(store, made.title, experiment, tags, say=display.say) as recorder:
-        # What was searched for a part was for the whole. Parts may share a search: the longest counts.
-        trials = max(trials_behind(run.data.params) for run in made.parts)
-        recorder.settings({**made.settings, "run.searched": str(trials)})
+    with open_run(store, run.title, experiment, tags, say=display.say) as recorder:
+        # A search for a part counts for the whole. Parts may share a search, so the longest counts, not the sum.
+        trials = max(search_trials(part.data.params) for part in run.parts)
+        recorder.settings({**run.settings, "run.searched": str(trials)})
         recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
-        recorder.metrics(values | _costs(made))
+        recorder.metrics(values | _costs(run))
         recorder.table("cases", cases)
-        recorder.table("slices", slice_table(made.scores))
+        recorder.table("slices", slices)
         recorder.table("split", read_table(store, source, "split"))
         for fold, members in folds.groupby("fold")["case"]:
-            with recorder.child(f"fold {fold}", {"bench.fold": str(fold)}) as child:
-                record_masks(child, made.masks.of(members), made.scores)
-        if task.primary in cases:  # masks alone have no Brier score, by which to choose patients
-            for name, pixels in task.pictures(pack, cases, slice_table(made.scores), made.masks).items():
+            with recorder.child(f"fold {fold}", {Tag.FOLD: str(fold)}) as child:
+                record_masks(child, run.masks.of(members), run.scores)
+        if task.primary in cases:  # overlays are chosen by it, and masks alone have no Brier score
+            for name, pixels in task.pictures(pack, cases, slices, run.masks).items():
                 recorder.image(name, pixels)
-        recorder.tags({"mlflow.note.content": model_card(made.title, made.facts, values)})
-    if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank among them
+        recorder.tags({"mlflow.note.content": model_card(run.title, run.facts, values)})
+    if Tag.POST_HOC not in tags:  # what was chosen after scores were seen gets no rank among the others
         update_ranks(store, recorder.run_id)
-    return recorder.run_id, cases, values
+    console().print("\n".join((run.title, headline(values), *run.comparisons)), markup=False)
+    return recorder.run_id
 
 
-def _costs(made: DerivedRun) -> dict[str, float]:
-    """All parts have to be trained and to be run; what one of them has not logged is not known."""
-    logged = [run.data.metrics for run in made.parts]
-    times = dict.fromkeys(COSTS, 1) | dict.fromkeys(LOOKING, made.sides)
-    return {
-        f"cost/{name}": times[name] * sum(metrics[f"cost/{name}"] for metrics in logged)
-        for name in times
-        if all(f"cost/{name}" in metrics for metrics in logged)
-    }
+def derive_fingerprint(*parts: str) -> str:
+    """Return the fingerprint of a derived run, from the words and fingerprints that define it."""
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> list[CaseScore]:
-    """Every patient by all metrics that need no probability."""
+    """Score every patient by all metrics that need no probability."""
     numbers = pack.index["slice"].to_numpy()
     scores = []
     for case, mask in masks.items():
@@ -108,23 +104,34 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
 
 
 def case_rows(scores: Sequence[CaseScore]) -> pd.DataFrame:
-    """A row a patient."""
+    """Return one row per patient: case, every metric, pixel counts."""
     return pd.DataFrame([{"case": s.case, **s.values, **s.counts} for s in scores])
 
 
-def describe_change(after: pd.DataFrame, before: pd.DataFrame, than: str) -> str:
-    """One sentence: what has changed from `before`, patient by patient; Dice is that of the pixel counts."""
+def describe_change(after: pd.DataFrame, before: pd.DataFrame, name: str) -> str:
+    """Return one sentence on the change from the run called `name`: Dice of pixel counts, patient by patient."""
     both = after.merge(before, on="case", suffixes=("", "_before"))
     new, old = (dice_of(*both[[f"{c}{end}" for c in ("tp", "fp", "fn")]].to_numpy().T) for end in ("", "_before"))
     defined = ~np.isnan(new + old)
-    found = paired(new[defined], old[defined])
-    changes = "".join(
-        f"; {name.replace('_', ' ')} {before[name].sum():.0f} to {after[name].sum():.0f}"
-        for name in ("false_positive_slices", "missed_slices")
-        if name in before
+    paired = compare_paired(new[defined], old[defined])
+    counts = "".join(
+        f"; {column.replace('_', ' ')} {before[column].sum():.0f} to {after[column].sum():.0f}"
+        for column in ("false_positive_slices", "missed_slices")
+        if column in before
     )
     return (
-        f"against {than}: Dice {found.difference:+.3f} (95% interval {found.interval.low:+.3f} to "
-        f"{found.interval.high:+.3f}), better in {found.wins:.0%} of {found.n} patients, "
-        f"Wilcoxon p = {found.p:.2g}{changes}"
+        f"against {name}: Dice {paired.difference:+.3f} (95% interval {paired.interval.low:+.3f} to "
+        f"{paired.interval.high:+.3f}), better in {paired.wins:.0%} of {paired.n} patients, "
+        f"Wilcoxon p = {paired.p:.2g}{counts}"
     )
+
+
+def _costs(run: DerivedRun) -> dict[str, float]:
+    """Add up the costs of all parts; a cost that one part has not logged is left out."""
+    logged = [part.data.metrics for part in run.parts]
+    times = dict.fromkeys(COSTS, 1) | dict.fromkeys(COSTS_PER_VIEW, run.views)
+    return {
+        f"cost/{name}": times[name] * sum(metrics[f"cost/{name}"] for metrics in logged)
+        for name in times
+        if all(f"cost/{name}" in metrics for metrics in logged)
+    }

@@ -1,28 +1,33 @@
-"""`bench cascade`: segment only the slices that a classifier calls positive, scored as a system.
+"""`bench cascade`: segment only the slices that a classifier calls positive, scored as one system.
 
-Both runs have tested every patient out of fold, on the same split: the classifier's calls of a fold's test
-patients gate the masks of the same patients. Nothing is trained or predicted anew.
+Both runs tested every patient out of fold on the same split: the classifier's calls of a fold's test patients
+gate the masks of the same patients. Nothing is trained or predicted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis.run_summary import headline
-from bench.config import Evaluate
-from bench.console import Display, console
+from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import DerivedRun, case_rows, describe_change, log_derived, score_masks
+from bench.derived.base import (
+    DerivedRun,
+    case_rows,
+    derive_fingerprint,
+    describe_change,
+    log_derived,
+    score_masks,
+)
 from bench.errors import DataError
 from bench.masks import Mask, Masks
-from bench.tracking import Run, connect, find_run, masks_of, read_table
-from bench.tracking.run_data import pack_of
+from bench.tracking import Run, connect, find_run, read_masks, read_table
+from bench.tracking.run_data import load_run_pack
 from bench.tracking.selection import require_comparable, require_finished
+from bench.tracking.tags import Tag
 from bench.training.tasks.segmentation import Segmentation
 
 TAKES = "A cascade takes a presence run (bench run --model classifier), then a segmentation run."
@@ -37,7 +42,7 @@ def cascade(
     tags: Mapping[str, str] | None = None,
     uri: str | None = None,
 ) -> str:
-    """Gate the masks of one run by the calls of another, log the system as a run of its own. Gives its id.
+    """Gate the masks of one run by the calls of another, log the result as a run, and return its id.
 
     `data` is the folder of the data set, by default where the segmentation run found it. Raises `BenchError`.
     """
@@ -47,41 +52,42 @@ def cascade(
     require_finished(model, "segmentation", TAKES)
     require_comparable([gate, model])
     with Display() as display:
-        pack = pack_of(model, data, display)
+        pack = load_run_pack(model, data, display)
         calls = read_table(store, gate, "slices").set_index(["case", "slice"])["called"]
-        before = masks_of(store, model)
-        after = Masks((case, mask & _called(pack, calls, case)[:, None, None]) for case, mask in before.items())
-        scores = score_masks(Segmentation(Evaluate(), "auto"), pack, after)
-        said = describe_change(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
-        made = DerivedRun(
+        before = read_masks(store, model)
+        masks = Masks((case, mask & _called(pack, calls, case)[:, None, None]) for case, mask in before.items())
+        scores = score_masks(Segmentation(), pack, masks)
+        change = describe_change(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
+        run = DerivedRun(
+            kind="cascade",
             title=name or f"cascade of {gate.info.run_name} and {model.info.run_name}",
             source=model,
             parts=(gate, model),
-            fingerprint=cascade_fingerprint(*(run.data.tags["bench.fingerprint"] for run in (gate, model))),
+            fingerprint=cascade_fingerprint(*(run.data.tags[Tag.FINGERPRINT] for run in (gate, model))),
             scores=scores,
-            masks=after,
+            masks=masks,
             settings=_settings(gate, model),
             facts={
                 "System": f"{model.info.run_name} on slices that {gate.info.run_name} calls positive, out of fold",
-                "Against segmentation alone": said,
+                "Against segmentation alone": change,
             },
+            comparisons=[change],
             tags=tags or {},
         )
-        run_id, _, values = log_derived(store, made, pack, display=display)
-    console().print(f"{made.title}\n{headline(values)}\n{said}", markup=False)
-    return run_id
+        return log_derived(store, run, pack, display=display)
 
 
 def cascade_fingerprint(gate: str, model: str) -> str:
-    """The fingerprint of a cascade, from those of its parts."""
-    return hashlib.sha256(f"cascade {gate} {model}".encode()).hexdigest()[:16]
+    """Return the fingerprint of a cascade, from those of its parts."""
+    return derive_fingerprint("cascade", gate, model)
 
 
 def _called(pack: Pack, calls: pd.Series[bool], case: str) -> Mask:
+    """Return bool (S,): whether the classifier calls each slice of a patient positive."""
     numbers = pack.index["slice"].to_numpy()[pack.rows([case])]
     missing = [n for n in numbers if (case, n) not in calls.index]
     if missing:
-        raise DataError(f"the classifier has judged no slice {missing[0]} of {case}. Run all of its folds.")
+        raise DataError(f"the classifier has not judged slice {missing[0]} of {case}. Run all of its folds.")
     return np.array([bool(calls[case, n]) for n in numbers])
 
 

@@ -1,78 +1,38 @@
-"""`bench ensemble`: what the models of several runs, or one run's from several sides, predict together.
+"""`bench ensemble`: the mean prediction of several runs, or of one run with test-time augmentation, out of fold.
 
-The test patients of a fold are predicted only by the models that this fold of each run has trained: those of other
-folds have seen them. A threshold is chosen on the validation patients of the fold. Nothing is trained.
+The test patients of a fold are predicted only by the models that this fold of each run has trained: the models of
+other folds were trained on them. A threshold is chosen on the validation patients of the fold. Nothing is trained.
 """
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from bench.analysis.run_summary import headline
-from bench.config import Evaluate
-from bench.console import Display, console
+from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import DerivedRun, case_rows, describe_change, log_derived
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.inference.fold_models import FoldModels
-from bench.inference.predict import predict
-from bench.inference.scoring import choose_threshold, score_case
-from bench.inference.tta import VIEWS, tta_views
-from bench.masks import Masks, to_hundredths
-from bench.tracking import Run, connect, find_run, model_folders, read_table
-from bench.tracking.run_data import pack_of
+from bench.inference.predict import MeanPredictor, stacks
+from bench.inference.scoring import choose_threshold
+from bench.inference.tta import VIEWS
+from bench.masks import Masks
+from bench.tracking import Run, Store, connect, download_models, find_run, read_table
+from bench.tracking.run_data import load_run_pack
 from bench.tracking.selection import require_comparable, require_finished
+from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation
-from bench.types import CaseScore, Stack
+from bench.types import CaseScore
 
 TAKES = "An ensemble takes segmentation runs that have trained all their folds."
-
-
 VALIDATION = "validation"
-
-
-Predictor = Callable[[NDArray[np.int64]], NDArray[np.float32]]  # rows of a pack: probabilities (S, H, W)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Predictors whose probabilities are averaged, patient by patient. `tick()` is called after each."""
-
-    predictors: Sequence[Predictor]
-    pack: Pack
-    device: str = "cpu"  # where distances between outlines are found
-    tick: Callable[[], None] = lambda: None
-
-    def stacks(self, cases: Iterable[str], threshold: float) -> Iterator[tuple[str, NDArray[np.int64], Stack]]:
-        for case in sorted(cases):
-            rows = self.pack.rows([case])
-            probability = np.mean([predicted(rows) for predicted in self.predictors], axis=0)
-            yield case, rows, Stack(self.pack.masks[rows].astype(bool), probability, threshold, self.device)
-            self.tick()
-
-    def threshold(self, rule: str, validation: Iterable[str]) -> float:
-        """The one that `rule` names, or the best for the validation patients."""
-        if rule != VALIDATION:
-            return float(rule)
-        return choose_threshold(stack for _, _, stack in self.stacks(validation, 0.5))
-
-    def score(self, cases: Iterable[str], threshold: float) -> Iterator[tuple[CaseScore, Masks]]:
-        """All metrics of each patient, and its mask with the probabilities it was called from."""
-        numbers, metrics = self.pack.index["slice"].to_numpy(), Segmentation(Evaluate(), "auto").metrics
-        for case, rows, stack in self.stacks(cases, threshold):
-            scored = score_case(case, numbers[rows].tolist(), stack, metrics)
-            told = replace(scored, values={"threshold": threshold, **scored.values})
-            yield told, Masks([(case, stack.prediction)], [(case, to_hundredths(stack.probability))])
 
 
 def ensemble(
@@ -85,89 +45,100 @@ def ensemble(
     name: str | None = None,
     uri: str | None = None,
 ) -> str:
-    """Predict every patient by the models of these runs that have not seen it, log that as a run. Gives its id.
+    """Predict every patient by the models of these runs that have not seen it, log that as a run, return its id.
 
-    `tta` lets each model look from several sides: none, flips (4) or turns (8). `data` is the folder of the data
-    set, by default where the first run found it. Without a `threshold`, see `threshold_rule`; with another, the
-    run stands on a board of its own like a rescored one, as test scores had been seen. Raises `BenchError`.
+    `tta` lets each model see a slice in several views: none, flips (4) or turns (8). `data` is the folder of the
+    data set, by default where the first run found it. Without a `threshold`, `threshold_rule` applies; with
+    another, the run stands on a board of its own like a rescored one, as test scores could be seen before.
+    Raises `BenchError`.
     """
     store = connect(uri)
     runs = [find_run(store, one) for one in wanted]
-    _refuse(runs, tta)
-    where, rule = str(find_device(device)), threshold_rule(runs) if threshold is None else str(threshold)
-    with tempfile.TemporaryDirectory() as workspace, Display() as display:
-        split = read_table(store, runs[0], "split")
-        models = {
-            fold: [model_folders(store, r, Path(workspace) / r.info.run_id, fold=fold)[0] for r in runs]
-            for fold in split["fold"].unique()
-        }
-        pack = pack_of(runs[0], data, display)
-        done, of = count(1), int(split["part"].isin(["test"] if rule != VALIDATION else ["val", "test"]).sum())
-        scored: list[tuple[CaseScore, Masks]] = []
-        for fold, parts in split.groupby("fold"):
-            panel = Panel(
-                [predictor(FoldModels([folder], where), pack, tta, display) for folder in models[fold]],
-                pack,
-                where,
-                lambda: display.bar(next(done), of, "predicting", "patients"),
-            )
-            validation, test = (parts.loc[parts["part"] == part, "case"] for part in ("val", "test"))
-            scored += panel.score(test, panel.threshold(rule, validation))
+    _check(runs, tta)
+    rule = threshold_rule(runs) if threshold is None else str(threshold)
+    with Display() as display:
+        pack = load_run_pack(runs[0], data, display)
+        scored = _predict_folds(store, runs, pack, tta, rule, str(find_device(device)), display)
         cases = case_rows([score for score, _ in scored])
-        said = [describe_change(cases, read_table(store, run, "cases"), _label(run)) for run in runs]
-        made = DerivedRun(
+        changes = [describe_change(cases, read_table(store, run, "cases"), _label(run)) for run in runs]
+        run = DerivedRun(
+            kind="ensemble",
             title=name or _title(runs, tta),
             source=runs[0],
             parts=runs,
-            fingerprint=fingerprint([run.data.tags["bench.fingerprint"] for run in runs], tta, rule),
+            fingerprint=fingerprint([run.data.tags[Tag.FINGERPRINT] for run in runs], tta, rule),
             scores=[score for score, _ in scored],
             masks=Masks.joined(masks for _, masks in scored),
             settings=_settings(runs, tta, rule),
-            tags={} if rule == threshold_rule(runs) else {"bench.post_hoc": "threshold"},
-            sides=len(VIEWS[tta]),
-            facts=_facts(runs, tta, rule, cases["threshold"].unique()) | {"Compared": "; ".join(said)},
+            facts=_facts(runs, tta, rule, cases["threshold"].unique()) | {"Compared": "; ".join(changes)},
+            comparisons=changes,
+            tags={} if rule == threshold_rule(runs) else {Tag.POST_HOC: "threshold"},
+            views=len(VIEWS[tta]),
         )
-        run_id, _, values = log_derived(store, made, pack, display=display)
-    console().print("\n".join((made.title, headline(values), *said)), markup=False)
-    return run_id
+        return log_derived(store, run, pack, display=display)
 
 
-def predictor(segmenter: FoldModels, pack: Pack, tta: str, display: Display) -> Predictor:
-    """What a run's models say of rows of the pack, on the input that they were trained on."""
-    config = segmenter.config
-    return partial(
-        predict,
-        [side for model in segmenter.models for side in tta_views(model, tta)],
-        segmenter.loader(pack, tick=display.packing),
-        batch_size=config.evaluate.batch_size,
-        precision=config.train.precision,
-    )
+def _predict_folds(
+    store: Store, runs: Sequence[Run], pack: Pack, tta: str, rule: str, device: str, display: Display
+) -> list[tuple[CaseScore, Masks]]:
+    """Score the test patients of every fold by the models that this fold of each run has trained."""
+    split, task = read_table(store, runs[0], "split"), Segmentation()
+    parts = ["test"] if rule != VALIDATION else ["val", "test"]
+    done, of = count(1), int(split["part"].isin(parts).sum())
+    scored: list[tuple[CaseScore, Masks]] = []
+    with tempfile.TemporaryDirectory() as workspace:
+        folders = {
+            fold: [download_models(store, r, Path(workspace) / r.info.run_id, fold=fold)[0] for r in runs]
+            for fold in split["fold"].unique()
+        }
+        for fold, members in split.groupby("fold"):
+            models = [FoldModels([folder], device) for folder in folders[fold]]
+            predictor = MeanPredictor(
+                [each.predictor(pack, tta=tta, tick=display.packing) for each in models],
+                pack,
+                device,
+                lambda: display.bar(next(done), of, "predicting", "patients"),
+            )
+            threshold = fold_threshold(predictor, rule, members)
+            for score, masks in task.score(predictor, members["case"][members["part"] == "test"], threshold):
+                scored.append((replace(score, values={"threshold": threshold, **score.values}), masks))
+    return scored
+
+
+def fold_threshold(predictor: MeanPredictor, rule: str, members: pd.DataFrame) -> float:
+    """Return the threshold of `rule`, or the best for the validation patients of a fold (columns case, part)."""
+    if rule != VALIDATION:
+        return float(rule)
+    validation = members["case"][members["part"] == "val"]
+    return choose_threshold(stack for _, _, stack in stacks(predictor, validation, 0.5))
 
 
 def threshold_rule(runs: Sequence[Run]) -> str:
-    """The threshold of a run alone; of several, whose probabilities differ in meaning, 'validation' chooses."""
+    """Return the threshold of a single run; 'validation' for several, as their probabilities differ in meaning."""
     return str(runs[0].data.params["evaluate.threshold"]) if len(runs) == 1 else VALIDATION
 
 
 def fingerprint(parts: Iterable[str], tta: str, rule: str) -> str:
-    """That of an ensemble, from those of its runs in whatever order."""
-    return hashlib.sha256(" ".join(("ensemble", tta, rule, *sorted(parts))).encode()).hexdigest()[:16]
+    """Return the fingerprint of an ensemble, from those of its runs in any order."""
+    return derive_fingerprint("ensemble", tta, rule, *sorted(parts))
 
 
-def _refuse(runs: Sequence[Run], tta: str) -> None:
-    """Raise `BenchError` for what cannot be put together."""
+def _check(runs: Sequence[Run], tta: str) -> None:
+    """Raise `BenchError` for what cannot be combined."""
     if tta not in VIEWS:
-        raise UnknownName(f"no turns '{tta}'; there are {', '.join(VIEWS)}.{did_you_mean(tta, VIEWS)}")
+        raise UnknownName(
+            f"no test-time augmentation '{tta}'; there are {', '.join(VIEWS)}.{did_you_mean(tta, VIEWS)}"
+        )
     ids = [run.info.run_id for run in runs]
     for run in runs:
         require_finished(run, "segmentation", TAKES)
-        if "dataset.name" not in run.data.params:
-            raise BadSetting(f"run {run.info.run_name} is made of other runs. Name those that it is made of.")
+        if is_derived(run.data.tags, run.data.params):
+            raise BadSetting(f"run {run.info.run_name} was made from other runs. Name those runs instead.")
         if ids.count(run.info.run_id) > 1:
             raise BadSetting(f"run {_label(run)} is named twice and would count twice. Name it once.")
     require_comparable(runs)
     if len(runs) < 2 and tta == "none":
-        raise BadSetting("one run alone is no ensemble. Name another, or give --tta flips or --tta turns.")
+        raise BadSetting("one run alone is no ensemble. Name another run, or give --tta flips or --tta turns.")
 
 
 def _title(runs: Sequence[Run], tta: str) -> str:
@@ -181,8 +152,8 @@ def _label(run: Run) -> str:
 
 def _settings(runs: Sequence[Run], tta: str, rule: str) -> Mapping[str, str]:
     def common(key: str) -> str:
-        found = {run.data.params[key] for run in runs}
-        return found.pop() if len(found) == 1 else "several"
+        values = {run.data.params[key] for run in runs}
+        return values.pop() if len(values) == 1 else "several"
 
     names = " + ".join(str(run.info.run_name) for run in runs)
     return {
@@ -200,6 +171,6 @@ def _facts(runs: Sequence[Run], tta: str, rule: str, thresholds: Iterable[float]
     chosen = ", chosen on the validation patients of each fold" if rule == VALIDATION else ""
     return {
         "Mean probability of": ", ".join(map(_label, runs)),
-        "Predictions of a slice": f"{len(runs) * len(VIEWS[tta])}, out of fold",
+        "Predictions per slice": f"{len(runs) * len(VIEWS[tta])}, out of fold",
         "Threshold": ", ".join(f"{threshold:.2f}" for threshold in thresholds) + chosen,
     }

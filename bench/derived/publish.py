@@ -27,9 +27,8 @@ from bench.derived.published_files import (
 )
 from bench.derived.ranks import update_ranks
 from bench.errors import BadSetting
-from bench.tracking import KIND, PARENT, connect, open_run, read_table, records, runs_with
-from bench.tracking.selection import SOURCE
-from bench.tracking.tags import IMPORTED
+from bench.tracking import PARENT, connect, open_run, read_records, read_table, search_runs
+from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
 PLACES = ("dataset.folder", "run.plugins")  # settings that name places on the machine of a run
@@ -41,15 +40,15 @@ def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None
     Raises `BenchError`.
     """
     store = connect(uri)
-    found = filter_records(records(store), where)[::-1]
+    found = filter_records(read_records(store), where)[::-1]
     if not found:
         raise BadSetting(f"no finished run in {store.address} is meant. `bench leaderboard` shows them all.")
     before = read_published(out) if (out / RUNS).exists() else Published((), {})
     splits = dict(before.splits)
     for record in found:
-        if record.tags["bench.split"] not in splits:
+        if record.tags[Tag.SPLIT] not in splits:
             run = store.client.get_run(record.run_id)
-            splits[record.tags["bench.split"]] = read_table(store, run, "split")
+            splits[record.tags[Tag.SPLIT]] = read_table(store, run, "split")
     new = [_public(record) for record in found]
     ids = {record.run_id for record in new}
     runs = (*(record for record in before.runs if record.run_id not in ids), *new)
@@ -64,21 +63,21 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
     Each is tagged with the id that it was published under, and ranked. Raises `BenchError`.
     """
     published, store = read_published(folder), connect(uri)
-    runs = [run for run in runs_with(store, {KIND: PARENT}) if run.info.status == "FINISHED"]
-    there = {run.info.run_id for run in runs} | {run.data.tags.get(IMPORTED) for run in runs}
+    runs = [run for run in search_runs(store, {Tag.KIND: PARENT}) if run.info.status == "FINISHED"]
+    there = {run.info.run_id for run in runs} | {run.data.tags.get(Tag.IMPORTED) for run in runs}
     new = [record for record in published.runs if record.run_id not in there]
     boards: dict[tuple[object, ...], str] = {}
     with Display() as display:
         for done, record in enumerate(new, 1):
-            tags = {**record.tags, KIND: PARENT, IMPORTED: record.run_id}
-            with open_run(store, record.name, tags["bench.dataset"], tags, say=display.say) as recorder:
+            tags = {**record.tags, Tag.KIND: PARENT, Tag.IMPORTED: record.run_id}
+            with open_run(store, record.name, tags[Tag.DATASET], tags, say=display.say) as recorder:
                 recorder.settings(record.settings)
                 recorder.metrics(record.metrics)
                 recorder.table("cases", record.cases)
-                recorder.table("split", published.splits[tags["bench.split"]])
+                recorder.table("split", published.splits[tags[Tag.SPLIT]])
                 if record.slices is not None:
                     recorder.table("slices", record.slices)
-            if "bench.post_hoc" not in tags:  # what was chosen after scores were seen has no rank
+            if Tag.POST_HOC not in tags:  # what was chosen after scores were seen has no rank
                 boards[(*map(tags.get, BOARD), frozenset(record.cases["case"]))] = recorder.run_id
             display.bar(done, len(new), "importing", "runs")
     for run_id in boards.values():
@@ -94,12 +93,12 @@ def _runs(count: int) -> str:
 
 def _public(record: RunRecord) -> RunRecord:
     """Under the id that it was first logged with, without its rank and what belongs to its machine or store."""
-    tags = {k: v for k, v in record.tags.items() if k.startswith(("bench.", "env.", "plan."))}
-    tags.pop("env.platform", None)
+    tags = {k: v for k, v in record.tags.items() if k.startswith((Tag.BENCH, Tag.ENVIRONMENT, Tag.PLAN))}
+    tags.pop(Tag.PLATFORM, None)
     if "mlflow.note.content" in record.tags:
         tags["mlflow.note.content"] = record.tags["mlflow.note.content"]
-    first = tags.pop(IMPORTED, record.run_id)
-    tags.pop(SOURCE, None)
+    first = tags.pop(Tag.IMPORTED, record.run_id)
+    tags.pop(Tag.SOURCE, None)
     return replace(
         record,
         run_id=first,

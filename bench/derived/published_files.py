@@ -16,8 +16,9 @@ from bench import registry
 from bench.data.splits import split_hash
 from bench.errors import DataError, LeakageError
 from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
-from bench.metrics.classification import CALLED, summarise_calls
+from bench.metrics.classification import CALL_COLUMNS, summarise_calls
 from bench.metrics.confusion import dice_of
+from bench.tracking.tags import Tag, scored_by_slice
 from bench.types import Fold, RunRecord
 
 FORMAT = 1
@@ -27,14 +28,14 @@ RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
 
 
 BOARD = (
-    "bench.task",
-    "bench.data",
-    "bench.split",
-    "bench.convention",
+    Tag.TASK,
+    Tag.DATA,
+    Tag.SPLIT,
+    Tag.CONVENTION,
 )  # what runs of one board have in common
 
 
-NEEDED = (*BOARD, "bench.dataset", "bench.fingerprint")
+NEEDED = (*BOARD, Tag.DATASET, Tag.FINGERPRINT)
 
 
 TOLERANCE = 1e-4  # of a score, relative: tables may have been written to six digits
@@ -106,13 +107,13 @@ def read_published(folder: Path) -> Published:
         if one.run_id in runs:
             raise DataError(f"{called} is there twice.")
         lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
-        if one.tags.get("bench.task") == "presence" and one.run_id not in slices:
+        if scored_by_slice(one.tags) and one.run_id not in slices:
             lacking.append(SLICES)
         if lacking:
             raise DataError(f"{called} lacks {' and '.join(lacking)}.")
-        if not re.fullmatch(r"\w[\w.-]*", one.tags["bench.dataset"]):  # a folder of the store has this name
+        if not re.fullmatch(r"\w[\w.-]*", one.tags[Tag.DATASET]):  # a folder of the store has this name
             raise DataError(f"{called} is of '{one.tags['bench.dataset']}', which is no name of a data set.")
-        split = one.tags["bench.split"]
+        split = one.tags[Tag.SPLIT]
         if split not in splits:
             splits[split] = _split(folder / f"split-{split}.csv", split)
         record = RunRecord(**one.model_dump(), cases=cases[one.run_id], slices=slices.get(one.run_id))
@@ -173,7 +174,7 @@ def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
     if record.slices is not None:
         needed = {
             CASES: (cases, ("case", "fold")),
-            SLICES: (record.slices, ("case", *CALLED)),
+            SLICES: (record.slices, ("case", *CALL_COLUMNS)),
         }
     for name, (table, columns) in needed.items():
         if lost := [column for column in columns if column not in table]:

@@ -1,4 +1,4 @@
-"""`bench predict`: masks of images and volumes by logged models, whether or not there is a truth."""
+"""`bench predict`: masks of images and volumes by logged models; no truth is needed."""
 
 from __future__ import annotations
 
@@ -14,68 +14,32 @@ import pandas as pd
 import tifffile
 
 from bench.console import Display, console
-from bench.data.pack import shown_channel
-from bench.data.readers.images import by_patient, find_images, read_slice, read_truth
-from bench.data.readers.itk import by_case, extent, find_volumes, read_volume, suffix_of, write_mask
+from bench.data.pack import display_channel
+from bench.data.readers.images import find_images, group_by_patient, read_mask_beside, read_slice
+from bench.data.readers.itk import (
+    count_slices_and_channels,
+    find_volumes,
+    group_channels,
+    read_volume,
+    volume_suffix,
+    write_mask,
+)
 from bench.data.source import Pixels
 from bench.device import find_device
 from bench.errors import DataError
 from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import side_by_side
 from bench.masks import Mask
-from bench.tracking import connect, find_run, model_folders
-from bench.tracking.export import exported
-
-
-def predict_folder(
-    wanted: str, path: Path, out: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
-) -> None:
-    """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
-
-    The images of one folder are one patient: they are normalised together, as in training. Where an image has a
-    mask beside it, the overlay shows it too, with the Dice. Of a volume, the mask is a volume that lies where it
-    does, and the overlay shows the slice with most tumour. Presence models leave `presence.csv` instead.
-    """
-    with tempfile.TemporaryDirectory() as workspace, Display() as display:
-        folders = exported(Path(wanted), fold)
-        if not folders:
-            store = connect(uri)
-            folders = model_folders(store, find_run(store, wanted), Path(workspace), fold=fold)
-        segmenter = FoldModels(folders, str(find_device(device)))
-        chosen = segmenter.threshold if threshold is None else threshold
-        called: list[dict[str, object]] = []
-        scans = _volumes_at(path, segmenter) or _images_at(path, segmenter)
-        of = sum(len(scan.names) for scan in scans)
-        for scan in scans:
-            images = scan.load()
-            probability = segmenter.predict(images)
-            masks = probability >= chosen
-            called += [
-                {"image": name, "probability": float(p.max()), "called": bool(mask.any())}
-                for name, p, mask in zip(scan.names, probability, masks, strict=True)
-            ]
-            out.mkdir(parents=True, exist_ok=True)
-            if not segmenter.presence:
-                scan.write(out, images[..., shown_channel(segmenter.channels)], masks)
-            display.bar(len(called), of, "predicting", "images")
-    positive = sum(bool(row["called"]) for row in called)
-    if segmenter.presence:
-        pd.DataFrame(called).to_csv(out / "presence.csv", index=False)
-    count = f"{of} image{'s' * (of != 1)}"
-    what = (
-        f"{out / 'presence.csv'} tells of {count}"
-        if segmenter.presence
-        else f"masks and overlays of {count} are in {out}"
-    )
-    console().print(f"{what}; {positive} of them with tumour at threshold {chosen:.2f}", markup=False)
+from bench.tracking import connect, download_models, find_run
+from bench.tracking.export import find_exported_models
 
 
 @dataclass(frozen=True)
 class _PatientInput:
-    """A patient to predict.
+    """The slices of one patient to predict.
 
-    `names` are those of its slices, `load` gives their pixels (S, H, W, C), and `write` leaves in a folder, given
-    the channel that people look at (S, H, W), masks of that shape.
+    `names` are those of the slices, `load` reads their pixels (S, H, W, C), and `write` takes an output folder,
+    the channel to show (S, H, W) and masks of that shape.
     """
 
     names: list[str]
@@ -83,55 +47,94 @@ class _PatientInput:
     write: Callable[[Path, Pixels, Mask], None]
 
 
-def _images_at(path: Path, segmenter: FoldModels) -> list[_PatientInput]:
+def predict_folder(
+    wanted: str, path: Path, out: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
+) -> None:
+    """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
+
+    The images of one folder are one patient: they are normalised together, as in training. If an image has a mask
+    beside it, the overlay shows it too, with the Dice. The mask of a volume is a volume of the same geometry, and
+    its overlay shows the slice with most tumour. Presence models write `presence.csv` instead.
+    """
+    with tempfile.TemporaryDirectory() as workspace, Display() as display:
+        folders = find_exported_models(Path(wanted), fold)
+        if not folders:
+            store = connect(uri)
+            folders = download_models(store, find_run(store, wanted), Path(workspace), fold=fold)
+        models = FoldModels(folders, str(find_device(device)))
+        threshold = models.threshold if threshold is None else threshold
+        patients = _volumes(path, models) or _images(path, models)
+        total = sum(len(patient.names) for patient in patients)
+        called: list[dict[str, object]] = []
+        for patient in patients:
+            images = patient.load()
+            probability = models.predict(images)
+            masks = probability >= threshold
+            called += [
+                {"image": name, "probability": float(p.max()), "called": bool(mask.any())}
+                for name, p, mask in zip(patient.names, probability, masks, strict=True)
+            ]
+            out.mkdir(parents=True, exist_ok=True)
+            if not models.presence:
+                patient.write(out, images[..., display_channel(models.channels)], masks)
+            display.bar(len(called), total, "predicting", "images")
+    positive = sum(bool(row["called"]) for row in called)
+    count = f"{total} image{'s' * (total != 1)}"
+    if models.presence:
+        pd.DataFrame(called).to_csv(out / "presence.csv", index=False)
+        result = f"{out / 'presence.csv'} lists {count}"
+    else:
+        result = f"masks and overlays of {count} are in {out}"
+    console().print(f"{result}; {positive} of them with tumour at threshold {threshold:.2f}", markup=False)
+
+
+def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
     root = path.parent if path.is_file() else path
-    whose = segmenter.config.dataset.params.get("patient")
+    pattern = models.config.dataset.params.get("patient")
 
     def load(folder: Path, files: list[Path]) -> Pixels:
-        slices = [read_slice(file, len(segmenter.channels)) for file in files]
+        slices = [read_slice(file, len(models.channels)) for file in files]
         if len({s.shape for s in slices}) > 1:
-            raise DataError(f"the images of {folder} differ in size; a patient's are on one grid.")
+            raise DataError(f"the images of {folder} differ in size, but must have one size per patient.")
         return np.stack(slices)
 
     def write(files: list[Path], out: Path, images: Pixels, masks: Mask) -> None:
         for file, image, mask in zip(files, images, masks, strict=True):
-            truth = read_truth(file)
+            truth = read_mask_beside(file)
             if truth is not None and truth.shape != mask.shape:
-                raise DataError(f"the mask beside {file} has another size than the image. Mend or remove it.")
+                raise DataError(f"the mask beside {file} has another size than the image. Fix or remove it.")
             name = out / file.relative_to(root).with_suffix("")
             name.parent.mkdir(parents=True, exist_ok=True)
             pixels = mask.astype(np.uint8) * 255
             tifffile.imwrite(name.with_name(f"{name.name}_mask.tif"), pixels, photometric="minisblack")
-            _overlay(name, image, mask, truth)
+            _write_overlay(name, image, mask, truth)
 
     return [
         _PatientInput(
             [str(file.relative_to(root)) for file in files], partial(load, folder, files), partial(write, files)
         )
-        for folder, found in find_images(path).items()
-        for files in by_patient(found, root, whose)
+        for folder, images in find_images(path).items()
+        for files in group_by_patient(images, root, pattern)
     ]
 
 
-def _volumes_at(path: Path, segmenter: FoldModels) -> list[_PatientInput]:
-    window = segmenter.config.dataset.params.get("window")
+def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
+    window = models.config.dataset.params.get("window")
 
     def write(case: str, file: Path, out: Path, images: Pixels, masks: Mask) -> None:
-        write_mask(out / f"{case}_mask{suffix_of(file)}", masks, file)
+        write_mask(out / f"{case}_mask{volume_suffix(file)}", masks, file)
         largest = int(masks.sum((1, 2)).argmax())
-        _overlay(out / case, images[largest], masks[largest], None)
+        _write_overlay(out / case, images[largest], masks[largest], None)
 
-    scans = []
-    for case, files in by_case(find_volumes(path)).items():
-        slices, channels = extent(files)
-        if channels != len(segmenter.channels):
-            raise DataError(
-                f"{case} has {channels} channel(s); the model was trained on {len(segmenter.channels)}."
-            )
+    patients = []
+    for case, files in group_channels(find_volumes(path)).items():
+        slices, channels = count_slices_and_channels(files)
+        if channels != len(models.channels):
+            raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
         names = [f"{case}#{number}" for number in range(1, slices + 1)]
-        scans.append(_PatientInput(names, partial(read_volume, files, window), partial(write, case, files[0])))
-    return scans
+        patients.append(_PatientInput(names, partial(read_volume, files, window), partial(write, case, files[0])))
+    return patients
 
 
-def _overlay(name: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:
+def _write_overlay(name: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:
     cv2.imwrite(str(name.with_name(f"{name.name}_overlay.png")), side_by_side(image, mask, truth)[..., ::-1])

@@ -1,4 +1,4 @@
-"""What a suite says: the state of its cells, its boards, and its own figures beside published ones."""
+"""What `bench suite` prints: the state of its cells, its boards, and its scores beside published ones."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ from rich.live import Live
 from rich.table import Table
 
 from bench.analysis.board import Board
-from bench.analysis.score_facts import HEADLINE
+from bench.analysis.task_rules import rules_of
 from bench.config import RunConfig
 from bench.console import console, frame_table
-from bench.experiments.suite import (
+from bench.experiments.suite import Report
+from bench.experiments.suite_cells import (
     DONE,
     RUNNING,
+    CellState,
     Estimate,
-    State,
-    Told,
-    board_of,
+    estimates,
     makespan,
+    progress,
     states,
-    whereabouts,
+    suite_boards,
 )
 from bench.experiments.suite_file import Cell, Suite
-from bench.formatting import duration
+from bench.formatting import NAMES, duration
 from bench.reports.tables import board_markdown, board_table, frame_markdown
-from bench.tracking import KIND, LEAKY, Run, Store
+from bench.tracking import LEAKY, Run, Store
+from bench.tracking.tags import Tag, task_name
 
 NOTE = (
-    "same definition: our run by the metric that is defined as the published score is; per patient: mean Dice "
-    "over patients (AUROC over slices where presence is asked for), 95% interval; –: not run, or no score of ours "
-    "is defined so. A LEAKY row is no result: slices of its test patients were trained on."
+    "same definition: our run by the metric with the published definition; per patient: mean Dice over "
+    "patients (AUROC over slices for presence), 95% interval; –: not run, or none of our metrics has this "
+    "definition. A LEAKY row is no result: slices of its test patients were used for training."
 )
 
 
-def status(found: Sequence[State]) -> pd.DataFrame:
-    """A row a cell: entry, state, run, score with interval, time, and what went wrong if it has failed."""
-    return pd.DataFrame([_row(s) for s in found])
+def print_plan(suite: Suite, store: Store, *, retry: bool, workers: int, threads: int | None) -> None:
+    """Print which cells would be run and how long they would take; train nothing."""
+    table, text = plan_table(estimates(suite, store, retry=retry, threads=threads), workers)
+    console().print(frame_table(f"{suite.title} · budget {suite.budget}", table))
+    console().print(text, markup=False)
 
 
-def planned(found: Sequence[Estimate], workers: int) -> tuple[pd.DataFrame, str]:
-    """A row a cell with the time that it would take, and a sentence on all of them."""
+def plan_table(found: Sequence[Estimate], workers: int) -> tuple[pd.DataFrame, str]:
+    """Return one row per cell with its training time, and a sentence about all of them."""
     rows = [
         {
             **{k: v for k, v in _row(e.found).items() if k in ("entry", "state", "epochs")},
@@ -55,99 +59,109 @@ def planned(found: Sequence[Estimate], workers: int) -> tuple[pd.DataFrame, str]
         for e in found
     ]
     seconds = [e.seconds for e in found if e.seconds is not None]
-    unknown = sum(bool(e.problem) for e in found)
-    said = [
+    failing = sum(bool(e.problem) for e in found)
+    text = (
         f"{len(seconds)} cells to run: {duration(sum(seconds))} of training, "
         f"about {duration(makespan(seconds, workers))} with {workers} worker{'s' * (workers > 1)}"
-    ]
-    said += [f"{unknown} more cannot be estimated, and would fail"] * bool(unknown)
-    return pd.DataFrame(rows), "; ".join(said)
+    )
+    return pd.DataFrame(rows), text + f"; {failing} more cannot be estimated, and would fail" * bool(failing)
 
 
 @contextmanager
-def watched(suite: Suite, store: Store) -> Iterator[Told]:
-    """What `run_suite` tells, printed; on a terminal also a table of all cells, with where those at work are."""
+def live_report(suite: Suite, store: Store) -> Iterator[Report]:
+    """Yield a reporter for `run_suite` that prints; a terminal also shows a live table of all cells."""
     screen = console()
-    now = {s.cell.name: s.state for s in states(suite, store)}
+    current = {s.cell.name: s.state for s in states(suite, store)}
 
     def table() -> Table:
         rows = [
-            {"entry": c.name, "state": now[c.name], "at": whereabouts(c, store) if now[c.name] == RUNNING else ""}
+            {
+                "entry": c.name,
+                "state": current[c.name],
+                "at": progress(c, store) if current[c.name] == RUNNING else "",
+            }
             for c in suite.cells
         ]
         return frame_table(suite.title, pd.DataFrame(rows))
 
-    def told(cell: Cell, state: str, text: str) -> None:
-        now[cell.name] = state
+    def report(cell: Cell, state: str, text: str) -> None:
+        current[cell.name] = state
         screen.print(text, markup=False)
 
     if not screen.is_terminal:
-        yield told
+        yield report
         return
     with Live(get_renderable=table, console=screen, refresh_per_second=0.5):
-        yield told
+        yield report
 
 
-def counted(found: Sequence[State]) -> str:
-    """'3 done, 1 missing', in the order in which they are met."""
+def print_suite(
+    suite: Suite, found: Sequence[CellState], store: Store, *, command: str, out: Path | None = None
+) -> None:
+    """Print cells, boards and published scores; `out` gets the same as Markdown, with the command."""
+    screen, boards = console(), suite_boards(found, store)
+    screen.print(frame_table(f"{suite.title} · budget {suite.budget}: {state_counts(found)}", cell_table(found)))
+    for board in boards:
+        screen.print(board_table(board))
+    if suite.published:
+        screen.print(frame_table("beside the published figures", published_table(suite, found)))
+        screen.print(NOTE, markup=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(suite, found, boards, command))
+        screen.print(f"the page is in {out}", markup=False)
+
+
+def page(suite: Suite, found: Sequence[CellState], boards: Sequence[Board], command: str) -> str:
+    """Return the suite as Markdown, with the command that prints it."""
+    parts = [
+        f"# {suite.title}",
+        f"Budget `{suite.budget}`: {state_counts(found)}. Printed by:",
+        f"```sh\n{command}\n```",
+    ]
+    machine = [s.run for s in found if s.run is not None and Tag.DEVICE in s.run.data.tags]
+    if machine:
+        tags = machine[0].data.tags
+        parts.append(f"On {tags[Tag.DEVICE]}; bench {tags[Tag.BENCH_VERSION]}, torch {tags[Tag.TORCH_VERSION]}.")
+    parts += ["## Cells", frame_markdown(cell_table(found)), "## Leaderboard", board_markdown(boards).strip()]
+    if suite.published:
+        parts += ["## Beside the published figures", frame_markdown(published_table(suite, found)), NOTE]
+    return "\n\n".join(parts) + "\n"
+
+
+def cell_table(found: Sequence[CellState]) -> pd.DataFrame:
+    """Return one row per cell: entry, state, run, score with interval, time, and the problem of a failed cell."""
+    return pd.DataFrame([_row(s) for s in found])
+
+
+def state_counts(found: Sequence[CellState]) -> str:
+    """Return '3 done, 1 missing', in order of appearance."""
     return ", ".join(f"{count} {state}" for state, count in Counter(s.state for s in found).items())
 
 
-def comparison(suite: Suite, found: Sequence[State]) -> pd.DataFrame:
-    """A row a published figure: what was printed, ours under the same definition, ours per patient."""
+def published_table(suite: Suite, found: Sequence[CellState]) -> pd.DataFrame:
+    """Return one row per published score: the score, ours under the same definition, ours per patient."""
     runs = {s.cell.name: s.run for s in found if s.state == DONE}
     rows = []
-    for figure in suite.published:
-        run = runs.get(figure.entry)
-        ours = run.data.metrics.get(figure.metric or "") if run is not None else None
+    for published in suite.published:
+        run = runs.get(published.entry)
+        ours = run.data.metrics.get(published.metric or "") if run is not None else None
         rows.append(
             {
-                "entry": figure.entry,
-                "score": figure.what,
-                "published": f"{figure.value:.4g}",
-                "same definition": "–" if ours is None else f"{ours:.4f} ({figure.metric})",
+                "entry": published.entry,
+                "score": published.what,
+                "published": f"{published.value:.4g}",
+                "same definition": "–" if ours is None else f"{ours:.4f} ({published.metric})",
                 "per patient": "–" if run is None else _score(run),
-                "where": figure.where,
+                "where": published.where,
             }
         )
     return pd.DataFrame(rows)
 
 
-def page(suite: Suite, found: Sequence[State], made: Sequence[Board], command: str) -> str:
-    """All of it as Markdown, with the command that prints it again."""
-    parts = [
-        f"# {suite.title}",
-        f"Budget `{suite.budget}`: {counted(found)}. Printed by:",
-        f"```sh\n{command}\n```",
-    ]
-    machine = [s.run for s in found if s.run is not None and "env.device" in s.run.data.tags]
-    if machine:
-        tags = machine[0].data.tags
-        parts.append(f"On {tags['env.device']}; bench {tags['env.bench']}, torch {tags['env.torch']}.")
-    parts += ["## Cells", frame_markdown(status(found)), "## Leaderboard", board_markdown(made).strip()]
-    if suite.published:
-        parts += ["## Beside the published figures", frame_markdown(comparison(suite, found)), NOTE]
-    return "\n\n".join(parts) + "\n"
-
-
-def show(suite: Suite, found: Sequence[State], store: Store, *, command: str, out: Path | None = None) -> None:
-    """Print the page; with `out`, write it there as well."""
-    screen, made = console(), board_of(found, store)
-    screen.print(frame_table(f"{suite.title} · budget {suite.budget}: {counted(found)}", status(found)))
-    for board in made:
-        screen.print(board_table(board))
-    if suite.published:
-        screen.print(frame_table("beside the published figures", comparison(suite, found)))
-        screen.print(NOTE, markup=False)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(suite, found, made, command))
-        screen.print(f"the page is in {out}", markup=False)
-
-
-def _row(found: State) -> dict[str, str]:
+def _row(found: CellState) -> dict[str, str]:
     run = found.run
-    problem = "" if run is None or found.state == DONE else run.data.tags.get("bench.error", run.info.status)
+    problem = "" if run is None or found.state == DONE else run.data.tags.get(Tag.ERROR, run.info.status)
     return {
         "entry": found.cell.name,
         "state": found.state,
@@ -160,8 +174,8 @@ def _row(found: State) -> dict[str, str]:
 
 
 def _score(run: Run) -> str:
-    """'Dice 0.812 [0.790, 0.830]', and LEAKY where it is."""
-    name = HEADLINE[run.data.tags.get("bench.task", "segmentation")]
+    """Return 'Dice 0.812 [0.790, 0.830]', marked LEAKY if it is."""
+    name = rules_of(task_name(run.data.tags)).headline
     value, low, high = (run.data.metrics.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
-    leaky = "LEAKY " if run.data.tags.get(KIND) == LEAKY else ""
-    return f"{leaky}{'Dice' if name == 'dice' else 'AUROC'} {value:.3f} [{low:.3f}, {high:.3f}]"
+    leaky = "LEAKY " if run.data.tags.get(Tag.KIND) == LEAKY else ""
+    return f"{leaky}{NAMES[name]} {value:.3f} [{low:.3f}, {high:.3f}]"

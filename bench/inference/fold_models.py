@@ -1,4 +1,7 @@
-"""How MLflow loads a model of ours: `mlflow.pyfunc.load_model` calls `_load_pyfunc` on the logged folder."""
+"""The trained fold models of a run, loaded from their folders, with the preprocessing they were trained with.
+
+`mlflow.pyfunc.load_model` calls `_load_pyfunc` (through `bench.serving`) on a logged model folder.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ from bench import registry
 from bench.config import RunConfig
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack, pack_in_memory
-from bench.data.preprocessed import Tick, preprocessed
-from bench.data.source import by_area
-from bench.inference.predict import predict
+from bench.data.preprocessed import Tick, preprocess_pack
+from bench.data.resize import resize_image
+from bench.inference.predict import Predictor
+from bench.inference.tta import tta_views
 from bench.models.io import load_model
 
 
 class FoldModels:
-    """Models that belong together, with the preprocessing they were trained with."""
+    """The models of several folds of one run, averaged when they predict."""
 
     def __init__(self, folders: list[Path], device: str = "cpu") -> None:
         loaded = [load_model(folder) for folder in folders]
@@ -33,34 +37,34 @@ class FoldModels:
 
     @property
     def presence(self) -> bool:
-        """Whether the models say that a slice shows tumour, rather than where."""
+        """Whether the models classify slices instead of segmenting them."""
         return registry.model[self.config.model.name].facts.get("task") == "presence"
 
     @property
     def channels(self) -> tuple[str, ...]:
+        """The names of the input channels."""
         return tuple(self.descriptions[0]["channel_names"])
 
-    def loader(self, pack: Pack, *, tick: Tick = lambda done, of: None) -> SliceLoader:
-        """A raw pack as these models' input, `prepared` as in their run. `tick(done, of)` after each slice."""
-        return SliceLoader(
-            preprocessed(pack, self.config.input.preprocess, tick=tick), self.config.input, self.device
-        )
+    def predictor(self, pack: Pack, *, tta: str = "none", tick: Tick = lambda done, of: None) -> Predictor:
+        """Return a predictor on a raw pack, preprocessed as in training; `tick(done, of)` follows each slice."""
+        config = self.config
+        loader = SliceLoader(preprocess_pack(pack, config.input.preprocess, tick=tick), config.input, self.device)
+        models = [view for model in self.models for view in tta_views(model, tta)]
+        return Predictor(models, loader, config.evaluate.batch_size, config.train.precision)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C), averaged over the models.
+        """Return probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C).
 
-        Models of the presence task give one a slice, (S, 1, 1). Where slices were resized when they were packed,
-        these are too; the answer has their own size.
+        Presence models return one per slice, (S, 1, 1). If slices were resized for training, these are resized
+        too, and the probabilities are resized back.
         """
         images = np.asarray(model_input, np.uint8)
         shape = (1, 1) if self.presence else images.shape[1:3]
         side = self.config.dataset.params.get("resize")
         if side is not None and images.shape[1:3] != (side, side):
-            images = np.stack([by_area(image, side) for image in images])
-        loader = self.loader(pack_in_memory(images, self.channels))
-        rows = np.arange(len(images))
-        size, precision = self.config.evaluate.batch_size, self.config.train.precision
-        return predict(self.models, loader, rows, batch_size=size, precision=precision, shape=shape)
+            images = np.stack([resize_image(image, side) for image in images])
+        predictor = self.predictor(pack_in_memory(images, self.channels))
+        return predictor.probabilities(np.arange(len(images)), shape)
 
 
 def _load_pyfunc(path: str) -> FoldModels:

@@ -1,4 +1,4 @@
-"""What people look at: training curves, overlays, curves of classifiers. It draws; it computes nothing."""
+"""Overlays: the outlines of truth and prediction on a patient's slices, as RGB pixels."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from bench.data.pack import Pack, shown_channel
+from bench.data.pack import Pack, display_channel
 from bench.formatting import decimal
 from bench.masks import Mask
 from bench.metrics.confusion import dice_of
 
-TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # told apart by the colour-blind as well
+TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # safe for colour-blind readers
 
 
 def overlays(
     pack: Pack, cases: pd.DataFrame, predictions: Mapping[str, Mask], primary: str, *, sign: int = 1
 ) -> dict[str, NDArray[np.uint8]]:
-    """The best, the median and the worst patient, outlines of truth and prediction on four slices each.
+    """Draw the best, the median and the worst patient on four slices each, by name.
 
-    `sign` is -1 where a lower score is better.
+    `sign` is -1 if a lower score is better.
     """
     ranked = cases.dropna(subset=[primary]).sort_values([primary, "case"], ascending=sign > 0, ignore_index=True)
     if ranked.empty:
@@ -43,16 +43,16 @@ def overlays(
 
 
 def overlay(pack: Pack, case: str, prediction: Mask, title: str, *, count: int = 4) -> NDArray[np.uint8]:
-    """`count` slices of one patient, spread over those with tumour in truth or prediction.
+    """Draw `count` slices of one patient, spread over those with tumour in truth or prediction.
 
-    Side by side the scan, the truth on it, and the prediction beside the truth.
+    The rows are the scan, the scan with the truth, and the scan with truth and prediction.
     """
     rows = pack.rows([case])
     truth = pack.masks[rows].astype(bool)
-    busy = np.flatnonzero(truth.any((1, 2)) | prediction.any((1, 2)))
-    busy = busy if len(busy) else np.arange(len(rows))
-    shown = busy[np.unique(np.linspace(0, len(busy) - 1, count + 2).round().astype(int)[1:-1])]
-    channel = shown_channel(pack.manifest.channels)
+    positive = np.flatnonzero(truth.any((1, 2)) | prediction.any((1, 2)))
+    positive = positive if len(positive) else np.arange(len(rows))
+    shown = positive[np.unique(np.linspace(0, len(positive) - 1, count + 2).round().astype(int)[1:-1])]
+    channel = display_channel(pack.manifest.channels)
     bright = np.percentile(pack.images[rows][..., channel], 99.5)
     figure = Figure(figsize=(2.4 * len(shown), 8), layout="constrained", facecolor="white")
     numbers = pack.index["slice"].to_numpy()[rows]
@@ -62,8 +62,8 @@ def overlay(pack: Pack, case: str, prediction: Mask, title: str, *, count: int =
         for axis, (true, predicted) in zip(column, drawn, strict=True):
             outline(axis, pack.images[rows[at]][..., channel], bright, true, predicted)
         column[0].set_title(f"slice {numbers[at]}", fontsize=9)
-    for axis, said in zip(axes[:, 0], ("scan", "truth", "prediction"), strict=True):
-        axis.text(-0.04, 0.5, said, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
+    for axis, label in zip(axes[:, 0], ("scan", "truth", "prediction"), strict=True):
+        axis.text(-0.04, 0.5, label, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
     synthetic = " · SYNTHETIC" if pack.manifest.synthetic else ""
     figure.suptitle(f"{title}{synthetic}", fontsize=11)
     lines = [Line2D([], [], color=TRUTH, label="truth"), Line2D([], [], color=PREDICTION, label="prediction")]
@@ -80,7 +80,7 @@ def outline(
     height, width = image.shape
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask is not None and mask.any():
-            # Padded, so that the outline of a mask at the border is closed along it.
+            # Padded, so that the outline of a mask at the border is closed.
             grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
             axis.contour(*grid, np.pad(mask, 1), [0.5], colors=colour, linewidths=1.4)
     axis.axis(limits)
@@ -88,22 +88,23 @@ def outline(
 
 
 def side_by_side(image: NDArray[np.uint8], prediction: Mask, truth: Mask | None = None) -> NDArray[np.uint8]:
-    """A slice, and beside it the slice with the predicted outline and the true one, as RGB pixels."""
+    """Draw a slice, and beside it the slice with the outlines of prediction and truth."""
     figure = Figure(figsize=(6, 3.1), layout="constrained")
     plain, drawn = figure.subplots(1, 2)
     bright = float(np.percentile(image, 99.5))
     outline(plain, image, bright, None, None)
     outline(drawn, image, bright, truth, prediction)
-    said = f"{int(prediction.sum())} pixels"
+    text = f"{int(prediction.sum())} pixels"
     if truth is not None:
-        hits = int((prediction & truth).sum())
-        dice = dice_of(hits, int(prediction.sum()) - hits, int(truth.sum()) - hits)
-        said += f" (orange); truth {int(truth.sum())} (green); Dice {decimal(float(dice))}"
-    figure.suptitle(said, fontsize=9)  # over both: it is wider than one of them
+        tp = int((prediction & truth).sum())
+        dice = dice_of(tp, int(prediction.sum()) - tp, int(truth.sum()) - tp)
+        text += f" (orange); truth {int(truth.sum())} (green); Dice {decimal(float(dice))}"
+    figure.suptitle(text, fontsize=9)  # over both, as it is wider than one
     return pixels_of(figure)
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+    """Render a figure as RGB pixels (H, W, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

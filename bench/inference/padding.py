@@ -1,3 +1,5 @@
+"""Run a model on images of any size."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -5,11 +7,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-STRIDE = 32  # every model takes sides that are multiples of this
+STRIDE = 32  # every model takes sides that are multiples of it
 
 
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Logits (B, 1, H, W) float32 for images of any size: padded to the model's stride, cropped again."""
+    """Return logits (B, 1, H, W) float32 for images (B, C, H, W), padded to the model's stride, then cropped."""
     height, width = images.shape[-2:]
     bottom, right = -height % STRIDE, -width % STRIDE
     if bottom or right:

@@ -1,6 +1,6 @@
 """Rules that clean a predicted mask without looking at the truth.
 
-Pixels are neighbours that share an edge in a slice, or a face in the stack; corners join nothing.
+Pixels are connected by a shared edge in a slice, or by a shared face in the stack, never by corners.
 """
 
 from __future__ import annotations
@@ -13,57 +13,55 @@ from bench.config import Settings
 from bench.masks import Mask
 
 FACES = generate_binary_structure(3, 1)
-
-
-EDGES = FACES & np.array([False, True, False])[:, None, None]  # of the same slice alone
+EDGES = FACES & np.array([False, True, False])[:, None, None]  # within a slice
 
 
 class Postprocess(Settings):
-    """What is done to the mask of each patient, in this order."""
+    """The rules that are applied to the mask of each patient, in this order."""
 
     fill_holes: bool = False  # of each slice
-    min_size: int = Field(0, ge=0)  # components of a slice with fewer pixels are removed
-    largest: bool = False  # component of the whole stack is kept alone
+    min_size: int = Field(0, ge=0)  # pixels; smaller components of a slice are removed
+    largest: bool = False  # keep only the largest component of the whole stack
 
     @property
-    def words(self) -> list[str]:
-        """What is done, for a title."""
-        said = {
+    def descriptions(self) -> list[str]:
+        """The active rules in words, for a title."""
+        rules = {
             "holes filled": self.fill_holes,
             f"no component under {self.min_size} pixels": self.min_size > 1,
             "largest component": self.largest,
         }
-        return [words for words, done in said.items() if done]
+        return [words for words, active in rules.items() if active]
 
 
-def cleaned(mask: Mask, rules: Postprocess) -> Mask:
-    """The mask of one patient, bool (S, H, W), by these rules; an empty mask stays empty."""
-    mask = filled(mask) if rules.fill_holes else mask
-    mask = without_small(mask, rules.min_size) if rules.min_size > 1 else mask
-    return largest(mask) if rules.largest else mask
+def clean(mask: Mask, rules: Postprocess) -> Mask:
+    """Return the mask of one patient, bool (S, H, W), after these rules; an empty mask stays empty."""
+    mask = fill_holes(mask) if rules.fill_holes else mask
+    mask = remove_small(mask, rules.min_size) if rules.min_size > 1 else mask
+    return keep_largest(mask) if rules.largest else mask
 
 
-def filled(mask: Mask) -> Mask:
-    """With the background of each slice, in 2D, that cannot reach the border."""
-    holes: Mask = binary_fill_holes(mask, EDGES)
-    return holes
+def fill_holes(mask: Mask) -> Mask:
+    """Add the background of each slice, in 2D, that is not connected to the border."""
+    filled: Mask = binary_fill_holes(mask, EDGES)
+    return filled
 
 
-def without_small(mask: Mask, size: int) -> Mask:
-    """Without the components of each slice, in 2D, that have fewer than `size` pixels."""
+def remove_small(mask: Mask, size: int) -> Mask:
+    """Remove the components of each slice, in 2D, that have fewer than `size` pixels."""
     components, _ = label(mask, EDGES)
-    kept: Mask = np.bincount(components.ravel()) >= size
-    return mask & kept[components]
+    large: Mask = np.bincount(components.ravel()) >= size
+    return mask & large[components]
 
 
-def largest(mask: Mask) -> Mask:
-    """The component with the most pixels alone, in 3D; of equals the one that comes first in the stack.
+def keep_largest(mask: Mask) -> Mask:
+    """Keep only the component with the most pixels, in 3D; of equal ones, the first in the stack.
 
-    Neighbouring slices hang together, whatever the unknown distance between them. brain-segmentation-pytorch, by
-    the authors of the LGG data, does the very same.
+    Neighbouring slices are connected whatever their distance, which is unknown. brain-segmentation-pytorch, by the
+    authors of the LGG data, does the same.
     """
     components, _ = label(mask, FACES)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0  # the background
-    only: Mask = mask & (components == sizes.argmax())
-    return only
+    largest: Mask = mask & (components == sizes.argmax())
+    return largest

@@ -1,9 +1,11 @@
-"""Predict a patient's stack and score it. Means over patients are made elsewhere."""
+"""Predict slices: one `Predictor` gives probabilities, pixel counts and scored stacks of any rows of a pack."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,132 +14,133 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.data.loader import SliceLoader
+from bench.data.pack import Pack
 from bench.device import autocast, out_of_memory
 from bench.inference.padding import logits_of
 from bench.inference.sliding_window import tiled
 from bench.types import SliceCounts, Stack
 
-EVEN = 8  # sizes of batches on a GPU are multiples: cuDNN looks for its fastest kernels at each new size
+BATCH_STEP = 8  # batch sizes on a GPU are multiples of it: cuDNN searches its fastest kernels at each new size
 
 
-@torch.inference_mode()
-def predict(
-    models: Sequence[nn.Module],
-    loader: SliceLoader,
-    rows: NDArray[np.int64],
-    *,
-    batch_size: int,
-    precision: str = "auto",
-    shape: tuple[int, int] | None = None,
-) -> NDArray[np.float32]:
-    """Probabilities (S, H, W) of these rows on the packed grid, averaged over `models`.
+class PredictsStacks(Protocol):
+    """What scoring needs: a pack, the device for distances, and probabilities (S, H, W) of its rows."""
 
-    A model that was trained on smaller slices has its logits interpolated, so that every configuration is
-    scored on the same pixels. A model with one logit a slice is asked for the shape (1, 1).
+    @property
+    def pack(self) -> Pack: ...
+    @property
+    def device(self) -> str: ...
+    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Models whose probabilities are averaged, on the input that one loader gives.
+
+    A model trained on smaller slices has its logits interpolated, so that every configuration is scored on the
+    same pixels. Batches that do not fit in memory are halved.
     """
-    shape = shape or loader.shape
-    stack = np.empty((len(rows), *shape), np.float32)
-    done = 0
-    for probability, _ in _predicted(models, loader, rows, batch_size, precision, shape):
-        stack[done : done + len(probability)] = probability.cpu().numpy()
-        done += len(probability)
-    return stack
+
+    models: Sequence[nn.Module]
+    loader: SliceLoader
+    batch_size: int
+    precision: str = "auto"
+
+    @property
+    def pack(self) -> Pack:
+        return self.loader.pack
+
+    @property
+    def device(self) -> str:
+        return str(self.loader.device)
+
+    @torch.inference_mode()
+    def probabilities(self, rows: NDArray[np.int64], shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """Return float32 (S, H, W) on the packed grid; `shape` is (1, 1) for models with one logit per slice."""
+        shape = shape or self.loader.shape
+        stack = np.empty((len(rows), *shape), np.float32)
+        done = 0
+        for probability, _ in self._batches(rows, shape):
+            stack[done : done + len(probability)] = probability.cpu().numpy()
+            done += len(probability)
+        return stack
+
+    @torch.inference_mode()
+    def counts(self, rows: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
+        """Return pixels tp, fp, fn and tn of every row, (S, 4), counted on the device and fetched once."""
+        batches = []
+        for probability, truth in self._batches(rows, self.loader.shape):
+            called = probability >= threshold
+            tp, positive, true = (m.sum((1, 2)) for m in (called & truth, called, truth))
+            batches.append(torch.stack((tp, positive - tp, true - tp, truth[0].numel() - positive - true + tp), 1))
+        counted: NDArray[np.int64] = torch.cat(batches).cpu().numpy()
+        return counted
+
+    def case_counts(self, cases: Iterable[str], threshold: float) -> Iterator[tuple[str, SliceCounts]]:
+        """Yield each patient's name and pixel counts, for metrics that need no pixels (`needs_pixels`)."""
+        names = sorted(cases)
+        rows = [self.pack.rows([case]) for case in names]
+        counted = self.counts(np.concatenate(rows), threshold)
+        ends = np.cumsum([len(each) for each in rows])[:-1]
+        for case, part in zip(names, np.split(counted, ends), strict=True):
+            yield case, SliceCounts(*part.T)
+
+    def _batches(self, rows: NDArray[np.int64], shape: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, on the device, probability float32 (B, *shape) and truth bool (B, H, W) on the packed grid."""
+        loader, size, start = self.loader, self.batch_size, 0
+        patch = loader.patch
+        forward = logits_of if patch is None else partial(tiled, size=patch.size, overlap=patch.overlap)
+        for model in self.models:
+            model.eval()
+        while start < len(rows):
+            batch = rows[start : start + size]
+            try:
+                images, masks = loader.load_normalised(
+                    padded_batch(batch, size) if loader.device.type == "cuda" else batch
+                )
+                mean = torch.zeros((len(images), 1, *shape), device=loader.device)
+                for model in self.models:
+                    with autocast(loader.device, self.precision):
+                        logits = forward(model, images)
+                    if logits.shape[-2:] != shape:
+                        logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
+                    mean += logits.sigmoid() / len(self.models)
+            except RuntimeError as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                size = max(1, min(size, len(batch)) // 2)
+                continue
+            yield mean[: len(batch), 0], masks[: len(batch), 0] > 0
+            start += len(batch)
 
 
-@torch.inference_mode()
-def count(
-    models: Sequence[nn.Module],
-    loader: SliceLoader,
-    rows: NDArray[np.int64],
-    *,
-    threshold: float,
-    batch_size: int,
-    precision: str = "auto",
-) -> NDArray[np.int64]:
-    """Pixels tp, fp, fn and tn of every row, (S, 4), counted on the device and fetched once, at the end."""
-    found = []
-    for probability, truth in _predicted(models, loader, rows, batch_size, precision, loader.shape):
-        called = probability >= threshold
-        hits, calls, there = (m.sum((1, 2)) for m in (called & truth, called, truth))
-        found.append(torch.stack((hits, calls - hits, there - hits, truth[0].numel() - calls - there + hits), 1))
-    counted: NDArray[np.int64] = torch.cat(found).cpu().numpy()
-    return counted
+@dataclass(frozen=True)
+class MeanPredictor:
+    """The mean probability of several predictors, each with a loader of its own; `tick()` follows each call."""
 
+    predictors: Sequence[Predictor]
+    pack: Pack
+    device: str = "cpu"
+    tick: Callable[[], None] = lambda: None
 
-def _predicted(
-    models: Sequence[nn.Module],
-    loader: SliceLoader,
-    rows: NDArray[np.int64],
-    batch_size: int,
-    precision: str,
-    shape: tuple[int, int],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch, on the device: probability float32 (B, *shape) and truth bool (B, H, W) on the packed grid.
-
-    Batches that do not fit in memory are halved.
-    """
-    patch = loader.patch
-    forward = logits_of if patch is None else partial(tiled, size=patch.size, overlap=patch.overlap)
-    for model in models:
-        model.eval()
-    start = 0
-    while start < len(rows):
-        batch = rows[start : start + batch_size]
-        try:
-            images, masks = loader.ready(evened(batch, batch_size) if loader.device.type == "cuda" else batch)
-            mean = torch.zeros((len(images), 1, *shape), device=loader.device)
-            for model in models:
-                with autocast(loader.device, precision):
-                    logits = forward(model, images)
-                if logits.shape[-2:] != shape:
-                    logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
-                mean += logits.sigmoid() / len(models)
-        except RuntimeError as error:
-            if batch_size == 1 or not out_of_memory(error):
-                raise
-            batch_size = max(1, min(batch_size, len(batch)) // 2)
-            continue
-        yield mean[: len(batch), 0], masks[: len(batch), 0] > 0
-        start += len(batch)
-
-
-def evened(batch: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """The batch, its last row repeated up to the next multiple of `EVEN`, or up to `most`."""
-    size = min(-(-len(batch) // EVEN) * EVEN, most)
-    return np.pad(batch, (0, size - len(batch)), mode="edge")
+    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return float32 (S, H, W) on the packed grid."""
+        mean: NDArray[np.float32] = np.mean([p.probabilities(rows) for p in self.predictors], axis=0)
+        self.tick()
+        return mean
 
 
 def stacks(
-    models: Sequence[nn.Module],
-    loader: SliceLoader,
-    cases: Iterable[str],
-    *,
-    threshold: float,
-    batch_size: int,
-    precision: str = "auto",
+    predictor: PredictsStacks, cases: Iterable[str], threshold: float
 ) -> Iterator[tuple[str, NDArray[np.int64], Stack]]:
-    """For each patient: name, rows of the pack, and the stack of truth and probability."""
+    """Yield each patient's name, its rows of the pack, and its stack of truth and probability."""
     for case in sorted(cases):
-        rows = loader.pack.rows([case])
-        probability = predict(models, loader, rows, batch_size=batch_size, precision=precision)
-        truth = loader.pack.masks[rows].astype(bool)
-        yield case, rows, Stack(truth, probability, threshold, str(loader.device))
+        rows = predictor.pack.rows([case])
+        truth = predictor.pack.masks[rows].astype(bool)
+        yield case, rows, Stack(truth, predictor.probabilities(rows), threshold, predictor.device)
 
 
-def tallies(
-    models: Sequence[nn.Module],
-    loader: SliceLoader,
-    cases: Iterable[str],
-    *,
-    threshold: float,
-    batch_size: int,
-    precision: str = "auto",
-) -> Iterator[tuple[str, SliceCounts]]:
-    """For each patient its name and its counted pixels, for metrics that need no more (`needs_pixels`)."""
-    names = sorted(cases)
-    each = [loader.pack.rows([case]) for case in names]
-    counted = count(
-        models, loader, np.concatenate(each), threshold=threshold, batch_size=batch_size, precision=precision
-    )
-    for case, part in zip(names, np.split(counted, np.cumsum([len(rows) for rows in each])[:-1]), strict=True):
-        yield case, SliceCounts(*part.T)
+def padded_batch(batch: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the batch, its last row repeated up to the next multiple of `BATCH_STEP`, or up to `most`."""
+    size = min(-(-len(batch) // BATCH_STEP) * BATCH_STEP, most)
+    return np.pad(batch, (0, size - len(batch)), mode="edge")

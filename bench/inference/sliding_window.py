@@ -1,7 +1,6 @@
-"""Patches: what a model trains on where a slice is too much, and how whole slices are predicted with it.
+"""Sliding-window inference: cover a slice with overlapping tiles and blend their logits.
 
-Training takes one patch a slice, at random; prediction covers the slice with overlapping tiles and blends their
-logits, each weighing most in its middle (Isensee et al. 2021).
+Each tile weighs most in its middle (Isensee et al. 2021).
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ from bench.inference.padding import logits_of
 
 
 def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overlap: float) -> Tensor:
-    """Logits (B, 1, H, W) float32 of whole slices, from tiles of `size` pixels a side that overlap by a share."""
+    """Return logits (B, 1, H, W) float32 of whole slices, from tiles of `size` pixels a side.
+
+    Neighbouring tiles share at least the fraction `overlap` of their side.
+    """
     height, width = images.shape[-2:]
-    tall, wide = min(size, height), min(size, width)  # a slice from elsewhere may be smaller than a patch
+    tall, wide = min(size, height), min(size, width)  # an external slice may be smaller than a patch
     weight = _importance(tall, wide, images.device)
     total, weights = (torch.zeros(n, 1, height, width, device=images.device) for n in (len(images), 1))
     for top in tile_starts(height, tall, overlap):
@@ -31,17 +33,17 @@ def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overl
 
 
 def tile_starts(length: int, size: int, overlap: float) -> list[int]:
-    """Where tiles begin: evenly spaced, from border to border, sharing `overlap` of their length or more."""
-    farthest = floor(size * (1 - overlap) + 1e-9)  # whole pixels, or rounding could take some of the overlap
-    steps = ceil((length - size) / farthest)
-    return [round(step * (length - size) / max(steps, 1)) for step in range(steps + 1)]
+    """Return where tiles begin: evenly spaced from border to border, sharing `overlap` of their length or more."""
+    step = floor(size * (1 - overlap) + 1e-9)  # whole pixels, or rounding could reduce the overlap
+    count = ceil((length - size) / step)
+    return [round(number * (length - size) / max(count, 1)) for number in range(count + 1)]
 
 
 @lru_cache(8)
 def _importance(tall: int, wide: int, device: torch.device) -> Tensor:
-    """(tall, wide): a Gaussian, its deviation an eighth of a side, never so small that a corner would be lost."""
+    """Return Gaussian weights (tall, wide): deviation an eighth of a side, never so small that corners vanish."""
     down, across = (
         torch.exp(-((torch.arange(side) - (side - 1) / 2) ** 2) / (2 * (side / 8) ** 2)) for side in (tall, wide)
     )
-    # Made on the CPU: the streams of several folds share it, and a copy is waited for.
+    # Made on the CPU and copied: the CUDA streams of several folds share the cached tensor.
     return (down[:, None] * across).clamp(min=1e-3).to(device)

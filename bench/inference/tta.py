@@ -1,14 +1,14 @@
-"""Test-time augmentation: a model sees a slice from several sides, and each answer is turned back.
+"""Test-time augmentation (TTA): a model sees a slice flipped and turned, and each answer is turned back.
 
-As modules, so that `predict`, which averages the probabilities of its models, and `tiled`, which shows them
-patches, need to know nothing of it.
+The views are modules, so neither `Predictor`, which averages its models, nor `tiled`, which cuts patches, needs
+to know about them.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-VIEWS = {  # quarters of a turn, and whether mirrored before
+VIEWS = {  # quarter turns, and whether mirrored before
     "none": ((0, False),),
     "flips": ((0, False), (0, True), (2, False), (2, True)),
     "turns": tuple((quarters, mirrored) for quarters in range(4) for mirrored in (False, True)),
@@ -16,7 +16,7 @@ VIEWS = {  # quarters of a turn, and whether mirrored before
 
 
 class TurnedModel(nn.Module):
-    """A model that sees (B, C, H, W) mirrored left to right or not, then turned, and answers for it as it was."""
+    """A model of (B, C, H, W) whose input is mirrored or not, then turned, and whose logits are turned back."""
 
     def __init__(self, model: nn.Module, quarters: int, mirrored: bool) -> None:
         super().__init__()
@@ -28,6 +28,6 @@ class TurnedModel(nn.Module):
         return logits.flip(-1) if self.mirrored else logits
 
 
-def tta_views(model: nn.Module, how: str) -> list[nn.Module]:
-    """The model from all sides of `how`, a key of `VIEWS`: their mean probability is the augmented one."""
-    return [TurnedModel(model, *turn) for turn in VIEWS[how]]
+def tta_views(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the model in all views of `name`, a key of `VIEWS`; without TTA, the model itself."""
+    return [model] if name == "none" else [TurnedModel(model, *view) for view in VIEWS[name]]

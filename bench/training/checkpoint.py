@@ -1,7 +1,7 @@
-"""What must survive the process: weights as safetensors beside a JSON that rebuilds the model, and checkpoints.
+"""The best weights so far in memory, and checkpoints on disk from which an interrupted fold is resumed.
 
-A checkpoint holds all that the next epoch depends on. It appears whole or not at all, carries its own checksum,
-and has a predecessor. Nothing is unpickled but tensors and plain values.
+A checkpoint holds everything that the next epoch depends on. It is complete or does not exist, carries its own
+checksum, and has a predecessor. Only tensors and plain values are unpickled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.files import write_atomically
 
 
 class Best:
-    """The weights with the highest validation score so far, kept in memory. The first of equals stays."""
+    """The weights with the highest validation score so far; of equal scores, the first."""
 
     def __init__(self) -> None:
         self.score = float("-inf")
@@ -32,7 +32,7 @@ class Best:
         self._weights: dict[str, torch.Tensor] = {}
 
     def consider(self, model: nn.Module, score: float, epoch: int) -> bool:
-        """Keep the model's weights if `score` beats all before; the first epoch is always kept."""
+        """Keep the model's weights if `score` is the best so far; the first epoch is always kept."""
         if self._weights and (math.isnan(score) or score <= self.score):  # a number beats an earlier NaN
             return False
         self.score, self.epoch = score, epoch
@@ -50,9 +50,9 @@ class Best:
 
 
 class Checkpoints:
-    """The checkpoints of one fold, in a folder of their own: the last `KEPT` of those taken.
+    """The last `KEPT` checkpoints of one fold, in a folder of their own.
 
-    One is due `every` so many seconds (0: after every epoch). `say` hears of one that cannot be used.
+    One is due `every` so many seconds (0: after every epoch). `say` receives a sentence about a damaged one.
     """
 
     KEPT = 2
@@ -79,13 +79,13 @@ class Checkpoints:
         self._last = self.clock()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest that is whole; None where there is none."""
+        """Return the newest undamaged checkpoint; None if there is none."""
         for path in self._all():
             try:
                 return dict(read_state(path))
             except StoreError as error:
-                self.say(f"{error} An older one is used, if there is one.")
-                path.unlink(missing_ok=True)  # or it would count among the newest
+                self.say(f"{error} An older one is used if it exists.")
+                path.unlink(missing_ok=True)  # or it would count as one of the newest
         return None
 
     def _all(self) -> list[Path]:
@@ -93,7 +93,7 @@ class Checkpoints:
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Write tensors and plain values, with their checksum in front, as a whole or not at all."""
+    """Write tensors and plain values after their SHA-256; the file is complete or does not exist."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -102,7 +102,7 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """What `write_state` wrote, its tensors on the CPU. Raises `StoreError`."""
+    """Read what `write_state` wrote, with tensors on the CPU. Raises `StoreError`."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:

@@ -32,7 +32,7 @@ def check_folds(pack: Pack, folds: Sequence[Fold], *, leaky: bool) -> None:
     for fold in folds:
         if unknown := sorted((fold.train | fold.val | fold.test) - known):
             raise BadSetting(
-                f"fold {fold.number} has {len(unknown)} patient(s) that are not in the data, such as {unknown[0]}. "
+                f"fold {fold.number} has {len(unknown)} patient(s) not in the data, such as {unknown[0]}. "
                 "A split must name patients as the column 'case' of the index does."
             )
     for one, other in combinations(folds, 2):
@@ -56,7 +56,7 @@ def _refuse_shared_images(pack: Pack, folds: Sequence[Fold]) -> None:
             where = " and ".join(f"{what} ({part})" for part, what in parts.items())
             raise LeakageError(
                 f"fold {fold.number} has one image on two sides: {where} are equal, pixel for pixel; "
-                f"{len(groups)} image(s) in all belong to more than one patient. Remove the copies, or merge those "
+                f"{len(groups)} image(s) belong to more than one patient. Remove the copies, or merge those "
                 "patients into one. `bench data check` names the files."
             )
 
@@ -102,9 +102,9 @@ def try_input(experiment: Experiment) -> tuple[Tensor, Tensor]:
     Returns its image (1, C, H, W) and mask (1, 1, H, W) as the model would see them. Raises `BenchError`.
     """
     loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
-    images, masks = loader.unit(np.array([0]))
+    images, masks = loader.load(np.array([0]))
     for change in experiment.augment:
-        images, masks = change(images, masks, SliceRandom(0, 0, [0], channels=loader.names))
+        images, masks = change(images, masks, SliceRandom(0, 0, [0], channels=loader.channel_names))
     return images, masks
 
 
@@ -116,7 +116,7 @@ def try_model(experiment: Experiment, model: nn.Module, images: Tensor, masks: T
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != tuple(target.shape):
         raise BadSetting(
-            f"the model '{name}' returns {shape} for images of {tuple(images.shape)}. It must return one logit per "
+            f"the model '{name}' returns {shape} for images of {tuple(images.shape)}. It must return a logit per "
             f"{'pixel' if experiment.task.segments else 'slice'}, {tuple(target.shape)}."
         )
     value = experiment.loss(logits, target)

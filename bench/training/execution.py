@@ -1,4 +1,4 @@
-"""How to run the training step of a model here: measured once, by a few steps of each way, and remembered."""
+"""How to execute the training steps of a model on this machine: measured once with a few steps, then cached."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from bench.files import cache_folder
 from bench.training.experiment import Experiment
 from bench.training.step import EAGER_STEPS, Execution
 
-STEPS = 3 * EAGER_STEPS  # measured, after as many that are not
-
-
-COMPILE_WORTH = 1800.0  # seconds of training from which on compiling, 60 to 165 s a model, is tried at all
+STEPS = 3 * EAGER_STEPS  # timed, after as many untimed ones
+COMPILE_WORTH = 1800.0  # seconds of training above which compiling, 60 to 165 s per model, is tried at all
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """How the steps of a run are taken, why, and the images a second that were measured of each way."""
+    """How the steps of a run are executed, why, and the measured images per second of each way."""
 
     execution: Execution
     why: str
@@ -39,10 +37,11 @@ def choose_execution(
     *,
     rate: Callable[[Experiment, SliceLoader, Execution], float] | None = None,
 ) -> ExecutionPlan:
-    """The plan asked for by `execution`; with 'auto', the fastest way on this device, from the cache if it knows.
+    """Return the plan that the setting `execution` asks for; with 'auto', the fastest way on this device.
 
-    On a CPU there is nothing to measure: graphs are for GPUs, and compiling pays only when it is asked for.
-    `rate(experiment, loader, execution)` gives images a second; by default they are measured.
+    A measured plan is cached by model, data shape and hardware. On a CPU nothing is measured: graphs are for GPUs,
+    and compiling must be asked for. `rate(experiment, loader, execution)` returns images per second; by default
+    they are measured.
     """
     asked, rate = experiment.config.execution, rate or throughput
     if asked != "auto":
@@ -54,17 +53,17 @@ def choose_execution(
     with FileLock(file.with_suffix(".lock")):
         try:
             known = TypeAdapter(dict[str, ExecutionPlan]).validate_json(file.read_bytes())
-        except (OSError, ValidationError):  # none yet, or another version's
+        except (OSError, ValidationError):  # no file yet, or one of another version
             known = {}
         key = _key(experiment)
         if key not in known:
-            known[key] = _measured(experiment, loader, rate)
+            known[key] = _measure(experiment, loader, rate)
             file.write_text(json.dumps({k: asdict(v) for k, v in known.items()}, indent=1))
     return known[key]
 
 
 def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution) -> float:
-    """Images a second of a throwaway model, over `STEPS` steps on the slices of the first fold."""
+    """Return images per second of a throwaway model, over `STEPS` steps on slices of the first fold."""
     batch = experiment.config.train.batch_size
     rows = experiment.pack.rows(experiment.folds[0].train)[: STEPS * batch]
     once = experiment.config.train.model_copy(
@@ -74,7 +73,7 @@ def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution
     return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
 
 
-def _measured(
+def _measure(
     experiment: Experiment, loader: SliceLoader, rate: Callable[[Experiment, SliceLoader, Execution], float]
 ) -> ExecutionPlan:
     rates = {how: rate(experiment, loader, how) for how in ("eager", "graph")}
@@ -92,7 +91,7 @@ def _measured(
 
 
 def _key(experiment: Experiment) -> str:
-    """What the choice depends on, hashed."""
+    """Hash everything that the choice depends on."""
     config = experiment.config.model_dump(mode="json", include={"model", "loss", "input", "augment", "train"})
     shape = experiment.pack.images.shape[1:3]
     what = (config, experiment.channels, shape, str(torch.__version__), hardware(experiment.device))

@@ -16,13 +16,14 @@ from torch import nn
 from bench import registry
 from bench.config import RunConfig, Train
 from bench.data.loader import SliceLoader, channel_numbers
-from bench.data.pack import Pack, by_slice, load_or_pack
+from bench.data.pack import Pack, load_or_pack, one_case_per_slice
 from bench.data.patches import random_patch
-from bench.data.preprocessed import Tick, preprocessed
+from bench.data.preprocessed import Tick, preprocess_pack
 from bench.data.source import Source
 from bench.data.splits import split_hash
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
+from bench.inference.predict import Predictor
 from bench.training.checks import check_folds, check_settings, try_input, try_model
 from bench.training.loop import Augment, Progress, Schedule, steps_per_epoch, train
 from bench.training.step import Execution, Loss
@@ -71,6 +72,10 @@ class Experiment:
         """A fresh model on the device, initialised from `seed`."""
         return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
 
+    def predictor(self, models: Sequence[nn.Module], loader: SliceLoader) -> Predictor:
+        """Return what averages these models' probabilities on the loader's slices."""
+        return Predictor(models, loader, self.config.evaluate.batch_size, self.config.train.precision)
+
     def train(
         self,
         model: nn.Module,
@@ -84,7 +89,7 @@ class Experiment:
         watch: Watch = SILENT,
         progress: Progress | None = None,
     ) -> Iterator[Epoch]:
-        """`bench.training.loop.train` with all that the experiment is made of; `settings` are its own unless given."""
+        """`bench.training.loop.train` with the parts of this experiment; `settings` are its own unless given."""
         return train(
             model,
             loader,
@@ -120,9 +125,9 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     config = config.completed()
     task, device, leaky = task_of(config), find_device(config.device), _is_leaky(config)
     raw = raw_pack(config, tick=watch.packing)
-    pack = preprocessed(raw, config.input.preprocess, tick=watch.packing)
+    pack = preprocess_pack(raw, config.input.preprocess, tick=watch.packing)
     if leaky:
-        pack = by_slice(pack)
+        pack = one_case_per_slice(pack)
     folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
     check_folds(pack, folds, leaky=leaky)
     if only is not None and only not in [f.number for f in folds]:
@@ -177,7 +182,7 @@ def task_of(config: RunConfig) -> Task:
     """What the model of a configuration is asked for. Raises `BenchError`."""
     name = registry.model[config.model.name].facts.get("task", Segmentation.name)
     kinds: dict[str, type[Segmentation] | type[Presence]] = {k.name: k for k in (Segmentation, Presence)}
-    return kinds[name](config.evaluate, config.train.precision)
+    return kinds[name](config.evaluate)
 
 
 def _is_leaky(config: RunConfig) -> bool:

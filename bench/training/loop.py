@@ -1,7 +1,7 @@
 """The training loop: a generator that yields an `Epoch` after each pass.
 
-It knows neither validation nor tracking. Whoever iterates scores the model, records, keeps the best weights
-and stops early with `break`; `scores` is the caller's list of validation scores, which schedules read.
+It knows neither validation nor tracking. The caller validates the model, records, keeps the best weights and stops
+early with `break`; `scores` is the caller's list of validation scores, which schedules read.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from bench.training.step import Execution, Loss, Stepper
 from bench.types import Epoch
 
 Augment = Callable[[Tensor, Tensor, SliceRandom], tuple[Tensor, Tensor]]
-
-
 Schedule = Callable[[float, Sequence[float]], float]
 
 
 class Progress:
-    """Where training stands, beside weights and scores: what `train` leaves here it can go on from.
+    """The progress of training besides weights and scores: `train` keeps it here and can continue from it.
 
-    `state()` is taken between two epochs. On one device with the same threads, going on gives the same weights.
+    `state()` is called between two epochs. On the same device with the same threads, continuing gives the same
+    weights as training without interruption.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
@@ -52,18 +51,18 @@ class Progress:
         }
 
     def enter(self, step: Stepper, first: int) -> None:
-        """Take over a stage's stepper that is to go on in `first`; restore it where that is amidst the stage."""
-        self._step, given = step, self._from
-        if given is None:
+        """Start a stage that begins with epoch `first`; restore its optimizer if the state is of that stage."""
+        self._step, state = step, self._from
+        if state is None:
             return
         self._from = None
         if self.epoch >= first:
             own = step.optimizer.state_dict()["param_groups"]
-            step.optimizer.load_state_dict({"state": given["optimizer"], "param_groups": own})
-            step.parts = given["parts"]
-        torch.set_rng_state(given["random"])
-        if given["random_cuda"] is not None and step.device.type == "cuda":
-            torch.cuda.set_rng_state(given["random_cuda"], step.device)
+            step.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": own})
+            step.parts = state["parts"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and step.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], step.device)
 
 
 def train(
@@ -86,11 +85,11 @@ def train(
 ) -> Iterator[Epoch]:
     """Train `model` in place on these rows of the pack, yielding after every epoch.
 
-    With `freeze_epochs` there are two stages: the encoder frozen, then everything, each with its own rate and
-    its own run of the schedule. `execution`, `smallest` and `say` are those of `bench.training.step.Stepper`.
-    `target` makes of masks (B, 1, H, W) what the loss sees. `tick(images)` is called after each step. `progress`
-    is where to go on from: `model` and `scores` must be those of then. Raises
-    `TrainingError` on a loss that is not a number, naming the slices of the batch.
+    With `freeze_epochs` there are two stages, first with a frozen encoder, each with its own rate and its own run
+    of the schedule. `execution`, `smallest` and `say` are those of `bench.training.step.Stepper`. `target` turns
+    masks (B, 1, H, W) into what the loss compares with. `tick(images)` is called after each step. `progress` is
+    where to continue from; `model` and `scores` must be of the same epoch. Raises `TrainingError` on a loss that
+    is not a number, naming the slices of the batch.
     """
     positive = loader.pack.index["positive"].to_numpy()[rows]
     size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
@@ -108,27 +107,29 @@ def train(
         step = Stepper(model, loss, settings, rate, loader.device, execution=execution, smallest=smallest, say=say)
         progress.enter(step, first)
         length = (last - first + 1) * steps
-        behind = min(first - 1, len(scores))
+        earlier = min(first - 1, len(scores))
         for epoch in range(max(first, progress.epoch + 1), last + 1):
             _train_mode(model, frozen)
             started = time.perf_counter()
             losses, order = [], _order(rows, positive, settings, seed, epoch)
             batches = [order[at : at + size] for at in range(0, steps * size, size)]
-            keys = order + len(loader.pack.index) * _times_before(order)  # a slice seen again is drawn for anew
-            units = loader.units(batches)
+            keys = order + len(loader.pack.index) * _times_before(
+                order
+            )  # a repeated slice gets new random numbers
+            units = loader.load_batches(batches)
             for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
                 done = (epoch - first) * steps + number
-                lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[behind:])
-                which = keys[number * size :][: len(batch)].tolist()
-                draws = SliceRandom(seed, epoch, which, loader.device, channels=loader.names)
+                lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[earlier:])
+                slice_keys = keys[number * size :][: len(batch)].tolist()
+                draws = SliceRandom(seed, epoch, slice_keys, loader.device, channels=loader.channel_names)
                 for change in augment:
                     images, masks = change(images, masks, draws)
-                losses.append(step(loader.standard(images, batch), target(masks), lr))
+                losses.append(step(loader.normalise(images, batch), target(masks), lr))
                 tick(len(batch))
-            values = torch.stack(losses).cpu()  # the only wait for the device in an epoch
+            values = torch.stack(losses).cpu()  # the only time in an epoch that waits for the device
             if not values.isfinite().all():
-                first_bad = int((~values.isfinite()).nonzero()[0])
-                raise TrainingError(_not_a_number(loader, batches[first_bad], epoch, first_bad))
+                first_nan = int((~values.isfinite()).nonzero()[0])
+                raise TrainingError(_not_a_number(loader, batches[first_nan], epoch, first_nan))
             seconds = time.perf_counter() - started
             progress.epoch = epoch
             yield Epoch(
@@ -137,30 +138,30 @@ def train(
 
 
 def steps_per_epoch(slices: int, batch_size: int) -> int:
-    """Full batches only; every epoch is shuffled, so the slices left over are others each time."""
+    """Return the number of full batches; epochs are shuffled, so other slices are left over each time."""
     return max(1, slices // batch_size)
 
 
 def _order(
     rows: NDArray[np.int64], positive: NDArray[np.bool_], settings: Train, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """The epoch's rows, shuffled; with `positive_fraction`, slices with tumour have that share."""
+    """Return the shuffled rows of an epoch; with `positive_fraction`, that share has tumour."""
     rng = np.random.default_rng((seed, epoch))
     if settings.positive_fraction is None or not 0 < positive.sum() < len(rows):
         return rng.permutation(rows)
-    # As many slices as before, so that the budget is the same; some are seen twice, some not at all.
+    # The number of slices, and so the budget, stays the same: some are repeated and some left out.
     wanted = round(settings.positive_fraction * len(rows))
     parts = (_draw(rng, rows[positive], wanted), _draw(rng, rows[~positive], len(rows) - wanted))
     return rng.permutation(np.concatenate(parts))
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each place, how often its row stood at an earlier one."""
+    """Return, for each place, how often its row occurs earlier."""
     return pd.Series(order).groupby(order).cumcount().to_numpy().astype(np.int64)
 
 
 def _draw(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` rows, none used twice before all were used."""
+    """Return `count` rows, none repeated before all were used."""
     rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
     return np.concatenate(rounds)[:count] if rounds else rows[:0]
 
@@ -170,10 +171,10 @@ def _warmup(epochs_done: float, settings: Train) -> float:
 
 
 def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What freezing holds still; a layer that its model keeps still anyway is not among it."""
+    """Return the parameters to freeze; those that the model never trains are left out."""
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):
-        raise BadSetting("train.freeze_epochs needs a model with an encoder. Give --encoder, or leave it at 0.")
+        raise BadSetting("train.freeze_epochs needs a model with an encoder. Give --encoder, or set it to 0.")
     return [p for p in encoder.parameters() if p.requires_grad]
 
 
@@ -181,7 +182,7 @@ def _train_mode(model: nn.Module, frozen: bool) -> None:
     model.train()
     if frozen:
         assert isinstance(model.encoder, nn.Module)
-        model.encoder.eval()  # a frozen encoder keeps its batch statistics as well
+        model.encoder.eval()  # a frozen encoder keeps its batch statistics too
 
 
 def _not_a_number(loader: SliceLoader, batch: NDArray[np.int64], epoch: int, step: int) -> str:

@@ -1,6 +1,6 @@
-"""Several folds at once: a thread each, on one device and one copy of the data.
+"""Train several folds in parallel: one thread each, on one device and one copy of the data.
 
-Each thread has a CUDA stream of its own, or its share of the CPU's threads. Who stops one stops all.
+Each thread has a CUDA stream of its own, or its share of the CPU threads. When one fold stops, all stop.
 """
 
 from __future__ import annotations
@@ -15,48 +15,46 @@ import torch
 from bench.types import Watch
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
 
 
 def run_in_parallel(
     work: Callable[[T, Watch], R], items: Sequence[T], at_once: int, device: torch.device, watch: Watch
 ) -> list[R]:
-    """`work(item, watch)` of every item, `at_once` at a time; results in the order of the items.
+    """Call `work(item, watch)` for every item, `at_once` at a time; return the results in the order of the items.
 
-    When one raises, or the user interrupts, the others end with a KeyboardInterrupt at their next step, and the
-    first exception is raised here.
+    If one raises, or the user interrupts, the others end with a KeyboardInterrupt at their next step, and the
+    first exception is raised.
     """
     if at_once == 1 or len(items) == 1:
         return [work(item, watch) for item in items]
     stop = Event()
     threads = torch.get_num_threads()
-    listening = _Stoppable(watch, stop)
+    stoppable = _Stoppable(watch, stop)
 
-    def alone(item: T) -> R:
+    def run_one(item: T) -> R:
         if device.type == "cuda":
-            own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            own.wait_stream(torch.cuda.default_stream(device))  # where models may still be on their way
-            with torch.cuda.stream(own):
-                return work(item, listening)
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.default_stream(device))  # models may still be copied there
+            with torch.cuda.stream(stream):
+                return work(item, stoppable)
         torch.set_num_threads(max(1, threads // at_once))
-        return work(item, listening)
+        return work(item, stoppable)
 
     with ThreadPoolExecutor(at_once, "bench-fold") as pool:
-        futures = [pool.submit(alone, item) for item in items]
+        futures = [pool.submit(run_one, item) for item in items]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            broken = [f for f in futures if f in done and f.exception() is not None]
+            failed = [f for f in futures if f in done and f.exception() is not None]
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    return [future.result() for future in broken or futures]
+    return [future.result() for future in failed or futures]
 
 
 class _Stoppable(Watch):
-    """Passes everything on, until it is time to stop."""
+    """Passes everything on until `stop` is set, then interrupts its thread."""
 
     def __init__(self, watch: Watch, stop: Event) -> None:
         self.watch, self.stop = watch, stop

@@ -1,3 +1,5 @@
+"""Training curves, and the curves of classifiers, as RGB pixels."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +13,7 @@ from bench.inference.overlays import pixels_of
 
 
 def curves(history: pd.DataFrame, primary: str) -> NDArray[np.uint8]:
-    """Training loss and validation score against epochs, as RGB pixels."""
+    """Plot training loss and validation score against epochs."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _line(left, history["epoch"], history["train/loss"], "training loss", "#4059ad")
@@ -22,7 +24,7 @@ def curves(history: pd.DataFrame, primary: str) -> NDArray[np.uint8]:
 def presence_pictures(
     slices: pd.DataFrame, confusion: pd.DataFrame, reliability: pd.DataFrame
 ) -> dict[str, NDArray[np.uint8]]:
-    """ROC and precision-recall curves, the confusion matrix, and the reliability curve with its intervals."""
+    """Plot ROC and precision-recall curves, the confusion matrix, and the reliability curve with its intervals."""
     return {
         "discrimination": pixels_of(_discrimination(slices)),
         "confusion": pixels_of(_confusion(confusion)),
@@ -34,17 +36,19 @@ def _discrimination(slices: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     ordered = slices.sort_values("probability", ascending=False)["truth"].to_numpy(bool)
-    last = np.append(np.diff(np.sort(slices["probability"].to_numpy())[::-1]) != 0, True)  # ties move together
-    hits, alarms = (np.append(0, side.cumsum()[last]) for side in (ordered, ~ordered))
-    positives, negatives = max(hits[-1], 1), max(alarms[-1], 1)
-    left.plot(alarms / negatives, hits / positives, color="#4059ad")
+    last = np.append(
+        np.diff(np.sort(slices["probability"].to_numpy())[::-1]) != 0, True
+    )  # equal probabilities move together
+    tp, fp = (np.append(0, side.cumsum()[last]) for side in (ordered, ~ordered))
+    positives, negatives = max(tp[-1], 1), max(fp[-1], 1)
+    left.plot(fp / negatives, tp / positives, color="#4059ad")
     left.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     left.set(xlabel="1 - specificity", ylabel="sensitivity")
     left.set_title("ROC curve of slices", fontsize=10)
-    right.plot(hits[1:] / positives, hits[1:] / (hits[1:] + alarms[1:]), color="#d1495b")
+    right.plot(tp[1:] / positives, tp[1:] / (tp[1:] + fp[1:]), color="#d1495b")
     right.axhline(ordered.mean(), color="0.7", linestyle=":")
     right.set(xlabel="sensitivity (recall)", ylabel="precision", ylim=(0, 1.02))
-    right.set_title("Precision and recall; dotted: a guess", fontsize=10)
+    right.set_title("Precision and recall; dotted: chance", fontsize=10)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: each gives the factor on the base rate.
+"""Learning-rate schedules: functions that return the factor on the base rate.
 
 A schedule is a pure function of `progress`, the share of training steps done (0 to 1), and of `scores`, the
-validation score after each finished epoch (higher is better). Having no state, it resumes by itself.
+validation score after each finished epoch (higher is better). It has no state to save when a run is resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @schedule
 def constant(progress: float, scores: Sequence[float]) -> float:
-    """The base rate throughout."""
+    """Constant learning rate: always the base rate."""
     return 1.0
 
 
@@ -31,7 +31,7 @@ def cosine(progress: float, scores: Sequence[float], *, floor: Share = 0.0) -> f
 
 @schedule
 def poly(progress: float, scores: Sequence[float], *, power: Annotated[float, Field(gt=0)] = 0.9) -> float:
-    """(1 - progress) ** power, as in DeepLab (Chen et al. 2018) and nnU-Net."""
+    """Polynomial decay (1 - progress) ** power, as in DeepLab (Chen et al. 2018) and nnU-Net."""
     return pow(max(0.0, 1 - progress), power)
 
 
@@ -44,10 +44,10 @@ def one_cycle(
     start_div: Annotated[float, Field(ge=1)] = 25.0,
     final_div: Annotated[float, Field(ge=1)] = 1e4,
 ) -> float:
-    """Up to the base rate and down to almost nothing in one cycle of two half cosines (Smith 2018).
+    """One cycle: half a cosine up to the base rate, then half a cosine down to almost zero (Smith 2018).
 
-    The base rate is the peak, reached after the share `rise` of the steps. The cycle starts at 1 / start_div of it
-    and ends at 1 / (start_div * final_div). Momentum is left alone.
+    The peak is the base rate, reached after the share `rise` of the steps. The cycle starts at 1 / start_div of
+    the peak and ends at 1 / (start_div * final_div) of it. Momentum does not change.
     """
     start = 1 / start_div
     if progress < rise:
@@ -65,22 +65,22 @@ def plateau(
     floor: Share = 0.0,
     threshold: Annotated[float, Field(ge=0)] = 1e-4,
 ) -> float:
-    """Times `factor` whenever more than `patience` epochs in a row brought no better validation score.
+    """Multiply the rate by `factor` when the validation score has not improved for more than `patience` epochs.
 
-    Better is more than best * (1 + threshold), as in torch's ReduceLROnPlateau; a NaN is not better. Never
-    below `floor` times the base rate. The scores are gone through anew each time, so nothing has to be saved.
+    A score improves if it exceeds best * (1 + threshold), as in torch's ReduceLROnPlateau; NaN does not. The rate
+    stays at or above `floor` times the base rate. All scores are read again at each call, so there is no state.
     """
-    rate, best, waited = 1.0, float("-inf"), 0
+    rate, best, stale_epochs = 1.0, float("-inf"), 0
     for score in scores:
         if score > best * (1 + threshold):
-            best, waited = score, 0
+            best, stale_epochs = score, 0
         else:
-            waited += 1
-        if waited > patience:
-            rate, waited = max(rate * factor, floor), 0
+            stale_epochs += 1
+        if stale_epochs > patience:
+            rate, stale_epochs = max(rate * factor, floor), 0
     return rate
 
 
 def _ease(start: float, end: float, progress: float) -> float:
-    """Half a cosine from `start` at progress 0 to `end` at 1."""
+    """Interpolate by half a cosine from `start` at progress 0 to `end` at progress 1."""
     return end + (start - end) * (1 + cos(pi * min(max(progress, 0.0), 1.0))) / 2

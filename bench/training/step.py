@@ -1,7 +1,7 @@
 """One optimisation step: forward, loss, backward, clip, update; eagerly, or replayed as one CUDA graph.
 
-A graph holds the whole step, so that a GPU is not kept waiting for Python. The steps that come before it is
-captured are real ones: they warm up what the graph will hold, and nothing is computed twice.
+A graph holds the whole step, so that a GPU does not wait for Python. The steps before its capture are real
+training steps: they warm up what the graph will hold, and nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -20,23 +20,17 @@ from bench.errors import TrainingError
 from bench.inference.padding import logits_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-Execution = Literal["eager", "graph", "compile"]  # 'compile' is compiled and, on a GPU, captured
-
-
-EAGER_STEPS = 3  # before a graph is captured: cuDNN has then chosen its kernels and the optimizer has its state
-
-
-_turn = Lock()  # of folds that share a device
+Execution = Literal["eager", "graph", "compile"]  # 'compile': compiled and, on a GPU, captured
+EAGER_STEPS = 3  # before a capture, for cuDNN to choose its kernels and the optimizer to create its state
+_capture_lock = Lock()  # shared by folds on one device
 
 
 class Stepper:
-    """Takes one step a call. `how` says in which way; `parts`, into how many micro-batches a batch is cut.
+    """Takes one step per call. `how` names its execution, `parts` is the number of micro-batches per batch.
 
-    When memory runs out, the batch is cut into twice as many parts, whose gradients add up to those of the whole:
-    the same effective batch, but for batch norms and losses over the batch, which see one part at a time.
-    `smallest` is the fewest slices that the model can be trained on. `say` hears of what did not go as planned.
+    When memory runs out, the batch is split into twice as many parts, whose gradients add up to those of the whole
+    batch; only batch norms and losses over the batch see one part at a time. `smallest` is the smallest batch that
+    the model can be trained on. `say` receives a sentence about every fallback.
     """
 
     def __init__(
@@ -61,20 +55,20 @@ class Stepper:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if execution == "compile" else model
         self._steps = 0
         self._side = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
-        # While one fold captures, no other may replay a graph or draw a random number on the device: before
-        # PyTorch 2.13 both raise, for there is one random generator a device.
-        self._turn: AbstractContextManager[object] = _turn if captures else nullcontext()
+        # While one fold captures, no other fold may replay a graph or draw a random number on the device: before
+        # PyTorch 2.13 both raise, as a device has a single random generator.
+        self._lock: AbstractContextManager[object] = _capture_lock if captures else nullcontext()
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
-        """Step on images (B, C, H, W), as the model takes them, and masks (B, 1, H, W). Gives the loss, detached.
+        """Step on images (B, C, H, W) and masks (B, 1, H, W); return the loss, detached.
 
-        Nothing here waits for the device. Raises `TrainingError` when not even the smallest part fits in memory.
+        Nothing here waits for the device. Raises `TrainingError` if not even the smallest part fits in memory.
         """
-        with self._turn:
-            return self._taken(images, masks, lr)
+        with self._lock:
+            return self._step_or_replay(images, masks, lr)
 
-    def _taken(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
+    def _step_or_replay(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
@@ -87,33 +81,33 @@ class Stepper:
             return self._value.clone()
         self._steps += 1
         if self._side is None:
-            return self._fitting(images, masks)
+            return self._step_in_parts(images, masks)
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
-            value = self._fitting(images, masks)
+            value = self._step_in_parts(images, masks)
         torch.cuda.current_stream(self.device).wait_stream(self._side)
         if self._steps == EAGER_STEPS:
             self._capture(images, masks)
         return value
 
-    def _fitting(self, images: Tensor, masks: Tensor) -> Tensor:
-        """One step in as many parts as memory asks for."""
+    def _step_in_parts(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Take one step, in as many parts as the memory requires."""
         while True:
             try:
                 return self._step(images, masks)
             except RuntimeError as error:
                 if "does not have a deterministic implementation" in str(error):
                     raise TrainingError(
-                        f"this model cannot be trained bit by bit the same on this device ({_first_line(error)}). "
-                        "Leave --deterministic out, or choose a model with another upsampling."
+                        f"this model cannot be trained deterministically on this device ({_first_line(error)}). "
+                        "Leave out --deterministic, or choose a model with another upsampling."
                     ) from None
-                if self._gave_up_compiling(error):
+                if self._stopped_compiling(error):
                     continue
                 if not out_of_memory(error):
                     raise
                 reason = _first_line(error)
             self.optimizer.zero_grad(set_to_none=True)
-            # Only here, after the exception and all it held is gone, is there memory to be had.
+            # Memory is free only here, after the exception and everything that it referenced is gone.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(images) // (2 * self.parts) < self.smallest:
@@ -124,30 +118,30 @@ class Stepper:
                 )
             self.parts *= 2
             self.say(
-                f"out of memory: each batch of {len(images)} is now taken in {self.parts} parts, "
+                f"out of memory: each batch of {len(images)} is now split into {self.parts} parts, "
                 "whose gradients are added up"
             )
 
-    def _gave_up_compiling(self, error: RuntimeError) -> bool:
-        """Whether it was the compiler that failed, at the first step; the model then runs as it is."""
+    def _stopped_compiling(self, error: RuntimeError) -> bool:
+        """Return whether the compiler failed at the first step; the model then runs uncompiled."""
         if self._forward is self.model:
             return False
-        from torch._dynamo.exc import TorchDynamoException  # slow to import, and there already
+        from torch._dynamo.exc import TorchDynamoException  # slow to import, and loaded by now
 
         if not isinstance(error, TorchDynamoException):
             return False
         self._forward, reason = self.model, _first_line(error)
         self.how = f"{'graph' if self._side else 'eager'} (not compiled: {reason})"
-        self.say(f"the model cannot be compiled here ({reason}); it runs as it is")
+        self.say(f"the model cannot be compiled here ({reason}); it runs uncompiled")
         return True
 
     def _step(self, images: Tensor, masks: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         whole = torch.zeros((), device=images.device)
-        for some, truth in zip(images.tensor_split(self.parts), masks.tensor_split(self.parts), strict=True):
+        for part, truth in zip(images.tensor_split(self.parts), masks.tensor_split(self.parts), strict=True):
             with autocast(self.device, self.settings.precision):
-                logits = logits_of(self._forward, some)
-            value = self.loss(logits, truth) * (len(some) / len(images))
+                logits = logits_of(self._forward, part)
+            value = self.loss(logits, truth) * (len(part) / len(images))
             value.backward()  # type: ignore[no-untyped-call]
             whole += value.detach()
         if self.settings.clip is not None:
@@ -156,23 +150,23 @@ class Stepper:
         return whole
 
     def _capture(self, images: Tensor, masks: Tensor) -> None:
-        """Record one step without taking it; where that fails, stay eager and say why."""
+        """Record one step without taking it; if that fails, stay eager and say why."""
         self._images, self._masks = images.clone(), masks.clone()
         self.optimizer.zero_grad(set_to_none=True)  # the graph owns its gradients
         assert self._side is not None
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        here = torch.cuda.current_stream(self.device)
+        current = torch.cuda.current_stream(self.device)
         try:
-            # The stream of now is put back by us: before PyTorch 2.13 a capture that fails leaves its own.
+            # We restore the current stream: before PyTorch 2.13 a failed capture leaves its own.
             with (
-                torch.cuda.stream(here),
+                torch.cuda.stream(current),
                 torch.cuda.graph(graph, pool, self._side, capture_error_mode="thread_local"),
             ):
                 self._value = self._step(self._images, self._masks)
-        except (RuntimeError, ValueError, TypeError) as error:  # a loss that asks the device for a value, for one
+        except (RuntimeError, ValueError, TypeError) as error:  # such as a loss that reads a value from the device
             _undo_capture(pool, self._side)
             self._side = None
-            reason = _first_line(error.__context__ or error)  # what the step said, not what ending it amidst did
+            reason = _first_line(error.__context__ or error)  # the error of the step, not of ending the capture
             self.how = f"eager (no graph: {reason})"
             self.say(f"the training step cannot be captured as a CUDA graph ({reason}); it runs eagerly")
             return
@@ -180,14 +174,14 @@ class Stepper:
 
 
 def _undo_capture(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
-    """Before PyTorch 2.13, a capture that fails leaves the allocator and the random generator in capture mode."""
+    """End the capture mode that a failed capture leaves in allocator and random generator before PyTorch 2.13."""
     try:
         torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-    except RuntimeError:  # it has been ended
+    except RuntimeError:  # it has already ended
         pass
     else:
         torch._C._cuda_releasePool(stream.device_index, pool)
-    # One that succeeds takes the generator out of it.
+    # A capture that succeeds resets the generator.
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
         torch.zeros((), device=stream.device)
 
@@ -199,7 +193,7 @@ def _first_line(error: BaseException) -> str:
 def _optimizer(
     parameters: Sequence[nn.Parameter], lr: float, settings: Train, device: torch.device
 ) -> torch.optim.Optimizer:
-    """Fused; on a GPU its rate lives on the device, where a captured step reads it."""
+    """Return a fused optimizer; on a GPU its rate is a tensor on the device, where a captured step reads it."""
     decay, momentum = settings.weight_decay, settings.momentum
     on_gpu = device.type == "cuda"
     rate = torch.tensor(lr, device=device) if on_gpu else lr

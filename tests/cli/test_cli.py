@@ -236,7 +236,7 @@ def test_where_nothing_is_left_it_is_said(three):
         ("--pareto", "flop", "no column 'flop'"),
         ("--primary", "dise", "cannot rank by 'dise'; .*Did you mean 'dice'"),
         ("--group-by", "loss.nam", "cannot group by 'loss.nam'.*Did you mean 'loss.name'"),
-        ("--where", "unet", "'unet' is no condition"),
+        ("--where", "unet", "'unet' is not a condition"),
         ("--where", "modl=unet", "no run has 'modl'"),
     ],
 )

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from bench.config import Input, Patch
 from bench.console import Display
 from bench.data.loader import SliceLoader
-from bench.derived.ensemble import Panel, ensemble, fingerprint, threshold_rule
+from bench.derived.ensemble import ensemble, fingerprint, fold_threshold, threshold_rule
 from bench.errors import BadSetting, StoreError, UnknownName
 from bench.experiments.run import execute
 from bench.inference.fold_models import FoldModels
-from bench.inference.predict import predict
+from bench.inference.predict import MeanPredictor, Predictor
 from bench.inference.sliding_window import tiled
 from bench.inference.tta import VIEWS, tta_views
 from bench.masks import to_hundredths
@@ -29,14 +30,15 @@ from bench.overrides import configure
 from bench.tracking import (
     Store,
     connect,
+    download_models,
     find_run,
-    masks_of,
-    model_folders,
     open_run,
-    probabilities_of,
+    read_masks,
+    read_probabilities,
     read_table,
 )
-from bench.tracking.run_data import pack_of
+from bench.tracking.run_data import load_run_pack
+from bench.training.tasks.segmentation import Segmentation
 from tests.fakes import tiny_pack
 
 Side = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]  # there, and back
@@ -105,21 +107,31 @@ def parts_of(store: Store, part: str) -> dict[int, list[str]]:
     return split[split["part"] == part].groupby("fold")["case"].agg(list).to_dict()
 
 
+class Fixed:
+    """A predictor whose probabilities are known."""
+
+    def __init__(self, probability: np.ndarray) -> None:
+        self.probability = probability
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        return self.probability[rows]
+
+
 class ByHand:
     """One fold's models of some runs, each asked about a patient from every side as NumPy turns it."""
 
     def __init__(self, store: Store, runs: list[str], fold: int, how: str, folder: Path) -> None:
         found = [find_run(store, run) for run in runs]
-        self.pack = pack_of(found[0], None, Display(quiet=True))
+        self.pack = load_run_pack(found[0], None, Display(quiet=True))
         self.asked = []
         for run in found:
-            segmenter = FoldModels(model_folders(store, run, folder / run.info.run_id / str(fold), fold=fold))
-            loader = segmenter.loader(self.pack)
+            segmenter = FoldModels(download_models(store, run, folder / run.info.run_id / str(fold), fold=fold))
+            loader = segmenter.predictor(self.pack).loader
             self.asked += [(Asked(segmenter.models[0], side), loader) for side in SIDES[how]]
 
     def __call__(self, case: str) -> np.ndarray:
         rows = self.pack.rows([case])
-        return np.mean([predict([asked], loader, rows, batch_size=8) for asked, loader in self.asked], axis=0)
+        return np.mean([Predictor([asked], loader, 8).probabilities(rows) for asked, loader in self.asked], axis=0)
 
 
 # Who predicts whom
@@ -128,7 +140,7 @@ class ByHand:
 @pytest.mark.parametrize(("name", "how"), [("pair", "flips"), ("alone", "turns")])
 def test_test_patients_are_predicted_by_the_models_of_their_fold_and_by_no_other(store, tmp_path, name, how):
     runs, _ = ENSEMBLES[name]
-    kept = probabilities_of(store, find_run(store, title_of(name)))
+    kept = read_probabilities(store, find_run(store, title_of(name)))
     tested = parts_of(store, "test")
     assert sorted(kept) == sorted(case for cases in tested.values() for case in cases)
     models = {fold: ByHand(store, runs, fold, how, tmp_path) for fold in tested}
@@ -142,7 +154,7 @@ def test_test_patients_are_predicted_by_the_models_of_their_fold_and_by_no_other
 
 def test_two_equal_runs_are_the_run_itself(store):
     one, both = (find_run(store, name) for name in ("small", "same"))
-    before, after, sure = masks_of(store, one), masks_of(store, both), probabilities_of(store, both)
+    before, after, sure = read_masks(store, one), read_masks(store, both), read_probabilities(store, both)
     assert sum(mask.sum() for mask in before.values()) > 100
     assert sorted(before) == sorted(after)
     for case in before:
@@ -192,10 +204,13 @@ def test_the_truth_of_test_patients_does_not_move_the_threshold():
     pack = tiny_pack()
     said = np.random.default_rng(1).random(pack.masks.shape, np.float32) * 0.6 + pack.masks * np.float32(0.2)
 
+    members = pd.DataFrame({"case": pack.cases, "part": ["val", "val", "test", "train"][: len(pack.cases)]})
+
     def threshold(spoilt: str, rule: str = "validation") -> float:
         masks = pack.masks.copy()
         masks[pack.rows([spoilt])] = 1
-        return Panel([lambda rows: said[rows]], replace(pack, masks=masks)).threshold(rule, ["P0", "P1"])
+        predictor = MeanPredictor([Fixed(said)], replace(pack, masks=masks))
+        return fold_threshold(predictor, rule, members)
 
     assert threshold("P2") == threshold("P3") == 0.6  # where the noise ends
     assert threshold("P0") < 0.1  # the truth of a validation patient does
@@ -206,14 +221,13 @@ def test_probabilities_are_averaged_before_they_are_called():
     pack = tiny_pack(cases=1)
     sides = [np.full(pack.masks.shape, p, np.float32) for p in (0.3, 0.9, 0.3)]  # the mean of calls would be 0
     heard: list[None] = []
-    panel = Panel([lambda rows, s=s: s[rows] for s in sides], pack, tick=lambda: heard.append(None))
-    ((score, masks),) = panel.score(["P0"], 0.5)
+    predictor = MeanPredictor([Fixed(side) for side in sides], pack, tick=lambda: heard.append(None))
+    ((score, masks),) = Segmentation().score(predictor, ["P0"], 0.5)
     assert masks["P0"].all()
     assert (masks.probabilities["P0"] == 50).all()
     truth = int(pack.masks.sum())
     assert score.counts == {"tp": truth, "fp": pack.masks.size - truth, "fn": 0, "tn": 0}
     assert {"brier", "ece", "hd95", "dice"} < set(score.values)
-    assert score.values["threshold"] == 0.5
     assert len(heard) == 1
 
 
@@ -223,7 +237,7 @@ def test_probabilities_are_averaged_before_they_are_called():
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_masks_and_probabilities_are_read_back_as_they_were_scored(store, name):
     run = find_run(store, title_of(name))
-    masks, sure = masks_of(store, run), probabilities_of(store, run)
+    masks, sure = read_masks(store, run), read_probabilities(store, run)
     cases = read_table(store, run, "cases").set_index("case")
     assert sorted(masks) == sorted(sure) == sorted(cases.index)
     for case, row in cases.iterrows():
@@ -301,9 +315,9 @@ def test_the_logged_fingerprint_is_that_of_its_runs(store):
         (["small"], "none", BadSetting, "one run alone is no ensemble"),
         (["small", "other", "small"], "none", BadSetting, "named twice"),
         (["small", "apart"], "none", BadSetting, "differ in split"),
-        (["small", "gate"], "none", BadSetting, "no finished segmentation cross-validation"),
-        (["small", "fold 0"], "none", BadSetting, "no finished segmentation cross-validation"),
-        (["small", "same"], "none", BadSetting, "same is made of other runs"),
+        (["small", "gate"], "none", BadSetting, "is not a finished segmentation cross-validation"),
+        (["small", "fold 0"], "none", BadSetting, "is not a finished segmentation cross-validation"),
+        (["small", "same"], "none", BadSetting, "same was made from other runs"),
         (["small", "bare"], "none", StoreError, "holds no model of fold 0"),
         (["small"], "flip", UnknownName, "Did you mean 'flips'"),
         (["smal", "other"], "none", UnknownName, "Did you mean 'small'"),
@@ -395,8 +409,8 @@ def test_patches_are_turned_one_by_one(how):
     rows = np.arange(3)
     loader = SliceLoader(pack, Input(patch=Patch(size=32, overlap=0.5)), torch.device("cpu"))
     model = net(3)
-    images, _ = loader.ready(rows)
+    images, _ = loader.load_normalised(rows)
     sides = [tiled(Asked(model, side), images, size=32, overlap=0.5).sigmoid() for side in SIDES[how]]
-    found = predict(tta_views(model, how), loader, rows, batch_size=2)
+    found = Predictor(tta_views(model, how), loader, 2).probabilities(rows)
     np.testing.assert_allclose(found, torch.stack(sides).mean(0)[:, 0], atol=1e-5)
     assert np.abs(found - sides[0][:, 0].numpy()).max() > 1e-3

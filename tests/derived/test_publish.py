@@ -29,12 +29,12 @@ from bench.reports.comparison import compare
 from bench.tracking import (
     Store,
     connect,
+    download_models,
     find_run,
-    masks_of,
-    model_folders,
     open_run,
-    probabilities_of,
-    records,
+    read_masks,
+    read_probabilities,
+    read_records,
 )
 
 SUITE = {
@@ -85,7 +85,7 @@ def _digits(value: object) -> object:
 def test_boards_are_the_same_in_another_store(published, store: Store) -> None:
     source, folder = published
     import_runs(folder, uri=store.uri)
-    there, here = (build_boards(records(s)) for s in (source, store))
+    there, here = (build_boards(read_records(s)) for s in (source, store))
     assert [board.task for board in there] == ["segmentation", "presence"]
     assert [shown(board) for board in here] == [shown(board) for board in there]
     assert [row.name for row in here[0].rows if row.seeds == 2] == ["small"]
@@ -108,7 +108,7 @@ def test_a_suite_finds_imported_cells_done_and_runs_the_rest(published, store: S
     assert [s.state for s in states(suite, store)] == [DONE, DONE, DONE, MISSING, DONE]
     run_suite(suite, uri=store.uri, quiet=True)
     assert {s.state for s in states(suite, store)} == {DONE}
-    board = build_boards(records(store))[0]
+    board = build_boards(read_records(store))[0]
     assert {row.name: row.imported for row in board.rows} == {"small": True, "both": True, "other": False}
     assert find_run(store, "other").data.metrics["rank"] == next(r.rank for r in board.rows if r.name == "other")
 
@@ -120,12 +120,12 @@ def test_imported_runs_are_found_under_both_ids_and_compared_but_hold_no_masks(p
     assert find_run(store, run.info.run_id[:8]).info.run_name == "both"
     here, there = (compare("small", "both", uri=s.uri) for s in (store, source))
     assert (here.paired, here.claim) == (there.paired, there.claim)
-    assert len(masks_of(source, find_run(source, "small"))) == 6
-    for read in (masks_of, probabilities_of):
+    assert len(read_masks(source, find_run(source, "small"))) == 6
+    for read in (read_masks, read_probabilities):
         with pytest.raises(StoreError, match=r"holds no (masks|probabilities)\. It was imported: only its scores"):
             read(store, find_run(store, "small"))
     with pytest.raises(StoreError, match=r"holds no model\. It was imported: only its scores are here"):
-        model_folders(store, find_run(store, "small"), tmp_path)
+        download_models(store, find_run(store, "small"), tmp_path)
     with pytest.raises(StoreError, match="holds no masks"):
         rescore("small", uri=store.uri)
 
@@ -137,10 +137,10 @@ def test_what_is_there_is_not_imported_twice_and_keeps_its_id_when_published_aga
     import_runs(folder, uri=store.uri)
     capsys.readouterr()
     for target in (store, source):
-        count = len(records(target))
+        count = len(read_records(target))
         import_runs(folder, uri=target.uri)
         assert capsys.readouterr().out.startswith("0 runs are imported into ")
-        assert len(records(target)) == count == 4
+        assert len(read_records(target)) == count == 4
     publish_runs(tmp_path / "again", uri=store.uri)
     for file in sorted(folder.iterdir()):
         assert (tmp_path / "again" / file.name).read_text() == file.read_text(), file.name
@@ -153,7 +153,7 @@ def test_an_import_that_was_broken_off_is_made_up_for(published, store: Store) -
     with pytest.raises(KeyboardInterrupt), open_run(store, first.name, "phantom", tags):
         raise KeyboardInterrupt
     import_runs(folder, uri=store.uri)
-    assert len(records(store)) == 4
+    assert len(read_records(store)) == 4
 
 
 def test_a_folder_of_published_runs_grows_and_loses_none(published, store: Store, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_what_contradicts_itself_is_refused_and_nothing_is_imported(
     tamper(logged)
     with pytest.raises(DataError, match=problem):
         import_runs(logged, uri=uri)
-    assert records(connect(uri)) == []
+    assert read_records(connect(uri)) == []
 
 
 def test_six_digits_are_enough(logged: Path, tmp_path: Path) -> None:

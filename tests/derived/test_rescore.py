@@ -16,10 +16,10 @@ from bench.derived.base import describe_change
 from bench.derived.rescore import conventions, rescore
 from bench.errors import BadSetting, StoreError
 from bench.inference.postprocess import Postprocess
-from bench.tracking import KIND, LEAKY, PARENT, Store, connect, find_run, folds_of, masks_of, probabilities_of
+from bench.tracking import LEAKY, PARENT, Store, connect, find_folds, find_run, read_masks, read_probabilities
 from bench.tracking import read_table as table
-from bench.tracking.run_data import pack_of
-from bench.tracking.tags import CONVENTION
+from bench.tracking.run_data import load_run_pack
+from bench.tracking.tags import CONVENTION, Tag
 from tests.fakes import Home, inside, make_home
 
 PROBABILITY = {"brier", "ece"}
@@ -71,8 +71,8 @@ def test_with_nothing_changed_the_scores_are_the_very_same(store, made, way):
 
 def test_a_threshold_calls_what_reaches_it(store, made):
     tiny, new = find_run(store, "tiny"), run_of(store, made["high"])
-    kept, masks, cases = probabilities_of(store, tiny), masks_of(store, new), table(store, new, "cases")
-    pack, before = pack_of(tiny, None, Display(quiet=True)), masks_of(store, tiny)
+    kept, masks, cases = read_probabilities(store, tiny), read_masks(store, new), table(store, new, "cases")
+    pack, before = load_run_pack(tiny, None, Display(quiet=True)), read_masks(store, tiny)
     assert sorted(masks) == sorted(kept) == sorted(cases["case"])
     assert any((masks[case] != before[case]).any() for case in masks)  # else this shows nothing
     for row in cases.itertuples():
@@ -83,7 +83,7 @@ def test_a_threshold_calls_what_reaches_it(store, made):
 
 
 def test_the_largest_component_is_a_part_of_the_mask(store, made):
-    before, after = masks_of(store, find_run(store, "tiny")), masks_of(store, run_of(store, made["one"]))
+    before, after = read_masks(store, find_run(store, "tiny")), read_masks(store, run_of(store, made["one"]))
     assert sorted(before) == sorted(after)
     assert any(label(mask)[1] > 1 for mask in before.values())  # else this shows nothing
     for case, mask in after.items():
@@ -109,7 +109,7 @@ def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
         assert "rank" not in new.data.metrics
         for same in ("model.name", "model.encoder", "model.weights", "loss.name", "run.seed"):
             assert new.data.params.get(same) == old.data.params.get(same)
-        for same in ("bench.data", "bench.split", "bench.dataset", "bench.synthetic", KIND):
+        for same in ("bench.data", "bench.split", "bench.dataset", "bench.synthetic", Tag.KIND):
             assert new.data.tags[same] == old.data.tags[same]
     prints = {run_of(store, run_id).data.tags["bench.fingerprint"] for run_id in made.values()}
     assert len(prints | {old.data.tags["bench.fingerprint"]}) == 5
@@ -137,7 +137,7 @@ def test_it_prints_what_has_changed_and_what_others_would_report(store, capsys):
 
 def fake(store: Store, name: str, *, status: str = "FINISHED", **tags: str) -> str:
     """A run that is nothing but its tags."""
-    run = store.client.create_run(store.experiment("phantom"), run_name=name, tags={KIND: PARENT} | tags)
+    run = store.client.create_run(store.experiment("phantom"), run_name=name, tags={Tag.KIND: PARENT} | tags)
     if status != "RUNNING":
         store.client.set_terminated(run.info.run_id, status)
     return str(run.info.run_id)
@@ -149,16 +149,16 @@ def fake(store: Store, name: str, *, status: str = "FINISHED", **tags: str) -> s
         ("RUNNING", {}),
         ("FAILED", {}),
         ("FINISHED", {"bench.task": "presence"}),
-        ("FINISHED", {KIND: LEAKY}),
+        ("FINISHED", {Tag.KIND: LEAKY}),
     ],
 )
 def test_what_is_no_finished_honest_segmentation_is_refused(store, status, tags):
-    with pytest.raises(BadSetting, match="is no finished segmentation cross-validation"):
+    with pytest.raises(BadSetting, match="is not a finished segmentation cross-validation"):
         rescore(fake(store, "bad", status=status, **tags), uri=store.uri)
 
 
 def test_a_run_made_of_others_is_refused(store, made):
-    with pytest.raises(BadSetting, match="mine is made of other runs"):
+    with pytest.raises(BadSetting, match="mine was made from other runs"):
         rescore("mine", uri=store.uri)
 
 
@@ -176,7 +176,7 @@ def test_a_threshold_that_was_not_kept_is_refused_before_a_run_is_opened(store):
 def test_a_run_without_probabilities_is_refused_another_threshold_alone(store):
     files = [
         Path(fold.info.artifact_uri.removeprefix("file://")) / "masks" / "probabilities.npz"
-        for fold in folds_of(store, find_run(store, "tiny")).values()
+        for fold in find_folds(store, find_run(store, "tiny")).values()
     ]
     kept = [(file, file.read_bytes()) for file in files]
     for file in files:

@@ -23,7 +23,8 @@ from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import PREDICTION, TRUTH
 from bench.models.io import save_model
 from bench.overrides import configure
-from bench.tracking import EVALUATION, KIND, Store, find_run, open_run, read_table, records
+from bench.tracking import EVALUATION, Store, find_run, open_run, read_records, read_table
+from bench.tracking.tags import Tag
 from tests.fakes import image_of, mask_of, write, write_case
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -161,7 +162,7 @@ def test_a_presence_model_is_evaluated_on_other_patients(store, tmp_path, capsys
         write_case(tmp_path / "others", name, (1, 2, 3))
     run = logged(store, saved(tmp_path / "model", CLASSIFIER))
     child = store.client.get_run(evaluate(store, run, tmp_path / "others"))
-    assert child.data.tags[KIND] == EVALUATION
+    assert child.data.tags[Tag.KIND] == EVALUATION
     assert child.data.tags["bench.task"] == "presence"
     slices = read_table(store, child, "slices")
     assert len(slices) == 9
@@ -172,7 +173,7 @@ def test_a_presence_model_is_evaluated_on_other_patients(store, tmp_path, capsys
     said = capsys.readouterr().out
     assert f"AUROC {auroc:.3f}" in said
     assert "undefined: no negative patients" in said
-    assert [record.name for record in records(store)] == ["mine"]
+    assert [record.name for record in read_records(store)] == ["mine"]
 
 
 # Nothing to be found, and nothing found

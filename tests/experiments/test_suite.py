@@ -14,24 +14,30 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.experiments.launch import WorkItem
-from bench.experiments.suite import (
+from bench.experiments.suite import run_cell, run_suite
+from bench.experiments.suite_cells import (
     DONE,
     FAILED,
     MISSING,
     RUNNING,
-    board_of,
     estimates,
     makespan,
-    run_cell,
-    run_suite,
+    progress,
     states,
-    whereabouts,
+    suite_boards,
 )
 from bench.experiments.suite_file import Suite, read_suite
-from bench.experiments.suite_page import comparison, counted, page, planned, status, watched
+from bench.experiments.suite_page import (
+    cell_table,
+    live_report,
+    page,
+    plan_table,
+    published_table,
+    state_counts,
+)
 from bench.stats import interval
-from bench.tracking import Store, connect, find_run, masks_of, open_run, read_table, runs_with
-from bench.tracking.resume import run_lock, workspace_of
+from bench.tracking import Store, connect, find_run, open_run, read_masks, read_table, search_runs
+from bench.tracking.resume import run_lock, workspace_folder
 
 BASE = {
     "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
@@ -101,7 +107,7 @@ def test_what_is_done_or_failed_is_not_run_again_and_a_new_entry_runs_alone(ran)
     known = {s.run.info.run_id for s in found}
     entries = ENTRIES | {"other": {"model": {"name": "unet", "base": 2, "depth": 1}}}
     grown = read_suite(write(folder / "grown.yaml", entries=entries), budget="smoke")
-    assert counted(states(grown, store)) == "4 done, 1 failed, 1 missing"
+    assert state_counts(states(grown, store)) == "4 done, 1 failed, 1 missing"
     after = run_suite(grown, uri=store.uri, quiet=True)
     assert {s.run.info.run_id for s in after} - known == {find_run(store, "other").info.run_id}
 
@@ -116,15 +122,15 @@ def test_what_has_failed_is_tried_again_when_asked(ran) -> None:
 
 def test_the_store_says_what_was_wrong(ran) -> None:
     _, _, found, _, _ = ran
-    table = status(found).set_index("entry")
+    table = cell_table(found).set_index("entry")
     assert "cannot be fetched" in table.loc["far", "problem"]
     assert table.loc["small", "problem"] == ""
 
 
 def test_the_leaky_run_is_marked_and_on_no_board(ran) -> None:
     _, _, found, store, _ = ran
-    assert status(found).set_index("entry").loc["leak", "score"].startswith("LEAKY Dice")
-    names = {board.task: {row.name for row in board.rows} for board in board_of(found, store)}
+    assert cell_table(found).set_index("entry").loc["leak", "score"].startswith("LEAKY Dice")
+    names = {board.task: {row.name for row in board.rows} for board in suite_boards(found, store)}
     assert names == {"segmentation": {"small", "both"}, "presence": {"gate"}}
 
 
@@ -133,7 +139,7 @@ def test_published_figures_stand_beside_ours_by_the_same_definition(ran) -> None
     cases = read_table(store, find_run(store, "small"), "cases")
     tp, fp, fn = (cases[c].sum() for c in ("tp", "fp", "fn"))
     ends = interval(cases["dice"])
-    rows = comparison(suite, found)
+    rows = published_table(suite, found)
     assert rows["published"].tolist() == ["0.9", "0.8", "0.95"]
     assert rows["same definition"].tolist() == [f"{2 * tp / (2 * tp + fp + fn):.4f} (dice_global)", "–", "–"]
     assert rows["per patient"][0] == f"Dice {cases['dice'].mean():.3f} [{ends.low:.3f}, {ends.high:.3f}]"
@@ -142,7 +148,7 @@ def test_published_figures_stand_beside_ours_by_the_same_definition(ran) -> None
 
 def test_the_page_holds_cells_boards_figures_and_the_command(ran) -> None:
     suite, _, found, store, _ = ran
-    text = page(suite, found, board_of(found, store), "bench suite tiny.yaml --budget smoke")
+    text = page(suite, found, suite_boards(found, store), "bench suite tiny.yaml --budget smoke")
     assert text.startswith("# tiny\n")
     for part in ("bench suite tiny.yaml --budget smoke", "4 done, 1 failed", "presence of tumour", "a table"):
         assert part in text
@@ -152,7 +158,7 @@ def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     """Counted from the tables that the two parts have logged."""
     _, _, _, store, _ = ran
     gate = read_table(store, find_run(store, "gate"), "slices")
-    masks = masks_of(store, find_run(store, "small"))
+    masks = read_masks(store, find_run(store, "small"))
     both = read_table(store, find_run(store, "both"), "slices").merge(gate, on=["case", "slice"])
     assert len(both) == len(gate) == 36
     for case, slices in both.groupby("case"):
@@ -161,7 +167,7 @@ def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     cases = read_table(store, find_run(store, "both"), "cases")
     assert sorted(cases["case"]) == sorted(gate["case"].unique())
     assert not {"brier", "ece"} & set(cases.columns)  # a gated mask has no probabilities
-    gated = masks_of(store, find_run(store, "both"))
+    gated = read_masks(store, find_run(store, "both"))
     assert {case: int(mask.sum()) for case, mask in gated.items()} == {
         row.case: row.tp + row.fp for row in cases.itertuples()
     }
@@ -218,9 +224,9 @@ def test_seeds_are_cells_of_their_own_and_one_row(store: Store, tmp_path: Path, 
     suite = read_suite(write(tmp_path / "seeds.yaml", entries=entries, published=PUBLISHED[:1]), budget="smoke")
     assert [c.name for c in suite.cells] == ["small", "smaller", "small seed 0"]
     assert [c.what.seed for c in suite.cells] == [4, 0, 0]
-    (board,) = board_of(run_suite(suite, uri=store.uri, quiet=True), store)
+    (board,) = suite_boards(run_suite(suite, uri=store.uri, quiet=True), store)
     assert {row.name: row.seeds for row in board.rows} == {"small": 2, "smaller": 1}
-    figures = comparison(suite, states(suite, store))
+    figures = published_table(suite, states(suite, store))
     assert figures["same definition"][0].endswith("(dice_global)")  # the published ones are beside the first seed
 
 
@@ -264,7 +270,7 @@ def test_a_run_of_one_fold_does_not_make_a_cell_done(store: Store, tmp_path: Pat
     suite = read_suite(write(tmp_path / "one.yaml", entries={"small": SMALL}, published=[]), budget="smoke")
     execute(suite.cells[0].what, only=0, uri=store.uri, quiet=True)
     assert [s.state for s in states(suite, store)] == [MISSING]
-    assert isinstance(status(states(suite, store)), pd.DataFrame)
+    assert isinstance(cell_table(states(suite, store)), pd.DataFrame)
 
 
 FAR = {"model": {"name": "unet", "encoder": "resnet18", "weights": "imagenet"}}
@@ -290,7 +296,7 @@ class Dying:
     def start(self, task: WorkItem):
         self.begun.append(task.name)
         if self.leave:
-            suite, name, uri, *_ = task.given
+            suite, name, uri, *_ = task.arguments
             cell = next(c for c in suite.cells if c.name == name)
             store = connect(uri)
             tags = {"bench.fingerprint": cell.fingerprint, "bench.data": cell.data.key, "bench.kind": "cv"}
@@ -298,7 +304,7 @@ class Dying:
             store.client.create_run("1", tags={"mlflow.parentRunId": run.info.run_id})
         return self
 
-    def ended(self) -> str:
+    def poll(self) -> str:
         return "killed by SIGKILL"
 
     def stop(self) -> None: ...
@@ -317,7 +323,7 @@ def test_a_cell_whose_workers_all_die_has_failed_and_the_store_says_why(store, s
 
 def test_after_so_many_failures_no_other_cell_is_begun(store, small) -> None:
     told = []
-    found = run_suite(small, uri=store.uri, max_failures=1, told=lambda *said: told.append(said))
+    found = run_suite(small, uri=store.uri, max_failures=1, report=lambda *said: told.append(said))
     assert [s.state for s in found] == [FAILED, MISSING, MISSING, MISSING]
     heard = [(cell.name, state) for cell, state, _ in told]
     assert heard == [("far", RUNNING), ("far", FAILED), ("both", MISSING)]
@@ -328,7 +334,7 @@ def test_a_cell_at_work_in_another_process_is_left_to_it(store, small, tmp_path)
     cell = small.cells[2]
     with FileLock(tmp_path / "mlruns" / "unfinished" / f"cell-{cell.fingerprint}-{cell.data.key}.lock"):
         run_cell(small, "small", store.uri, False, True, False)
-    assert runs_with(store, {"bench.fingerprint": cell.fingerprint}) == []
+    assert search_runs(store, {"bench.fingerprint": cell.fingerprint}) == []
 
 
 def test_a_run_that_is_gone_on_with_and_then_fails_is_one_run(store, small, monkeypatch) -> None:
@@ -342,10 +348,10 @@ def test_a_run_that_is_gone_on_with_and_then_fails_is_one_run(store, small, monk
     cell = small.cells[2]
     with pytest.raises(KeyboardInterrupt):
         ends(KeyboardInterrupt())
-    (run,) = runs_with(store, {"bench.fingerprint": cell.fingerprint})
+    (run,) = search_runs(store, {"bench.fingerprint": cell.fingerprint})
     assert run.info.status == "KILLED"
     ends(DataError("the disk is gone"))
-    (again,) = runs_with(store, {"bench.fingerprint": cell.fingerprint})
+    (again,) = search_runs(store, {"bench.fingerprint": cell.fingerprint})
     assert (again.info.run_id, again.info.status) == (run.info.run_id, "FAILED")
     assert again.data.tags["bench.error"].endswith("the disk is gone")
 
@@ -353,31 +359,31 @@ def test_a_run_that_is_gone_on_with_and_then_fails_is_one_run(store, small, monk
 def test_a_run_at_work_is_running_and_says_how_far_it_is(store, small) -> None:
     cell = small.cells[2]
     own = {"bench.fingerprint": cell.fingerprint, "bench.data": cell.data.key}
-    with open_run(store, "small", "phantom", own) as run, run_lock(workspace_of(store, run.run_id)):
+    with open_run(store, "small", "phantom", own) as run, run_lock(workspace_folder(store, run.run_id)):
         with run.child("fold 0"):
             pass
         with run.child("fold 1") as fold:
             for epoch in (1, 2):
                 fold.metrics({"train/loss": 0.5}, epoch)
-            assert whereabouts(cell, store) == "folds done: 1, epoch 2 of 1"
+            assert progress(cell, store) == "folds done: 1, epoch 2 of 1"
             assert states(small, store)[2].state == RUNNING
             assert not [e for e in estimates(small, store) if e.found.cell is cell and e.seconds is not None]
-    assert whereabouts(cell, store) == ""
+    assert progress(cell, store) == ""
 
 
 def test_the_plan_tells_time_and_what_would_fail(ran) -> None:
     _, _, _, store, folder = ran
     entries = ENTRIES | {"wide": SMALL | {"seed": 5}}
     grown = read_suite(write(folder / "plan.yaml", entries=entries), budget="smoke")
-    before = len(runs_with(store, {"bench.kind": "cv"}))
+    before = len(search_runs(store, {"bench.kind": "cv"}))
     found = {e.found.cell.name: e for e in estimates(grown, store, retry=True, threads=1)}
     assert {name for name, e in found.items() if e.seconds} == {"wide"}
     assert "cannot be fetched" in found["far"].problem
-    cells, said = planned(list(found.values()), 2)
+    cells, said = plan_table(list(found.values()), 2)
     assert cells.set_index("entry")["state"].to_dict()["wide"] == MISSING
     assert said.startswith("1 cells to run: ")
     assert said.endswith("with 2 workers; 1 more cannot be estimated, and would fail")
-    assert len(runs_with(store, {"bench.kind": "cv"})) == before
+    assert len(search_runs(store, {"bench.kind": "cv"})) == before
 
 
 def test_cells_go_to_the_worker_that_is_free_first() -> None:
@@ -389,11 +395,11 @@ def test_cells_go_to_the_worker_that_is_free_first() -> None:
 
 def test_the_live_view_shows_all_cells_on_a_terminal_and_lines_elsewhere(ran, monkeypatch, capsys) -> None:
     suite, _, _, store, _ = ran
-    with watched(suite, store) as told:
+    with live_report(suite, store) as told:
         told(suite.cells[2], RUNNING, "[1/1] tiny: small")
     assert capsys.readouterr().out == "[1/1] tiny: small\n"
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with watched(suite, store) as told:
+    with live_report(suite, store) as told:
         told(suite.cells[2], RUNNING, "[1/1] tiny: small")
     shown = capsys.readouterr().out
     for part in ("[1/1] tiny: small", "gate", "leak", "far", "failed", "running"):
@@ -411,4 +417,4 @@ def test_the_command_plans_and_refuses_an_unknown_launcher(store, tmp_path, monk
     unknown = CliRunner().invoke(app, [*words, "--launch", "nonsense=1"]).exception
     assert isinstance(unknown, BadSetting)
     assert "nonsense" in str(unknown)
-    assert runs_with(store, {"bench.kind": "cv"}) == []
+    assert search_runs(store, {"bench.kind": "cv"}) == []

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from bench.inference.overlays import PREDICTION, TRUTH, outline, overlay, overlays, side_by_side
-from bench.metrics.classification import confusion, reliability
+from bench.metrics.classification import confusion_matrix, reliability_curve
 from bench.training.plots import curves, presence_pictures
 from tests.fakes import tiny_pack
 
@@ -140,7 +140,7 @@ def test_pictures_of_any_calls_are_drawn_in_rgb_without_a_warning(truth, case):
     held = np.array([0.9, 0.1, 0.8, 0.8, 0.55, 0.3, 0.3, 1.0])
     there = np.array([sign == "+" for sign in truth])
     slices = pd.DataFrame({"case": list(case), "truth": there, "probability": held, "called": held >= 0.5})
-    made = presence_pictures(slices, confusion(slices), reliability(slices))
+    made = presence_pictures(slices, confusion_matrix(slices), reliability_curve(slices))
     assert list(made) == ["discrimination", "confusion", "reliability"]
     for pixels in made.values():
         assert pixels.dtype == np.uint8
@@ -164,6 +164,6 @@ def test_a_perfect_and_a_useless_classifier_do_not_look_alike():
         slices = pd.DataFrame(
             {"case": np.arange(40) // 4, "truth": truth, "probability": held, "called": held > 0.5}
         )
-        drawn.append(presence_pictures(slices, confusion(slices), reliability(slices)))
+        drawn.append(presence_pictures(slices, confusion_matrix(slices), reliability_curve(slices)))
     for name in drawn[0]:
         assert not np.array_equal(drawn[0][name], drawn[1][name])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bench.inference.postprocess import Postprocess, cleaned, filled, largest, without_small
+from bench.inference.postprocess import Postprocess, clean, fill_holes, keep_largest, remove_small
 
 ALL = Postprocess(fill_holes=True, min_size=4, largest=True)
 
@@ -52,7 +52,7 @@ def painted(shape: tuple[int, ...], wanted: list[set[tuple[int, ...]]]) -> np.nd
 def test_the_largest_is_that_of_a_search_over_faces(seed):
     mask = noise(seed)
     assert np.array_equal(
-        largest(mask), painted(mask.shape, [max(bodies(mask, FACES), key=len)])
+        keep_largest(mask), painted(mask.shape, [max(bodies(mask, FACES), key=len)])
     )  # the first of equals
 
 
@@ -61,7 +61,7 @@ def test_the_largest_is_that_of_a_search_over_faces(seed):
 def test_small_ones_are_those_of_a_search_within_slices(seed, size):
     mask = noise(seed)
     kept = [body for body in bodies(mask, EDGES) if len(body) >= size]
-    assert np.array_equal(without_small(mask, size), painted(mask.shape, kept))
+    assert np.array_equal(remove_small(mask, size), painted(mask.shape, kept))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,44 +70,44 @@ def test_holes_are_the_background_that_a_search_does_not_reach_from_the_border(s
     ends = [{0, size - 1} for size in mask.shape[1:]]
     holes = [b for b in bodies(~mask, EDGES) if not any(y in ends[0] or x in ends[1] for _, y, x in b)]
     assert holes
-    assert np.array_equal(filled(mask), mask | painted(mask.shape, holes))
+    assert np.array_equal(fill_holes(mask), mask | painted(mask.shape, holes))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_largest_is_that_of_medpy_which_the_authors_of_the_data_use(seed):
     filters = pytest.importorskip("medpy.filter.binary", reason="pip install 'medseg-bench[peers]'")
     mask = noise(seed, (6, 40, 40), 0.3)
-    assert np.array_equal(largest(mask), filters.largest_connected_component(mask))
+    assert np.array_equal(keep_largest(mask), filters.largest_connected_component(mask))
 
 
 def test_the_largest_is_one_body_through_the_slices():
     """Three pixels on top of one another are more than two side by side, and corners join nothing."""
     mask = drawn("#...# .....", "#...# ...#.", "#.... .....")
-    assert np.array_equal(largest(mask), drawn("#.... .....", "#.... .....", "#.... ....."))
+    assert np.array_equal(keep_largest(mask), drawn("#.... .....", "#.... .....", "#.... ....."))
 
 
 def test_of_equals_the_first_in_the_stack_is_kept():
-    assert np.array_equal(largest(drawn("....", "..##", "##..")), drawn("....", "..##", "...."))
-    assert np.array_equal(largest(drawn("##.##")), drawn("##..."))
+    assert np.array_equal(keep_largest(drawn("....", "..##", "##..")), drawn("....", "..##", "...."))
+    assert np.array_equal(keep_largest(drawn("##.##")), drawn("##..."))
 
 
 def test_a_component_of_just_the_size_is_kept():
     mask = drawn("##..# ....#", "#.... .....")
-    assert np.array_equal(without_small(mask, 2), drawn("##..# ....#", "..... ....."))
-    assert not without_small(mask, 3).any()  # the three on top of one another are in two slices
+    assert np.array_equal(remove_small(mask, 2), drawn("##..# ....#", "..... ....."))
+    assert not remove_small(mask, 3).any()  # the three on top of one another are in two slices
 
 
 def test_a_hole_is_closed_within_its_slice_and_one_that_is_open_to_the_border_is_not():
     ring, open_ring = ".###. .#.#. .###.", ".###. .#.#. .#.#."
-    assert np.array_equal(filled(drawn(ring, open_ring)), drawn(".###. .###. .###.", open_ring))
+    assert np.array_equal(fill_holes(drawn(ring, open_ring)), drawn(".###. .###. .###.", open_ring))
 
 
 def test_the_order_is_holes_then_small_ones_then_the_largest():
     ring = drawn("### #.# ###")
-    assert cleaned(ring, Postprocess(fill_holes=True, min_size=9)).sum() == 9  # eight, before it is filled
+    assert clean(ring, Postprocess(fill_holes=True, min_size=9)).sum() == 9  # eight, before it is filled
     pile = drawn("#.... .....", "#..## .....", "#.... .....")  # its body is the largest, its slices are small
     assert np.array_equal(
-        cleaned(pile, Postprocess(min_size=2, largest=True)), drawn("..... .....", "...## .....", "..... .....")
+        clean(pile, Postprocess(min_size=2, largest=True)), drawn("..... .....", "...## .....", "..... .....")
     )
 
 
@@ -124,20 +124,20 @@ def test_the_order_is_holes_then_small_ones_then_the_largest():
 def test_each_rule_does_its_own_and_leaves_the_given_mask_alone(rules, wanted):
     mask = drawn("###... #.#... ###..# ......")
     before = mask.copy()
-    found = cleaned(mask, rules)
+    found = clean(mask, rules)
     assert found.dtype == bool
     assert np.array_equal(found, drawn(wanted))
     assert np.array_equal(mask, before)
 
 
 def test_an_empty_mask_stays_empty():
-    assert not cleaned(np.zeros((3, 5, 5), bool), ALL).any()
+    assert not clean(np.zeros((3, 5, 5), bool), ALL).any()
 
 
-def test_the_words_say_what_is_done():
-    assert ALL.words == ["holes filled", "no component under 4 pixels", "largest component"]
-    assert Postprocess().words == []
-    assert Postprocess(min_size=1).words == []  # which removes nothing
+def test_descriptions_name_the_steps_taken():
+    assert ALL.descriptions == ["holes filled", "no component under 4 pixels", "largest component"]
+    assert Postprocess().descriptions == []
+    assert Postprocess(min_size=1).descriptions == []  # which removes nothing
 
 
 def test_a_negative_size_is_refused():

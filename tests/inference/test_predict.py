@@ -13,7 +13,7 @@ from torch import nn
 from bench import registry
 from bench.config import Input
 from bench.data.loader import SliceLoader
-from bench.inference.predict import count, evened, predict, stacks, tallies
+from bench.inference.predict import Predictor, padded_batch, stacks
 from bench.inference.scoring import choose_threshold, needs_pixels, score_case
 from bench.types import SliceCounts, Stack
 from tests import reference
@@ -32,12 +32,12 @@ def net(seed: int = 0) -> nn.Module:
 def plain(model: nn.Module, loader: SliceLoader, rows=ROWS) -> torch.Tensor:
     """Logits (S, 1, h, w) of one forward pass over all rows."""
     with torch.no_grad():
-        return model.eval()(loader.standard(loader.unit(rows)[0], rows))
+        return model.eval()(loader.normalise(loader.load(rows)[0], rows))
 
 
 def test_predictions_are_a_plain_forward_pass_in_evaluation_mode():
     model, loader = net().train(), SliceLoader(PACK, Input(), CPU)
-    probability = predict([model], loader, ROWS, batch_size=5)
+    probability = Predictor([model], loader, 5).probabilities(ROWS)
     assert probability.shape == (12, 32, 32)
     assert probability.dtype == np.float32
     assert probability == pytest.approx(plain(model, loader)[:, 0].sigmoid().numpy(), abs=1e-6)
@@ -46,20 +46,20 @@ def test_predictions_are_a_plain_forward_pass_in_evaluation_mode():
 @pytest.mark.parametrize("batch_size", [1, 3, 12, 100])
 def test_predictions_do_not_depend_on_the_batch_size(batch_size):
     loader = SliceLoader(PACK, Input(), CPU)
-    assert predict([net()], loader, ROWS, batch_size=batch_size) == pytest.approx(
-        predict([net()], loader, ROWS, batch_size=4), abs=1e-6
+    assert Predictor([net()], loader, batch_size).probabilities(ROWS) == pytest.approx(
+        Predictor([net()], loader, 4).probabilities(ROWS), abs=1e-6
     )
 
 
 def test_rows_are_predicted_in_the_order_given():
     loader, rows = SliceLoader(PACK, Input(), CPU), np.array([9, 2, 5])
-    everything = predict([net()], loader, ROWS, batch_size=4)
-    assert predict([net()], loader, rows, batch_size=2) == pytest.approx(everything[rows], abs=1e-6)
+    everything = Predictor([net()], loader, 4).probabilities(ROWS)
+    assert Predictor([net()], loader, 2).probabilities(rows) == pytest.approx(everything[rows], abs=1e-6)
 
 
 def test_a_model_of_smaller_slices_is_scored_on_the_packed_grid():
     model, loader = net(), SliceLoader(tiny_pack(cases=1, slices=4, size=48), Input(image_size=32), CPU)
-    probability = predict([model], loader, ROWS[:4], batch_size=4)
+    probability = Predictor([model], loader, 4).probabilities(ROWS[:4])
     logits = plain(model, loader, ROWS[:4])
     assert logits.shape == (4, 1, 32, 32)
     assert probability.shape == (4, 48, 48)
@@ -69,18 +69,18 @@ def test_a_model_of_smaller_slices_is_scored_on_the_packed_grid():
 
 def test_an_ensemble_is_the_mean_of_probabilities():
     loader, models = SliceLoader(PACK, Input(), CPU), [net(seed) for seed in range(3)]
-    each = [predict([model], loader, ROWS, batch_size=4) for model in models]
-    assert predict(models, loader, ROWS, batch_size=4) == pytest.approx(np.mean(each, axis=0), abs=1e-6)
+    each = [Predictor([model], loader, 4).probabilities(ROWS) for model in models]
+    assert Predictor(models, loader, 4).probabilities(ROWS) == pytest.approx(np.mean(each, axis=0), abs=1e-6)
 
 
 def test_each_patient_comes_with_its_rows_and_its_truth():
     loader, model = SliceLoader(PACK, Input(), CPU), net()
-    made = list(stacks([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3))
+    made = list(stacks(Predictor([model], loader, 3), {"P2", "P0"}, 0.4))
     assert [case for case, _, _ in made] == ["P0", "P2"]
     for case, rows, stack in made:
         assert rows.tolist() == PACK.rows([case]).tolist()
         assert np.array_equal(stack.truth, PACK.masks[rows] == 1)
-        assert stack.probability == pytest.approx(predict([model], loader, rows, batch_size=4), abs=1e-6)
+        assert stack.probability == pytest.approx(Predictor([model], loader, 4).probabilities(rows), abs=1e-6)
         assert np.array_equal(stack.prediction, stack.probability >= 0.4)
 
 
@@ -91,8 +91,8 @@ def test_each_patient_comes_with_its_rows_and_its_truth():
 def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
     loader, model = SliceLoader(PACK, Input(image_size=size), CPU), net()
     rows = np.array([9, 2, 5, 0, 11])
-    counted = count([model], loader, rows, threshold=threshold, batch_size=2)
-    probability = predict([model], loader, rows, batch_size=2)
+    counted = Predictor([model], loader, 2).counts(rows, threshold)
+    probability = Predictor([model], loader, 2).probabilities(rows)
     truth = PACK.masks[rows] == 1
     for row in range(len(rows)):
         called = probability[row] >= np.float32(threshold)
@@ -105,9 +105,9 @@ def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
 
 def test_each_patient_is_tallied_apart():
     loader, model = SliceLoader(PACK, Input(), CPU), net()
-    found = dict(tallies([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3))
+    found = dict(Predictor([model], loader, 3).case_counts({"P2", "P0"}, 0.4))
     assert list(found) == ["P0", "P2"]
-    for case, _, stack in stacks([model], loader, {"P2", "P0"}, threshold=0.4, batch_size=3):
+    for case, _, stack in stacks(Predictor([model], loader, 3), {"P2", "P0"}, 0.4):
         for name in ("tp", "fp", "fn", "tn"):
             assert np.array_equal(getattr(found[case], name), getattr(stack, name))
 
@@ -136,9 +136,9 @@ def test_batches_that_do_not_fit_are_halved():
                 raise torch.OutOfMemoryError
             return model(images)
 
-    found = predict([Fits()], loader, ROWS, batch_size=12)
+    found = Predictor([Fits()], loader, 12).probabilities(ROWS)
     assert seen == [12, 6, 3, 3, 3, 3]
-    assert found == pytest.approx(predict([model], loader, ROWS, batch_size=3))
+    assert found == pytest.approx(Predictor([model], loader, 3).probabilities(ROWS))
 
 
 # Scoring
@@ -149,11 +149,11 @@ def test_batches_that_do_not_fit_are_halved():
     [([5], 32, [5] * 8), ([1, 2, 3], 8, [1, 2, 3, 3, 3, 3, 3, 3]), ([4, 9], 3, [4, 9, 9]), ([7, 6], 2, [7, 6])],
 )
 def test_a_batch_is_filled_up_to_one_of_few_sizes(rows, most, filled):
-    assert evened(np.array(rows), most).tolist() == filled
+    assert padded_batch(np.array(rows), most).tolist() == filled
 
 
 def test_a_whole_batch_stays_as_it_is():
-    assert evened(np.arange(24), 32).tolist() == list(range(24))
+    assert padded_batch(np.arange(24), 32).tolist() == list(range(24))
 
 
 def test_a_case_is_counted_as_a_whole_and_slice_by_slice():

@@ -19,7 +19,7 @@ from bench.data.patches import random_patch
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting
 from bench.inference.padding import logits_of
-from bench.inference.predict import count, predict
+from bench.inference.predict import Predictor
 from bench.inference.sliding_window import tile_starts, tiled
 from bench.overrides import override
 from bench.training.cross_validation import cross_validate
@@ -160,11 +160,11 @@ def test_models_of_patches_are_evaluated_by_tiles():
         SliceLoader(pack, Input(patch=patch), CPU) for patch in ({"size": 32, "overlap": 0.25}, None)
     )
     rows = np.arange(6)
-    logits = tiles(model, whole.ready(rows)[0], 32, 0.25)
-    probability = predict([model], patched, rows, batch_size=4)
+    logits = tiles(model, whole.load_normalised(rows)[0], 32, 0.25)
+    probability = Predictor([model], patched, 4).probabilities(rows)
     assert probability == pytest.approx(logits.sigmoid()[:, 0].numpy(), abs=1e-6)
-    assert probability != pytest.approx(predict([model], whole, rows, batch_size=4), abs=1e-3)
-    counted = count([model], patched, rows, threshold=0.5, batch_size=4)
+    assert probability != pytest.approx(Predictor([model], whole, 4).probabilities(rows), abs=1e-3)
+    counted = Predictor([model], patched, 4).counts(rows, 0.5)
     truth = pack.masks == 1
     assert counted[:, 0].tolist() == ((probability >= 0.5) & truth).sum((1, 2)).tolist()
 
@@ -172,8 +172,8 @@ def test_models_of_patches_are_evaluated_by_tiles():
 def test_tiles_of_a_resized_slice_are_scored_on_the_packed_grid():
     model, pack = net(), tiny_pack(cases=1, slices=2, size=64)
     loader = SliceLoader(pack, Input(image_size=48, patch={"size": 32}), CPU)
-    probability = predict([model], loader, np.arange(2), batch_size=2)
-    logits = tiles(model, loader.ready(np.arange(2))[0], 32)
+    probability = Predictor([model], loader, 2).probabilities(np.arange(2))
+    logits = tiles(model, loader.load_normalised(np.arange(2))[0], 32)
     assert logits.shape[-2:] == (48, 48)
     expected = nn.functional.interpolate(logits, (64, 64), mode="bilinear").sigmoid()
     assert probability == pytest.approx(expected[:, 0].numpy(), abs=1e-6)
@@ -341,8 +341,11 @@ def test_a_run_trains_on_patches_and_is_scored_on_whole_slices(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"input__patch__size": 65}, "input.patch.size = 65 is more than the 64 pixels of a slice. Give less"),
-        ({"input__patch__size": 64, "input__image_size": 48}, "more than the 48 pixels"),
+        (
+            {"input__patch__size": 65},
+            "input.patch.size = 65 is larger than the 64 pixels of a slice. Give a smaller one",
+        ),
+        ({"input__patch__size": 64, "input__image_size": 48}, "larger than the 48 pixels"),
         ({"model": "pan", "input__patch__size": 64}, "pan needs slices of 128 pixels"),
     ],
 )

@@ -126,7 +126,7 @@ def test_encoder_weights_are_not_fetched_again(tmp_path):
 def test_a_broken_folder_is_refused_with_a_sentence(tmp_path, described, damage):
     save_model(tmp_path, *described)
     damage(tmp_path)
-    with pytest.raises(StoreError, match="holds no model that can be read"):
+    with pytest.raises(StoreError, match="holds no readable model"):
         load_model(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_weights_of_another_model_are_refused_with_a_sentence(tmp_path, describe
     model, description = described
     description["config"]["model"]["base"] = 4
     save_model(tmp_path, model, description)
-    with pytest.raises(StoreError, match="holds weights of another model"):
+    with pytest.raises(StoreError, match="do not fit the model"):
         load_model(tmp_path)
 
 

@@ -17,13 +17,14 @@ from bench.config import RunConfig
 from bench.data.fingerprints import image_table
 from bench.errors import BadSetting, BenchError, DataError, TrainingError, UnknownName
 from bench.inference.fold_models import FoldModels
-from bench.masks import above_threshold, load_masks, load_probabilities
+from bench.masks import Masks, above_threshold, load_masks, load_probabilities
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
 from bench.overrides import configure, override
 from bench.training.cross_validation import cross_validate, estimate_seconds
 from bench.training.experiment import resolve
-from bench.training.fold import case_table, derive_seed
+from bench.training.fold import derive_seed
+from bench.training.fold_records import case_table
 from bench.types import Watch
 from tests.fakes import MemoryRecorder
 
@@ -68,9 +69,9 @@ def ran(cache: Path):
 @pytest.mark.parametrize(
     ("kind", "body", "says"),
     [
-        ("model", "def own(channels): return nn.Conv2d(channels, 2, 1)", r"gives \(1, 2, .*a logit"),
-        ("model", "def own(channels): return nn.Conv2d(channels, 1, 2, 2)", r"gives \(1, 1, 16, 16\) for"),
-        ("loss", "def own(logits, target): return (logits - target) ** 2", r"'own' gives \(1, 1, .*one number"),
+        ("model", "def own(channels): return nn.Conv2d(channels, 2, 1)", r"returns \(1, 2, .*a logit"),
+        ("model", "def own(channels): return nn.Conv2d(channels, 1, 2, 2)", r"returns \(1, 1, 16, 16\) for"),
+        ("loss", "def own(logits, target): return (logits - target) ** 2", r"'own' returns \(1, 1, .*one number"),
     ],
 )
 def test_what_a_plugin_brings_is_tried_once_before_anything_is_trained(tmp_path, kind, body, says):
@@ -148,10 +149,10 @@ def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
     model, description = load_model(tmp_path)
     assert description["split_hash"] == experiment.split_hash
     from bench.data.loader import SliceLoader
-    from bench.inference.predict import stacks
+    from bench.inference.predict import Predictor, stacks
 
     loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
-    for case, _, stack in stacks([model], loader, fold.test, threshold=0.5, batch_size=4):
+    for case, _, stack in stacks(Predictor([model], loader, 4), fold.test, 0.5):
         logged = child.tables["cases"].set_index("case").loc[case]
         assert (stack.tp.sum(), stack.fp.sum()) == (logged["tp"], logged["fp"])
 
@@ -270,7 +271,7 @@ def test_a_fold_that_has_learnt_nothing_is_not_passed_over_in_silence():
         cross_validate(resolve(override(chosen, {"model": "test_mute"})), MemoryRecorder(), only=1, watch=ears[0])
     finally:
         del registry.model._entries["test_mute"]
-    assert [s for s in ears[0].heard if s.startswith("fold 1 has learnt nothing: its validation dice is 0")]
+    assert [s for s in ears[0].heard if s.startswith("fold 1 learnt nothing: its validation dice is 0")]
     cross_validate(resolve(config()), MemoryRecorder(), only=1, watch=ears[1])
     assert ears[1].heard == []
 
@@ -297,8 +298,8 @@ def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
     finally:
         del registry.model._entries["test_large"]
     assert ear.heard == [
-        "out of memory: each batch of 8 is now taken in 2 parts, whose gradients are added up",
-        "out of memory: each batch of 8 is now taken in 4 parts, whose gradients are added up",
+        "out of memory: each batch of 8 is now split into 2 parts, whose gradients are added up",
+        "out of memory: each batch of 8 is now split into 4 parts, whose gradients are added up",
     ]
     assert recorder.children["fold 0"].labels["plan.parts_of_a_batch"] == "4"
 
@@ -309,13 +310,22 @@ def test_another_seed_keeps_the_split():
 
 def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
     """A spy on scoring: until the weights are chosen, nobody but validation patients is predicted."""
+    from bench.inference.predict import Predictor
     from bench.training.tasks import segmentation
 
     asked: list[frozenset[str]] = []
-    for name in ("stacks", "tallies"):
-        real = getattr(segmentation, name)
-        spy = lambda m, f, cases, real=real, **kw: asked.append(frozenset(cases)) or real(m, f, cases, **kw)  # noqa: E731
-        monkeypatch.setattr(segmentation, name, spy)
+    real_stacks, real_counts = segmentation.stacks, Predictor.case_counts
+
+    def spy_stacks(predictor, cases, threshold):
+        asked.append(frozenset(cases))
+        return real_stacks(predictor, cases, threshold)
+
+    def spy_counts(predictor, cases, threshold):
+        asked.append(frozenset(cases))
+        return real_counts(predictor, cases, threshold)
+
+    monkeypatch.setattr(segmentation, "stacks", spy_stacks)
+    monkeypatch.setattr(Predictor, "case_counts", spy_counts)
     experiment = resolve(config(evaluate__threshold="validation"))
     cross_validate(experiment, MemoryRecorder(), only=1)
     fold = experiment.folds[1]
@@ -367,7 +377,7 @@ def test_the_estimate_is_positive_and_trains_no_model_of_ours():
         ({"model": "unnet"}, UnknownName, "Did you mean 'unet'"),
         ({"loss__gama": 1}, BadSetting, "has no setting 'gama'"),
         ({"evaluate__primary": "dise"}, UnknownName, "Did you mean 'dice'"),
-        ({"split__folds": 7}, DataError, "Give --folds 6 or fewer"),
+        ({"split__folds": 7}, DataError, "Set --folds to 6 or fewer"),
         ({"device": "tpu"}, BadSetting, "device"),
         ({"device": "cuda:99"}, BadSetting, "--device cpu"),
         ({"train__freeze_epochs": 1}, BadSetting, "--encoder"),
@@ -418,7 +428,7 @@ def test_a_run_on_the_real_data_scores_every_patient_of_a_fold(lgg_folder):
         only=0,
     )
     assert len(experiment.pack.cases) == 88
-    table = case_table(cross_validate(experiment, MemoryRecorder(), only=0).results)
+    table = case_table(experiment, cross_validate(experiment, MemoryRecorder(), only=0).results, Masks(()))
     assert set(table["case"]) == experiment.folds[0].test
     assert isinstance(summarise(table)["dice"], float)
     assert isinstance(experiment.model(0), nn.Module)

@@ -10,7 +10,7 @@ from bench import registry
 from bench.data.loader import SliceLoader
 from bench.overrides import configure
 from bench.training.experiment import Experiment, resolve
-from bench.training.inference_cost import REPEATS, inference_costs, timed
+from bench.training.inference_cost import REPEATS, inference_costs, time_repeats
 
 PHANTOM = {"dataset.patients": 6, "dataset.size": 32, "dataset.slices": 6, "dataset.institutions": 2}
 
@@ -90,6 +90,6 @@ def test_the_median_is_no_longer_than_the_tail(tmp_path, monkeypatch):
 
 def test_quick_calls_are_repeated_and_slow_ones_are_not(monkeypatch):
     now = iter(range(1000))
-    assert len(timed(lambda: None)) == REPEATS
+    assert len(time_repeats(lambda: None)) == REPEATS
     monkeypatch.setattr("bench.training.inference_cost.time.perf_counter", lambda: float(next(now)))
-    assert timed(lambda: None) == [1.0] * 5
+    assert time_repeats(lambda: None) == [1.0] * 5

@@ -17,7 +17,7 @@ from bench.analysis.leaderboard import build_boards
 from bench.config import Input, RunConfig
 from bench.data.datasets.phantom import write_phantom
 from bench.data.loader import SliceLoader
-from bench.data.pack import Pack, by_slice, load_or_pack
+from bench.data.pack import Pack, load_or_pack, one_case_per_slice
 from bench.data.splits import leaky_slices, patients, split_table
 from bench.errors import BadSetting, DataError, LeakageError
 from bench.experiments.run import dry_run, execute
@@ -25,8 +25,9 @@ from bench.masks import load_masks
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
 from bench.overrides import override
-from bench.tracking import KIND, LEAKY, Store, find_run, open_run, read_table, records
-from bench.tracking.participants import participants_of_run
+from bench.tracking import LEAKY, Store, find_run, open_run, read_records, read_table
+from bench.tracking.participants import read_participants
+from bench.tracking.tags import Tag
 from bench.training.cross_validation import CrossValidationResult, cross_validate
 from bench.training.experiment import Experiment, raw_pack, resolve
 from bench.types import Fold, Watch
@@ -113,7 +114,7 @@ def test_no_other_split_leaks():
 
 def test_a_pack_by_slice_has_the_same_slices_under_names_of_their_own():
     whole = tiny_pack(cases=3, slices=4)
-    alone = by_slice(whole)
+    alone = one_case_per_slice(whole)
     assert alone.cases == [f"P{case}#{number}" for case in range(3) for number in range(1, 5)]
     assert alone.index["patient"].tolist() == whole.index["case"].tolist()
     assert alone.images is whole.images
@@ -141,10 +142,10 @@ def test_the_split_of_patients_keeps_them_together():
 @pytest.mark.parametrize("cases", [1, 2])
 def test_even_few_patients_have_slices_enough(cases):
     """The split itself sees slices, of which a single patient has many; too few are refused as patients are."""
-    index = by_slice(tiny_pack(cases=cases, slices=6)).index
+    index = one_case_per_slice(tiny_pack(cases=cases, slices=6)).index
     folds = leaky_slices(index, folds=3)
     assert sorted(s for fold in folds for s in fold.test) == sorted(index["case"])
-    with pytest.raises(DataError, match="cannot make 13 folds"):
+    with pytest.raises(DataError, match="cannot be split into 13 folds"):
         leaky_slices(index, folds=13)
 
 
@@ -178,10 +179,11 @@ def test_grey_levels_are_normalised_as_without_the_leak(normalise):
     whole = Pack(plain.folder, plain.manifest, images, plain.masks, np.array(bins, np.uint32), plain.index)
     rows = np.arange(12)
     alone, together = (
-        SliceLoader(p, Input(normalise=normalise), CPU).ready(rows)[0] for p in (by_slice(whole), whole)
+        SliceLoader(p, Input(normalise=normalise), CPU).load_normalised(rows)[0]
+        for p in (one_case_per_slice(whole), whole)
     )
     assert torch.equal(alone, together)
-    by_itself = SliceLoader(whole, Input(normalise="image"), CPU).ready(rows)[0]
+    by_itself = SliceLoader(whole, Input(normalise="image"), CPU).load_normalised(rows)[0]
     assert torch.allclose(alone, by_itself) == (normalise == "image")
 
 
@@ -270,16 +272,16 @@ def test_a_leaky_run_is_logged_marked_and_on_no_board(store: Store, pack, capsys
     assert "LEAKY SPLIT" in said.err
     assert "6 patients, 36 slices" in said.err
     run = find_run(store, "leaky")
-    assert (run.info.run_id, run.info.status, run.data.tags[KIND]) == (leaky, "FINISHED", LEAKY)
+    assert (run.info.run_id, run.info.status, run.data.tags[Tag.KIND]) == (leaky, "FINISHED", LEAKY)
     assert "LEAKY" in run.data.tags["mlflow.note.content"]
     assert '"patients": 6' in run.inputs.dataset_inputs[0].dataset.profile
     cases = read_table(store, run, "cases")
-    assert set(cases["case"]) == participants_of_run(store, run).names == set(pack.cases)
+    assert set(cases["case"]) == read_participants(store, run).names == set(pack.cases)
     same = {tag: run.data.tags[tag] for tag in ("bench.data", "bench.split", "bench.convention", "bench.dataset")}
-    assert records(store) == records(store, tags=same) == []
+    assert read_records(store) == read_records(store, tags=same) == []
     with open_run(store, "honest", "phantom", same) as honest:  # as if its split had been the same
         honest.table("cases", cases)
-    found = records(store)
+    found = read_records(store)
     assert [[row.run_id for row in board.rows] for board in build_boards(found)] == [[honest.run_id]]
     assert run.data.metrics["dice"] == pytest.approx(cases["dice"].mean())
 
@@ -312,7 +314,7 @@ def copied_dice(pack: Pack, truth_of: pd.Series, folds: list[Fold]) -> float:
 
 def test_copying_the_nearest_training_slice_pays_where_slices_leak_and_not_where_patients_are_whole():
     pack = load_or_pack(registry.dataset["phantom"].bind({"slices": 16, "size": 32})())
-    alone, whose = by_slice(pack), pack.index["case"]
+    alone, whose = one_case_per_slice(pack), pack.index["case"]
     for seed in range(2):
         leaky = copied_dice(alone, whose, leaky_slices(alone.index, seed=seed))
         honest = copied_dice(pack, whose, patients(pack.index, seed=seed))
@@ -375,7 +377,7 @@ def test_the_split_that_shows_the_leak_takes_it_as_it_is(doubled):
 
 
 def test_a_split_of_patients_that_are_not_there_is_refused(doubled, parts):
-    with pytest.raises(BadSetting, match=r"fold 0 has 1 patient.* that the data lacks, such as stranger"):
+    with pytest.raises(BadSetting, match=r"fold 0 has 1 patient.* not in the data, such as stranger"):
         resolve(on_disk(doubled, parts(([0, 6], [1], [2]))))
 
 

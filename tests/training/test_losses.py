@@ -1,4 +1,4 @@
-"""Contracts that every loss keeps, and what each one means, in hand-computed numbers."""
+"""Losses: the contract of every loss, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gradient(name, logits, target):
 
 @pytest.fixture
 def lesion():
-    """Three images of 12 x 10 with a small, a large and an oblong tumour."""
+    """Three images of 12 x 10 with a small, a large and a long tumour."""
     masks = torch.zeros(3, 1, 12, 10)
     masks[0, :, 2:4, 3:5] = 1
     masks[1, :, 1:10, 1:9] = 1
@@ -45,13 +45,16 @@ def mask_of(kind, lesion):
     return {"empty": torch.zeros_like(lesion), "full": torch.ones_like(lesion), "lesion": lesion}[kind]
 
 
+# The contract of every loss
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", MASKS)
-def test_every_loss_prefers_the_truth(name, kind, lesion):
-    truth = 2 * mask_of(kind, lesion) - 1
-    losses = [compute(name, strength * truth, (truth + 1) / 2) for strength in (5.0, 1.0, 0.0, -1.0, -5.0)]
-    # The hinge has nothing left to gain beyond a margin of 1.
-    assert all(better < worse or (name == "lovasz" and better == worse == 0) for better, worse in pairwise(losses))
+def test_every_loss_decreases_towards_the_truth(name, lesion):
+    for kind in MASKS:
+        truth = 2 * mask_of(kind, lesion) - 1
+        losses = [compute(name, scale * truth, (truth + 1) / 2) for scale in (5.0, 1.0, 0.0, -1.0, -5.0)]
+        # The hinge loss is 0 beyond a margin of 1.
+        assert all(a < b or (name == "lovasz" and a == b == 0) for a, b in pairwise(losses))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,31 +65,31 @@ def test_every_loss_is_one_float32_number(name, lesion, logits):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("size", [50.0, -50.0, 1e4, -1e4, "right", "wrong"])
-def test_every_loss_and_its_gradient_are_finite_at_the_extremes(name, kind, size, lesion):
-    target = mask_of(kind, lesion)
-    sign = {"right": 1, "wrong": -1}
-    logits = 1e4 * sign[size] * (2 * target - 1) if size in sign else torch.full_like(target, size)
-    assert compute(name, logits, target).isfinite()
-    assert gradient(name, logits, target).isfinite().all()
+def test_every_loss_and_its_gradient_are_finite_for_extreme_logits(name, lesion):
+    for kind in MASKS:
+        target = mask_of(kind, lesion)
+        correct = 1e4 * (2 * target - 1)
+        for logits in (torch.full_like(target, 50.0), torch.full_like(target, -1e4), correct, -correct):
+            assert compute(name, logits, target).isfinite()
+            assert gradient(name, logits, target).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("kind", "logit"), [("empty", 2.0), ("empty", -2.0), ("full", -2.0), ("full", 2.0)])
-def test_empty_and_full_masks_still_teach(name, kind, logit, lesion):
-    """Every image pulls its logits towards the truth, also where it holds no tumour or nothing else."""
+@pytest.mark.parametrize("kind", ["empty", "full"])
+def test_every_image_has_a_gradient_towards_an_empty_or_full_mask(name, kind, lesion):
     target = mask_of(kind, lesion)
-    uneven = logit + torch.linspace(-0.1, 0.1, target.numel()).view_as(target)  # the hinge sees the worst pixel
-    step = gradient(name, uneven, target).flatten(1).sum(1)
-    if name == "lovasz" and (kind == "full") == (logit > 0):
-        assert (step == 0).all()  # right by more than the margin
-    else:
-        assert (step > 0).all() if kind == "empty" else (step < 0).all()
+    for logit in (2.0, -2.0):
+        # Uneven, because the hinge loss has a gradient at the worst pixel alone.
+        uneven = logit + torch.linspace(-0.1, 0.1, target.numel()).view_as(target)
+        slope = gradient(name, uneven, target).flatten(1).sum(1)
+        if name == "lovasz" and (kind == "full") == (logit > 0):
+            assert (slope == 0).all()  # correct by more than the margin
+        else:
+            assert (slope > 0).all() if kind == "empty" else (slope < 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_is_the_slope(name, lesion, logits):
+def test_the_gradient_equals_the_finite_difference(name, lesion, logits):
     slope = gradient(name, logits, lesion)
     direction = slope / slope.norm()
     h = 1e-2
@@ -95,54 +98,56 @@ def test_the_gradient_is_the_slope(name, lesion, logits):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_over_images_whatever_their_order(name, lesion, logits):
-    together = compute(name, logits, lesion)
-    alone = [compute(name, logits[i : i + 1], lesion[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(together, torch.stack(alone).mean())
+def test_a_batch_has_the_mean_loss_of_its_images_in_any_order(name, lesion, logits):
+    batch = compute(name, logits, lesion)
+    single = [compute(name, logits[i : i + 1], lesion[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(batch, torch.stack(single).mean())
     order = [2, 0, 1]
-    torch.testing.assert_close(together, compute(name, logits[order], lesion[order]))
+    torch.testing.assert_close(batch, compute(name, logits[order], lesion[order]))
 
 
 @pytest.mark.parametrize("name", OVER)
-def test_over_the_batch_is_over_one_image_that_holds_them_all(name, lesion, logits):
+def test_over_the_batch_equals_one_image_that_holds_all_images(name, lesion, logits):
     tall = [torch.cat(list(x), dim=1)[None] for x in (logits, lesion)]  # (1, 1, 3 * 12, 10)
-    together = compute(name, logits, lesion, over="batch")
-    torch.testing.assert_close(together, compute(name, *tall))
-    assert together != compute(name, logits, lesion)
+    batch = compute(name, logits, lesion, over="batch")
+    torch.testing.assert_close(batch, compute(name, *tall))
+    assert batch != compute(name, logits, lesion)
 
 
-def test_every_loss_of_overlap_has_both_sums():
+def test_every_overlap_loss_has_the_setting_over():
     assert set(OVER) == set(NAMES) - {"bce", "focal"}
 
 
-def test_predicting_nothing_pays_over_images_and_not_over_the_batch():
-    """Three of four images are empty: nothing predicted is right on three, and misses all tumour there is."""
+def test_predicting_nothing_is_rewarded_over_images_but_not_over_the_batch():
+    """Three of four images are empty: predicting nothing is correct on three and misses the only tumour."""
     target = torch.zeros(4, 1, 16, 16)
     target[0] = 1
     nothing = torch.full_like(target, -50.0)
-    # Over images 3 x 0 and 1 - 1 / 257; over the batch 1 - 1 / 257.
+    # Over images: 3 x 0 and 1 - 1 / 257, averaged. Over the batch: 1 - 1 / 257.
     assert compute("dice", nothing, target).item() == pytest.approx((1 - 1 / 257) / 4, abs=1e-6)
     assert compute("dice", nothing, target, over="batch").item() == pytest.approx(1 - 1 / 257, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_summed_in_float32(name, half):
-    """300 x 300 ones sum to more than float16 can hold."""
-    logits, target = torch.full((1, 1, 300, 300), 3.0, dtype=half), torch.ones(1, 1, 300, 300)
-    target[..., :100] = 0
-    value = compute(name, logits, target.to(half))
-    assert value.dtype == torch.float32
-    assert torch.equal(value, compute(name, logits.float(), target))
+def test_half_precision_logits_are_summed_in_float32(name):
+    """300 x 300 ones sum to more than float16 can represent."""
+    for half in (torch.float16, torch.bfloat16):
+        logits, target = torch.full((1, 1, 300, 300), 3.0, dtype=half), torch.ones(1, 1, 300, 300)
+        target[..., :100] = 0
+        value = compute(name, logits, target.to(half))
+        assert value.dtype == torch.float32
+        assert torch.equal(value, compute(name, logits.float(), target))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing(name, lesion, logits):
+def test_autocast_does_not_change_a_loss(name, lesion, logits):
     with torch.autocast("cpu", torch.bfloat16):
         inside = compute(name, logits, lesion)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, compute(name, logits, lesion))
 
+
+# Values by hand
 
 # One image of two pixels: p = 0.8 where the truth is 1 and p = 0.4 where it is 0.
 # Hits 0.8, misses 0.2, false alarms 0.4. -ln 0.8 = 0.2231436, -ln 0.6 = 0.5108256.
@@ -170,7 +175,7 @@ BY_HAND = [
     # Logits ln 4 = 1.386 and ln(2/3) = -0.405: hinge errors 0 and 0.5945349. Wrong second pixel alone: J = 1/2.
     ("lovasz", {}, 0.2972674),
 ]
-# The same and an empty image of two pixels, p = 0.4 both: hits 0.8, misses 0.2, false alarms 0.4 and 0.8 = 1.2.
+# The same image and an empty one with p = 0.4 twice: hits 0.8, misses 0.2, false alarms 0.4 + 0.8 = 1.2.
 BY_HAND_OVER_TWO = [
     ("dice", {}, 0.35),  # 1 - 2.6 / (2.0 + 1 + 1)
     ("jaccard", {}, 0.4375),  # 1 - 1.8 / (2.0 + 1 - 0.8 + 1)
@@ -180,33 +185,33 @@ BY_HAND_OVER_TWO = [
     ("bce_dice", {}, 0.3944526),  # (0.4389051 + 0.35) / 2
     ("bce_plus_dice", {}, 0.7889051),
     ("combo", {"alpha": 0.0}, -0.65),
-    # Hinge errors 0 (truth) and three of 0.5945349: in falling order J = 1/2, 2/3, 3/4; 0.5945349 * 3 / 4.
+    # Hinge errors 0 (truth) and three of 0.5945349: in descending order J = 1/2, 2/3, 3/4; 0.5945349 * 3 / 4.
     ("lovasz", {}, 0.4459012),
 ]
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), BY_HAND)
-def test_two_pixels_by_hand(name, settings, expected):
+def test_the_loss_of_two_pixels_equals_its_value_by_hand(name, settings, expected):
     logits = torch.logit(torch.tensor([0.8, 0.4], dtype=torch.float64)).float().view(1, 1, 1, 2)
     value = compute(name, logits, torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), **settings)
     assert value.item() == pytest.approx(expected, abs=2e-7)
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), BY_HAND_OVER_TWO)
-def test_two_images_of_two_pixels_by_hand_over_the_batch(name, settings, expected):
+def test_the_loss_over_two_images_equals_its_value_by_hand(name, settings, expected):
     p = torch.tensor([0.8, 0.4, 0.4, 0.4], dtype=torch.float64)
     target = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(2, 1, 1, 2)
     value = compute(name, torch.logit(p).float().view(2, 1, 1, 2), target, over="batch", **settings)
     assert value.item() == pytest.approx(expected, abs=2e-7)
 
 
-def test_every_loss_has_a_number_by_hand():
+def test_every_loss_has_a_value_by_hand():
     assert {name for name, _, _ in BY_HAND} >= set(NAMES)
     assert {name for name, _, _ in BY_HAND_OVER_TWO} == set(OVER)
 
 
 def overlap_reference(logits, target, *, fn_weight, smooth):
-    """The Tversky loss, pixel by pixel in Python's floats."""
+    """Compute the Tversky loss pixel by pixel with Python floats."""
     losses = []
     for z_image, t_image in zip(logits.flatten(1).tolist(), target.flatten(1).tolist(), strict=True):
         hits = misses = alarms = 0.0
@@ -217,7 +222,7 @@ def overlap_reference(logits, target, *, fn_weight, smooth):
     return np.mean(losses)
 
 
-def test_tversky_and_dice_pixel_by_pixel(lesion, logits):
+def test_tversky_and_dice_agree_with_the_pixel_by_pixel_reference(lesion, logits):
     tversky = compute("tversky", logits, lesion, fn_weight=0.6, smooth=2.0)
     assert tversky.item() == pytest.approx(overlap_reference(logits, lesion, fn_weight=0.6, smooth=2.0), abs=1e-6)
     dice = compute("dice", logits, lesion, smooth=4.0)
@@ -225,12 +230,12 @@ def test_tversky_and_dice_pixel_by_pixel(lesion, logits):
 
 
 def jaccard_loss(wrong, truth):
-    """The Jaccard loss of a prediction wrong at exactly these pixels (Berman et al. 2018, equation 6)."""
+    """Return the Jaccard loss of a prediction that is wrong at these pixels (Berman et al. 2018, equation 6)."""
     return len(wrong) / len(truth | wrong) if truth | wrong else 0.0
 
 
 def lovasz_reference(logits, target):
-    """The Lovász extension by its definition: errors in falling order, each times the growth of the loss."""
+    """Compute the Lovász extension by its definition: descending errors, each times the increase of the loss."""
     losses = []
     for z, t in zip(logits.flatten(1).double().numpy(), target.flatten(1).numpy(), strict=True):
         truth = set(np.flatnonzero(t))
@@ -246,13 +251,13 @@ def lovasz_reference(logits, target):
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_lovasz_is_the_extension_of_the_jaccard_loss(kind, lesion, logits):
+def test_lovasz_agrees_with_its_definition(kind, lesion, logits):
     target = mask_of(kind, lesion)
     assert compute("lovasz", logits, target).item() == pytest.approx(lovasz_reference(logits, target), rel=1e-5)
 
 
-def test_lovasz_of_hard_predictions_is_twice_the_jaccard_loss(lesion):
-    """At logits of +-1 the hinge error is 0 where right and 2 where wrong."""
+def test_lovasz_of_binary_predictions_is_twice_the_jaccard_loss(lesion):
+    """At logits of +-1 the hinge error is 0 where correct and 2 where wrong."""
     prediction = lesion.roll((1, 1), (2, 3))
     expected = np.mean(
         [
@@ -263,7 +268,7 @@ def test_lovasz_of_hard_predictions_is_twice_the_jaccard_loss(lesion):
     assert compute("lovasz", 2 * prediction - 1, lesion).item() == pytest.approx(2 * expected, rel=1e-5)
 
 
-def test_lovasz_runs_where_only_deterministic_operations_may(lesion, logits):
+def test_lovasz_runs_with_deterministic_algorithms_only(lesion, logits):
     torch.use_deterministic_algorithms(True)
     try:
         assert gradient("lovasz", logits, lesion).isfinite().all()
@@ -277,14 +282,14 @@ def test_bce_plus_dice_is_twice_bce_dice(lesion, logits):
     )
 
 
-def test_a_perfect_prediction_gives_combo_its_lowest_value(lesion):
-    """-(1 - alpha), since the paper subtracts Dice."""
+def test_the_combo_loss_of_a_perfect_prediction_is_alpha_minus_one(lesion):
+    """The paper subtracts Dice."""
     value = compute("combo", 100 * (2 * lesion - 1), lesion, alpha=0.4)
     assert value.item() == pytest.approx(-0.6, abs=1e-6)
 
 
 def test_fn_weight_decides_which_error_costs_more():
-    """A square of 16 pixels missed by half, or predicted twice as large."""
+    """A square of 16 pixels, of which half is missed, or which is predicted twice as large."""
     target = torch.zeros(1, 1, 16, 16)
     target[..., 4:8, 4:8] = 1
     half, double = target.clone(), target.clone()
@@ -310,6 +315,6 @@ def test_fn_weight_decides_which_error_costs_more():
         ("tversky", {"fn_weight": 1.0}),
     ],
 )
-def test_values_outside_their_range_are_refused(name, settings):
+def test_a_setting_out_of_range_raises(name, settings):
     with pytest.raises(BadSetting, match=next(iter(settings))):
         registry.loss[name].settings(settings)

@@ -25,7 +25,7 @@ from bench.data.loader import SliceLoader
 from bench.data.pack import Manifest, Pack
 from bench.training.step import Stepper
 from bench.training.loop import train
-from bench.inference.predict import tallies
+from bench.inference.predict import Predictor
 
 folder, slices, side = Path(sys.argv[1]), 512, 512
 torch.set_num_threads(1)
@@ -58,7 +58,7 @@ try:
 except MemoryError:
     print("does not fit")
 print("images", epoch(np.arange(slices)).images)
-counted = dict(tallies([model], loader, pack.cases[:2], threshold=0.5, batch_size=8))
+counted = dict(Predictor([model], loader, 8).case_counts(pack.cases[:2], 0.5))
 print("truth", sum(int(t.tp.sum() + t.fn.sum()) for t in counted.values()))
 """
 
@@ -92,7 +92,7 @@ def test_a_batch_that_outgrows_the_memory_of_a_cpu_is_trained_in_parts() -> None
     *said, loss = ran.stdout.splitlines()
     assert loss == "loss True"
     assert said
-    assert all("out of memory: each batch of 16 is now taken in" in line for line in said)
+    assert all("out of memory: each batch of 16 is now split into" in line for line in said)
 
 
 @linux

@@ -20,10 +20,11 @@ from bench.data.loader import SliceLoader
 from bench.errors import BadSetting, UnknownName
 from bench.experiments.run import execute
 from bench.inference.fold_models import FoldModels
-from bench.metrics.classification import best_threshold, confusion
+from bench.inference.predict import Predictor
+from bench.metrics.classification import best_threshold, confusion_matrix
 from bench.models.io import load_model
 from bench.overrides import configure, override
-from bench.tracking import Store, read_table, records
+from bench.tracking import Store, read_records, read_table
 from bench.training.cross_validation import CrossValidationResult, cross_validate, estimate_seconds
 from bench.training.experiment import Experiment, resolve
 from bench.training.tasks.presence import Presence
@@ -143,7 +144,7 @@ def test_a_fold_logs_the_scores_of_its_own_slices(ran):
 def test_tables_and_pictures_of_the_calls_are_left(ran):
     tables = ran.recorder.tables
     cells = tables["confusion"].set_index("truth")
-    assert cells.to_numpy().tolist() == confusion(ran.slices).to_numpy().tolist()
+    assert cells.to_numpy().tolist() == confusion_matrix(ran.slices).to_numpy().tolist()
     assert list(cells.index) == ["tumour", "none"]
     assert tables["report"]["slices"].sum() == tables["reliability"]["slices"].sum() == 36
     assert {"discrimination", "confusion", "reliability"} <= ran.recorder.images.keys()
@@ -155,16 +156,15 @@ def test_tables_and_pictures_of_the_calls_are_left(ran):
 
 def test_validation_patients_choose_and_test_patients_are_judged_once(monkeypatch):
     """A spy on prediction: until the weights are chosen, nobody but validation patients is predicted."""
-    from bench.training.tasks import presence
-
     asked: list[str] = []
-    real = presence.predict
+    real = Predictor.probabilities
 
-    def spy(models: Any, loader: SliceLoader, rows: np.ndarray, **named: Any) -> np.ndarray:
-        asked.extend(loader.pack.index["case"].iloc[rows].unique())
-        return real(models, loader, rows, **named)
+    def spy(predictor: Predictor, rows: np.ndarray, shape: tuple[int, int] | None = None) -> np.ndarray:
+        if predictor.batch_size > 1:  # not that which measures latency
+            asked.extend(predictor.pack.index["case"].iloc[rows].unique())
+        return real(predictor, rows, shape)
 
-    monkeypatch.setattr(presence, "predict", spy)
+    monkeypatch.setattr(Predictor, "probabilities", spy)
     experiment = resolve(config())
     cross_validate(experiment, MemoryRecorder(), only=1)
     fold = experiment.folds[1]
@@ -177,7 +177,9 @@ def test_epoch_and_threshold_are_the_best_for_validation_slices(ran, tmp_path):
     chosen = []
     for fold, result in zip(ran.experiment.folds, ran.outcome.results, strict=True):
         model, description = load_model(ran.model(fold.number, tmp_path))
-        judged = pd.concat(score.slices for score, _ in task.score([model], loader, fold.val, 0.5))
+        judged = pd.concat(
+            score.slices for score, _ in task.score(ran.experiment.predictor([model], loader), fold.val, 0.5)
+        )
         assert set(judged["case"]) == fold.val
         expected = best_threshold(judged["truth"].to_numpy(), judged["probability"].to_numpy())
         assert result.threshold == description["threshold"] == expected
@@ -233,7 +235,7 @@ def test_slices_may_be_resized_and_an_encoder_frozen():
 
 
 def task(**settings: Any) -> Presence:
-    return Presence(Evaluate(**({"primary": "auroc"} | settings)), "float32")
+    return Presence(Evaluate(**({"primary": "auroc"} | settings)))
 
 
 def test_the_target_is_whether_any_pixel_is_tumour():
@@ -249,10 +251,10 @@ def test_the_target_is_whether_any_pixel_is_tumour():
 
 def test_a_threshold_that_is_given_is_taken_and_nothing_predicted(ran):
     loader = SliceLoader(ran.experiment.pack, ran.experiment.config.input, torch.device("cpu"))
-    never = torch.nn.Module()  # has no forward
-    assert task(threshold=0.3).threshold(loader, never, ran.experiment.pack.cases) == 0.3
+    never = ran.experiment.predictor([torch.nn.Module()], loader)  # has no forward
+    assert task(threshold=0.3).threshold(never, ran.experiment.pack.cases) == 0.3
     with pytest.raises(NotImplementedError):
-        task(threshold="validation").threshold(loader, never, ran.experiment.pack.cases)
+        task(threshold="validation").threshold(never, ran.experiment.pack.cases)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_a_threshold_that_is_given_is_taken_and_nothing_predicted(ran):
         (
             {"split": "leaky_slices"},
             BadSetting,
-            "split=leaky_slices shows is one of segmentation. Use split=patients",
+            "split=leaky_slices demonstrates a leak of segmentation scores only. Use split=patients",
         ),
         (
             {"model": "unet", "model__base": 4, "evaluate__primary": "auroc"},
@@ -459,7 +461,7 @@ def test_draws_of_patients_for_whom_a_score_is_not_defined_do_not_count():
 
 def test_a_logged_classifier_stands_on_its_board_with_its_slices(store: Store, capsys):
     run_id = execute(config(train__epochs=1, name="mine", seed=3), uri=store.uri, quiet=True)
-    (found,) = records(store)
+    (found,) = read_records(store)
     assert (found.run_id, found.tags["bench.task"]) == (run_id, "presence")
     (board,) = build_boards([found])
     assert (board.task, order(board), board.patients) == ("presence", ["mine"], 6)

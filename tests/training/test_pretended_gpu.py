@@ -20,17 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
 from bench.config import Input, RunConfig
-from bench.data.augment.warp import _blur
+from bench.data.augment.warp import _blur_weights
 from bench.data.loader import SliceLoader
 from bench.data.slice_random import SliceRandom
-from bench.inference import predict as evaluate
+from bench.inference.predict import Predictor
 from bench.overrides import configure
 from bench.training import step
 from bench.training.experiment import _augmentations, task_of
 from bench.training.loop import train
 from bench.training.step import Stepper
-from tests.models.test_models import EVERY, build, side
 from tests.fakes import tiny_pack
+from tests.models.test_models import build, every_model, side
 
 GPU = torch.device("cuda", 0)
 STEPS = 2
@@ -67,10 +67,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, clip: None)
-    _blur.cache_clear()
+    _blur_weights.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield GPU
-    _blur.cache_clear()
+    _blur_weights.cache_clear()
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -89,7 +89,7 @@ def epoch(model: nn.Module, config: RunConfig, *, size: int = 48, resident: bool
     copies = Copies()
     steps = []
     loader = SliceLoader(tiny_pack(size=size), config.input, GPU, resident=resident)
-    loader.units = lambda batches: map(loader.unit, batches)  # type: ignore[method-assign]  # a reader has a stream
+    loader.load_batches = lambda batches: map(loader.load, batches)  # type: ignore[method-assign]  # a reader has a stream
     taken = Stepper._step
 
     def watched(self: Stepper, images: Tensor, masks: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def plain() -> nn.Module:
     return build("unet", base=2, depth=1)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@every_model
 def test_no_model_waits_or_mixes_devices(name: str, request: pytest.FixtureRequest) -> None:
     model = build(name)  # on the CPU, as a run builds it
     request.getfixturevalue("gpu")
@@ -164,7 +164,7 @@ def test_prediction_stays_on_the_device(patch: dict[str, int] | None, gpu: torch
     )
     models = [moved(plain()), moved(plain())]
     with torch.inference_mode():
-        for probability, truth in evaluate._predicted(models, loader, np.arange(5), 4, "auto", loader.shape):
+        for probability, truth in Predictor(models, loader, 4)._batches(np.arange(5), loader.shape):
             assert (probability.device, truth.device) == (gpu, gpu)
             assert probability.shape == truth.shape
 

@@ -134,7 +134,10 @@ def test_what_cannot_be_repeated_is_a_sentence_and_other_errors_are_themselves()
 
         return Stepper(net(), loss, PLAIN, 1.0, CPU)
 
-    with pytest.raises(TrainingError, match=r"bit by bit .*\(bend does not have .*\)\. Leave --deterministic out"):
+    with pytest.raises(
+        TrainingError,
+        match=r"deterministically on this device \(bend does not have .*\)\. Leave out --deterministic",
+    ):
         broken("bend does not have a deterministic implementation, but you set\nmore")(*batch(), 0.1)
     with pytest.raises(RuntimeError, match=r"^other$"):
         broken("other")(*batch(), 0.1)
@@ -154,7 +157,7 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is_and_says_why() -> None:
     step._forward = compiler
     assert step(*batch(), 0.5).item() == pytest.approx(plain_step(net(), *batch(), 0.5), rel=1e-6)
     assert step.how == "eager (not compiled: no C++ compiler)"
-    assert said == ["the model cannot be compiled here (no C++ compiler); it runs as it is"]
+    assert said == ["the model cannot be compiled here (no C++ compiler); it runs uncompiled"]
 
 
 def test_on_a_cpu_a_graph_is_an_eager_step_and_says_so() -> None:
@@ -250,11 +253,11 @@ def test_nothing_in_an_epoch_waits_for_the_device(resident: bool) -> None:
     rows = np.arange(8)
 
     def whole_step() -> Tensor:
-        images, masks = loader.unit(rows)
+        images, masks = loader.load(rows)
         draws = SliceRandom(0, 0, rows.tolist(), GPU)
         for each in change:
             images, masks = each(images, masks, draws)
-        return step(loader.standard(images, rows), masks, 0.01)
+        return step(loader.normalise(images, rows), masks, 0.01)
 
     whole_step()  # what is made once, such as the kernel that blurs, may be waited for
     torch.cuda.set_sync_debug_mode("error")

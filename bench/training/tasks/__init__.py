@@ -1,26 +1,26 @@
-"""What a model is asked for: an outline of the tumour, or whether a slice shows one.
+"""What a model is trained for: to segment the tumour, or to say whether a slice shows one.
 
-The loop, the folds, the choosing and the recording are the same for every task; a `Task` is what differs.
+The training loop, the folds and the recording are the same for every task; a `Task` is what differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
+from bench.inference.predict import Predictor
 from bench.masks import Masks
 from bench.types import CaseScore
 
 
 class Task(Protocol):
-    """What is trained for, validated by, scored and drawn."""
+    """How a model is trained, validated, scored and drawn."""
 
     @property
     def name(self) -> str:
@@ -28,7 +28,11 @@ class Task(Protocol):
 
     @property
     def segments(self) -> bool:
-        """Whether it predicts masks, scored patient by patient; else slices are called, scored all together."""
+        """Whether it predicts masks, scored patient by patient; otherwise it classifies slices."""
+
+    @property
+    def output_shape(self) -> tuple[int, int] | None:
+        """Height and width of a model's output where that is not the slice's."""
 
     @property
     def primary(self) -> str:
@@ -36,31 +40,31 @@ class Task(Protocol):
 
     @property
     def sign(self) -> int:
-        """+1 where a higher primary score is better, else -1."""
+        """+1 where a higher primary score is better, otherwise -1."""
 
     def target(self, masks: Tensor) -> Tensor:
-        """What the loss compares logits with, of masks (B, 1, H, W)."""
+        """Return what the loss compares logits with, for masks (B, 1, H, W)."""
 
-    def validate(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
-        """The primary score of validation patients at threshold 0.5."""
+    def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
+        """Return the primary score of validation patients at threshold 0.5."""
 
-    def threshold(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
-        """The threshold to use: the one that was set, or the best for these validation patients."""
+    def threshold(self, predictor: Predictor, cases: Iterable[str]) -> float:
+        """Return the threshold that was set, or the best for these validation patients."""
 
     def score(
-        self, models: Sequence[nn.Module], loader: SliceLoader, cases: Iterable[str], threshold: float
+        self, predictor: Predictor, cases: Iterable[str], threshold: float
     ) -> Iterator[tuple[CaseScore, Masks]]:
-        """Each patient's scores and predicted masks (none where the task has none), `models` averaged."""
+        """Yield each patient's scores and predicted masks; a task without masks yields none."""
 
     def summarise(
         self, cases: pd.DataFrame, slices: pd.DataFrame, *, with_interval: bool = True
     ) -> dict[str, float]:
-        """What patients say together, from a row a patient and a row a slice."""
+        """Return scores over all patients, from one row per patient and one row per slice."""
 
     def tables(self, slices: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
-        """Tables of its own that a run should leave."""
+        """Return further tables that a run logs, by name."""
 
     def pictures(
         self, pack: Pack, cases: pd.DataFrame, slices: pd.DataFrame, predictions: Mapping[str, NDArray[np.bool_]]
     ) -> Mapping[str, NDArray[np.uint8]]:
-        """Pictures that a run should leave, RGB."""
+        """Return pictures that a run logs, RGB (H, W, 3), by name."""

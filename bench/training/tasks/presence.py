@@ -1,21 +1,20 @@
-"""Is there tumour on this slice? One logit a slice, judged over all slices, with intervals over patients."""
+"""Presence: does a slice show tumour? One logit per slice, scored over slices, with intervals over patients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.config import Evaluate
-from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.errors import BadSetting, did_you_mean
-from bench.inference.predict import predict
+from bench.inference.predict import Predictor
 from bench.masks import Mask, Masks
 from bench.metrics.classification import (
     HIGHER,
@@ -23,8 +22,8 @@ from bench.metrics.classification import (
     Calls,
     accuracy,
     best_threshold,
-    confusion,
-    reliability,
+    confusion_matrix,
+    reliability_curve,
     report_by_class,
     sensitivity,
     specificity,
@@ -36,12 +35,12 @@ from bench.types import CaseScore
 
 @dataclass(frozen=True)
 class Presence:
-    """The task of classifiers. Raises `BadSetting` for settings that say nothing here."""
+    """The task of classifiers. Raises `BadSetting` for settings that have no meaning here."""
 
     settings: Evaluate
-    precision: str
     name: ClassVar[str] = "presence"
     segments: ClassVar[bool] = False
+    output_shape: ClassVar[tuple[int, int]] = (1, 1)
 
     def __post_init__(self) -> None:
         if self.primary not in SCORES:
@@ -51,8 +50,8 @@ class Presence:
             )
         if self.settings.metrics:
             raise BadSetting(
-                "evaluate.metrics chooses among segmentation metrics; a presence model has all scores of its own. "
-                "Leave it out."
+                "evaluate.metrics chooses among segmentation metrics, and a presence model always gets all of its "
+                "own scores. Leave it out."
             )
 
     @property
@@ -64,27 +63,25 @@ class Presence:
         return 1 if self.primary in HIGHER else -1
 
     def target(self, masks: Tensor) -> Tensor:
-        """(B, 1, 1, 1): 1 where any pixel of the slice, as the model sees it, is tumour."""
+        """Return (B, 1, 1, 1): 1 where any pixel of the slice, as the model sees it, is tumour."""
         return masks.amax((2, 3), keepdim=True)
 
-    def validate(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
-        judged = pd.concat(self._judged([model], loader, cases, 0.5), ignore_index=True)
-        return SCORES[self.primary](Calls.of(judged))
+    def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
+        return SCORES[self.primary](Calls.from_table(pd.concat(_classify(predictor, cases, 0.5))))
 
-    def threshold(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
-        given = self.settings.threshold
-        if given != "validation":
-            return given
-        judged = pd.concat(self._judged([model], loader, cases, 0.5))
-        return best_threshold(judged["truth"].to_numpy(bool), judged["probability"].to_numpy(np.float64))
+    def threshold(self, predictor: Predictor, cases: Iterable[str]) -> float:
+        if self.settings.threshold != "validation":
+            return self.settings.threshold
+        slices = pd.concat(_classify(predictor, cases, 0.5))
+        return best_threshold(slices["truth"].to_numpy(bool), slices["probability"].to_numpy(np.float64))
 
     def score(
-        self, models: Sequence[nn.Module], loader: SliceLoader, cases: Iterable[str], threshold: float
+        self, predictor: Predictor, cases: Iterable[str], threshold: float
     ) -> Iterator[tuple[CaseScore, Masks]]:
-        for slices in self._judged(models, loader, cases, threshold):
-            calls = Calls.of(slices)
+        for slices in _classify(predictor, cases, threshold):
+            calls = Calls.from_table(slices)
             values = {score.__name__: score(calls) for score in (accuracy, sensitivity, specificity)}
-            cells = confusion(slices).to_numpy().ravel().tolist()
+            cells = confusion_matrix(slices).to_numpy().ravel().tolist()
             counts = dict(zip(("tp", "fn", "fp", "tn"), cells, strict=True))
             yield CaseScore(str(slices["case"].iloc[0]), values, counts, slices), Masks(())
 
@@ -94,35 +91,33 @@ class Presence:
         return summarise_calls(slices, with_interval=with_interval)
 
     def tables(self, slices: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
-        """`slices`, which a cascade needs; the confusion matrix, the report by class, the reliability curve."""
+        """Return the slices, which a cascade needs, confusion matrix, report by class and reliability curve."""
         return {
             "slices": slices,
-            "confusion": confusion(slices).rename_axis("truth").reset_index(),
+            "confusion": confusion_matrix(slices).rename_axis("truth").reset_index(),
             "report": report_by_class(slices),
-            "reliability": reliability(slices),
+            "reliability": reliability_curve(slices),
         }
 
     def pictures(
         self, pack: Pack, cases: pd.DataFrame, slices: pd.DataFrame, predictions: Mapping[str, Mask]
     ) -> Mapping[str, NDArray[np.uint8]]:
-        return presence_pictures(slices, confusion(slices), reliability(slices))
+        return presence_pictures(slices, confusion_matrix(slices), reliability_curve(slices))
 
-    def _judged(
-        self, models: Sequence[nn.Module], loader: SliceLoader, cases: Iterable[str], threshold: float
-    ) -> Iterator[pd.DataFrame]:
-        """A table a patient: case, slice, truth, probability, called."""
-        index = loader.pack.index
-        for case in sorted(cases):
-            rows = loader.pack.rows([case])
-            size = self.settings.batch_size
-            found = predict(models, loader, rows, batch_size=size, precision=self.precision, shape=(1, 1))
-            probability = found[:, 0, 0].astype(np.float64)  # as the threshold was chosen
-            yield pd.DataFrame(
-                {
-                    "case": case,
-                    "slice": index["slice"].to_numpy()[rows],
-                    "truth": index["positive"].to_numpy()[rows],
-                    "probability": probability,
-                    "called": probability >= threshold,
-                }
-            )
+
+def _classify(predictor: Predictor, cases: Iterable[str], threshold: float) -> Iterator[pd.DataFrame]:
+    """Yield one table per patient: case, slice, truth, probability, called."""
+    index = predictor.pack.index
+    for case in sorted(cases):
+        rows = predictor.pack.rows([case])
+        # float64, so that it compares with the threshold as when that was chosen
+        probability = predictor.probabilities(rows, Presence.output_shape)[:, 0, 0].astype(np.float64)
+        yield pd.DataFrame(
+            {
+                "case": case,
+                "slice": index["slice"].to_numpy()[rows],
+                "truth": index["positive"].to_numpy()[rows],
+                "probability": probability,
+                "called": probability >= threshold,
+            }
+        )

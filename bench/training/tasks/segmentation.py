@@ -1,25 +1,24 @@
-"""Which pixels are tumour: a patient's stack is predicted, and its metrics are those of the registry."""
+"""Segmentation: which pixels are tumour, scored patient by patient with the metrics of the registry."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import registry
 from bench.config import Evaluate
-from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.errors import BadSetting
 from bench.inference.overlays import overlays
-from bench.inference.predict import stacks, tallies
+from bench.inference.predict import Predictor, PredictsStacks, stacks
 from bench.inference.scoring import Metric, choose_threshold, needs_pixels, score_case
 from bench.masks import Mask, Masks, to_hundredths
 from bench.metrics.aggregate import summarise
@@ -28,17 +27,19 @@ from bench.types import CaseScore, SliceCounts, Stack
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The task of most runs. Raises `UnknownName` or `BadSetting` for metrics that cannot be used."""
+    """The default task. Raises `UnknownName` or `BadSetting` for metrics that cannot be used."""
 
-    settings: Evaluate
-    precision: str
+    settings: Evaluate = field(default_factory=Evaluate)
     name: ClassVar[str] = "segmentation"
     segments: ClassVar[bool] = True
+    output_shape: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if registry.metric[self.primary].facts.get("higher") is None:
-            raise BadSetting(f"'{self.primary}' is neither better high nor low. Choose evaluate.primary=dice.")
-        assert self.metrics  # every name is there
+            raise BadSetting(
+                f"'{self.primary}' has no direction: neither high nor low is better. Use evaluate.primary=dice."
+            )
+        assert self.metrics  # raises for unknown names
 
     @property
     def primary(self) -> str:
@@ -50,50 +51,44 @@ class Segmentation:
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
+        """The metrics to compute, by name; all that are registered unless some were chosen."""
         names = self.settings.metrics or tuple(registry.metric)
         return {name: registry.metric[name].bind({}) for name in dict.fromkeys((*names, self.primary))}
 
     def target(self, masks: Tensor) -> Tensor:
         return masks
 
-    def validate(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
+    def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
         metric = self.metrics[self.primary]
-        size = self.settings.batch_size
-        given: Iterable[SliceCounts]
+        inputs: Iterable[SliceCounts]
         if needs_pixels(metric):
-            found = stacks([model], loader, cases, threshold=0.5, batch_size=size, precision=self.precision)
-            given = (stack for _, _, stack in found)
+            inputs = (stack for _, _, stack in stacks(predictor, cases, 0.5))
         else:
-            counted = tallies([model], loader, cases, threshold=0.5, batch_size=size, precision=self.precision)
-            given = (tally for _, tally in counted)
-        scores = np.array([metric(case) for case in given])
+            inputs = (counts for _, counts in predictor.case_counts(cases, 0.5))
+        scores = np.array([metric(each) for each in inputs])
         return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
 
-    def threshold(self, loader: SliceLoader, model: nn.Module, cases: Iterable[str]) -> float:
-        given, size = self.settings.threshold, self.settings.batch_size
-        if given != "validation":
-            return given
-        found = stacks([model], loader, cases, threshold=0.5, batch_size=size, precision=self.precision)
-        return choose_threshold(stack for _, _, stack in found)
+    def threshold(self, predictor: PredictsStacks, cases: Iterable[str]) -> float:
+        if self.settings.threshold != "validation":
+            return self.settings.threshold
+        return choose_threshold(stack for _, _, stack in stacks(predictor, cases, 0.5))
 
     def score(
-        self, models: Sequence[nn.Module], loader: SliceLoader, cases: Iterable[str], threshold: float
+        self, predictor: PredictsStacks, cases: Iterable[str], threshold: float
     ) -> Iterator[tuple[CaseScore, Masks]]:
-        numbers, metrics = loader.pack.index["slice"].to_numpy(), self.metrics
-        size = self.settings.batch_size
-        found = stacks(models, loader, cases, threshold=threshold, batch_size=size, precision=self.precision)
-        for case, rows, stack in found:
-            scored = score_case(case, numbers[rows].tolist(), stack, metrics)
+        numbers = predictor.pack.index["slice"].to_numpy()
+        for case, rows, stack in stacks(predictor, cases, threshold):
+            scored = score_case(case, numbers[rows].tolist(), stack, self.metrics)
             yield scored, Masks([(case, stack.prediction)], [(case, to_hundredths(stack.probability))])
 
     def score_mask(self, case: str, numbers: Sequence[int], truth: Mask, mask: Mask) -> CaseScore:
         """Score a predicted mask, bool (S, H, W), by all metrics that need no probability."""
-        hard = {
+        metrics = {
             name: metric
             for name, metric in self.metrics.items()
             if not registry.metric[name].facts.get("probability")
         }
-        return score_case(case, numbers, Stack(truth, mask.astype(np.float32)), hard)
+        return score_case(case, numbers, Stack(truth, mask.astype(np.float32)), metrics)
 
     def summarise(
         self, cases: pd.DataFrame, slices: pd.DataFrame, *, with_interval: bool = True
