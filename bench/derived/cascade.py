@@ -14,14 +14,7 @@ import pandas as pd
 
 from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import (
-    DerivedRun,
-    case_rows,
-    derive_fingerprint,
-    describe_change,
-    log_derived,
-    score_masks,
-)
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import DataError
 from bench.masks import Mask, Masks
 from bench.tracking import Run, connect, find_run, read_masks, read_table

@@ -1,4 +1,4 @@
-"""Ranks change whenever a run is added, so they are written anew to every run of the board that it joins."""
+"""Ranks change whenever a run is added to a board, so they are written again to every run of the board."""
 
 from __future__ import annotations
 

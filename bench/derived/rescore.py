@@ -10,14 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.console import Display, console, frame_table
-from bench.derived.base import (
-    DerivedRun,
-    case_rows,
-    derive_fingerprint,
-    describe_change,
-    log_derived,
-    score_masks,
-)
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import BadSetting
 from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
