@@ -11,10 +11,9 @@ from typing import Any
 
 from bench.data.pack import display_channel
 from bench.demo import panels
-from bench.demo.downloads import encode_masks
 from bench.demo.layout import LETTERS, NO_SECOND_MODEL, Choices, ControlValues, Layout
 from bench.demo.logged_models import TEST_FOLD_NOT_RUN, LoggedModels
-from bench.demo.predictions import Prediction, choose_slice
+from bench.demo.predictions import Prediction, choose_slice, encode_masks
 from bench.demo.scans import Scan, read_dropped_files
 from bench.demo.style import CSS, DARK_MODE_JS, DOWNLOAD_JS
 from bench.errors import BenchError, DataError

@@ -18,8 +18,7 @@ from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, descri
 from bench.errors import DataError
 from bench.masks import Mask, Masks
 from bench.tracking import Run, connect, find_run, read_masks, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_comparable, require_finished
+from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag
 from bench.training.tasks.segmentation import Segmentation
 

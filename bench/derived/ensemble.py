@@ -25,8 +25,7 @@ from bench.inference.scoring import choose_threshold
 from bench.inference.tta import VIEWS
 from bench.masks import Masks
 from bench.tracking import Run, Store, connect, download_models, find_run, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_comparable, require_finished
+from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from bench.analysis.filters import filter_records
 from bench.console import Display, console
+from bench.derived.base import update_ranks
 from bench.derived.published_files import BOARD, RUNS, Published, read_published, write_published
-from bench.derived.ranks import update_ranks
 from bench.errors import BadSetting
 from bench.tracking import PARENT, connect, open_run, read_records, read_table, search_runs
 from bench.tracking.tags import Tag

@@ -16,8 +16,7 @@ from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
 from bench.metrics.confusion import dice_of
 from bench.tracking import Run, Store, connect, find_run, read_masks, read_probabilities, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_finished
+from bench.tracking.selection import load_run_pack, require_finished
 from bench.tracking.tags import CONVENTION, Tag, is_derived
 from bench.training.fold_records import slice_table
 from bench.training.tasks.segmentation import Segmentation

@@ -16,7 +16,6 @@ import tifffile
 
 from bench.config import RunConfig
 from bench.demo import panels, pictures
-from bench.demo.downloads import encode_masks
 from bench.demo.eligibility import (
     EligibleModels,
     describe_models,
@@ -24,7 +23,7 @@ from bench.demo.eligibility import (
     find_eligible_models,
     list_warnings,
 )
-from bench.demo.predictions import Prediction, Score, choose_slice, quantize, score
+from bench.demo.predictions import Prediction, Score, choose_slice, encode_masks, quantize, score
 from bench.demo.scans import Scan, read_dropped_files
 from bench.errors import DataError
 from bench.inference.overlays import PREDICTION, TRUTH
