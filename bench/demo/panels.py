@@ -35,8 +35,7 @@ class View:
 
 def render_banner(scan: Scan) -> str:
     """Render the warnings that concern the scan itself."""
-    texts = [SYNTHETIC_WARNING] if scan.synthetic else []
-    return _render_warnings([*texts, *scan.notes])
+    return _render_warnings([*([SYNTHETIC_WARNING] if scan.synthetic else []), *scan.notes])
 
 
 def render_areas(scan: Scan, at: int, shown: Sequence[tuple[str, Prediction, float]]) -> str:
@@ -77,11 +76,11 @@ def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: f
     mask, truth = prediction.mask(threshold), scan.truth
     of_slice = score(mask[view.at], None if truth is None else truth[view.at])
     of_patient = score(mask, truth)
-    own = threshold == prediction.threshold
+    own, title = threshold == prediction.threshold, f"{prediction.run.name} · {prediction.run.run_id[:8]}"
     origin = prediction.threshold_text if own else f"yours; the run's own is {prediction.threshold:.3g}"
     moved = "" if own or truth is None else "<p class='warning'>At your threshold: not a result.</p>"
     return (
-        f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(_title(prediction))}</h2>"
+        f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(title)}</h2>"
         f"<p>{escape(prediction.models_text)}</p><p>Threshold {threshold:.3g}, {origin}.</p>"
         f"{_render_warnings(prediction.warnings)}</div>"
         f"<div class='numbers'><table><tr><th></th><th>Dice</th><th>truth, px</th><th>prediction, px</th></tr>"
@@ -93,9 +92,8 @@ def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: f
 
 def render_refusal(letter: str, sentence: str) -> str:
     """Render the heading of a model that cannot be shown."""
-    return (
-        f"<div class='heading'><div class='about'><h2><i>{letter}</i></h2>{render_problem(sentence)}</div></div>"
-    )
+    problem = render_problem(sentence)
+    return f"<div class='heading'><div class='about'><h2><i>{letter}</i></h2>{problem}</div></div>"
 
 
 def render_problem(sentence: str) -> str:
@@ -128,10 +126,6 @@ def render_pictures(scan: Scan, prediction: Prediction, threshold: float, view: 
         _render_figure("overlay", overlay, _render_overlay_key(truth is not None)),
     ]
     return f"<div class='pictures'>{''.join(figures)}</div>"
-
-
-def _title(prediction: Prediction) -> str:
-    return f"{prediction.run.name} · {prediction.run.run_id[:8]}"
 
 
 def _render_warnings(texts: Sequence[str]) -> str:
@@ -173,9 +167,8 @@ def _render_figure(name: str, picture: Picture, caption: str) -> str:
 
 def _render_truth(truth: Mask | None) -> str:
     if truth is None:
-        return (
-            "<figure class='truth'><div class='slice none'>no truth</div><figcaption>Truth</figcaption></figure>"
-        )
+        empty = "<div class='slice none'>no truth</div>"
+        return f"<figure class='truth'>{empty}<figcaption>Truth</figcaption></figure>"
     return _render_figure("truth", pictures.draw_mask(truth, TRUTH), _render_key(TRUTH, "Truth"))
 
 

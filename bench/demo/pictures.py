@@ -48,15 +48,12 @@ def draw_overlay(scan: Picture, prediction: Mask, truth: Mask | None, opacity: f
     Pixels of both masks, of the prediction alone and of the truth alone have a colour each.
     """
     painted = scan.copy()
-    for mask, colour in _colour_regions(prediction, truth):
+    regions = [(prediction, PREDICTION)]
+    if truth is not None:
+        regions += [(truth, TRUTH), (prediction & truth, BOTH)]
+    for mask, colour in regions:
         painted[mask] = rgb(colour)
     return np.asarray(np.rint((1 - opacity) * scan.astype(np.float32) + opacity * painted), np.uint8)
-
-
-def _colour_regions(prediction: Mask, truth: Mask | None) -> tuple[tuple[Mask, str], ...]:
-    if truth is None:
-        return ((prediction, PREDICTION),)
-    return (prediction & truth, BOTH), (prediction & ~truth, PREDICTION), (truth & ~prediction, TRUTH)
 
 
 def rgb(colour: str) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 from bench.data.fingerprints import fingerprints, image_table
 from bench.data.pack import compute_histograms, load_or_pack
 from bench.data.readers.images import find_images, read_slice
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.formatting import join_and
 from bench.masks import Mask
@@ -56,7 +56,10 @@ class Patients:
 
     def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
         self.pack = load_or_pack(source, tick=tick)
-        self._names = [_slice_name(entry) for entry in source.slices]  # in the order of the pack's rows
+        self._names = [  # in the order of the pack's rows
+            s.image.stem if s.position is None else f"{s.image.name.partition('.')[0]}_{s.position + 1}"
+            for s in source.slices
+        ]
         self._fingerprints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
 
     @property
@@ -85,12 +88,6 @@ class Patients:
         """Return the fingerprints of a patient's images."""
         known: frozenset[str] = self._fingerprints.get(case, frozenset())
         return known
-
-
-def _slice_name(entry: SliceFile) -> str:
-    if entry.position is None:
-        return entry.image.stem
-    return f"{entry.image.name.partition('.')[0]}_{entry.position + 1}"
 
 
 def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:

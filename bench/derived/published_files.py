@@ -143,25 +143,16 @@ def _split(path: Path, expected: str) -> pd.DataFrame:
     """Return the table of a split. Raises `DataError` if its hash is not the expected one."""
     try:
         table = pd.read_csv(path, dtype={"case": str})
-        folds = _folds(table)
+        by_fold = [(int(str(number)), rows["case"], rows["part"]) for number, rows in table.groupby("fold")]
+        folds = [
+            Fold(number, *(frozenset(cases[parts == part]) for part in ("train", "val", "test")))
+            for number, cases, parts in by_fold
+        ]
     except (OSError, ValueError, KeyError, LeakageError) as error:
         raise DataError(f"{path} does not hold the folds of a split: {error}") from None
     if (found := split_hash(folds)) != expected:
         raise DataError(f"{path} holds the folds of split {found}. Replace it by the file of split {expected}.")
     return table
-
-
-def _folds(table: pd.DataFrame) -> list[Fold]:
-    """Return the folds of a `bench.data.splits.split_table`."""
-    return [
-        Fold(number, *(frozenset(rows["case"][rows["part"] == part]) for part in ("train", "val", "test")))
-        for number, rows in ((n, table[table["fold"] == n]) for n in sorted({*map(int, table["fold"])}))
-    ]
-
-
-def _places(table: pd.DataFrame) -> set[tuple[str, int]]:
-    """Return all pairs of patient and fold in a table."""
-    return {*zip(table["case"], table["fold"], strict=True)}
 
 
 def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
@@ -174,7 +165,10 @@ def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
             return f"its rows in {name} have no {' and no '.join(missing)}"
     if cases["case"].duplicated().any():
         return f"a patient appears twice in {CASES}"
-    if not _places(cases) <= _places(split[split["part"] == "test"]):
+    tested = split[split["part"] == "test"]
+    if not {*zip(cases["case"], cases["fold"], strict=True)} <= {
+        *zip(tested["case"], tested["fold"], strict=True)
+    }:
         return f"its patients are not the test patients of split {record.tags[Tag.SPLIT]}"
     if slices is not None:
         expected = summarise_calls(slices, with_interval=False)

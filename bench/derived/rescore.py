@@ -57,7 +57,7 @@ def rescore(
             title=name or f"{source.info.run_name} rescored" + (f": {changes}" if changes else ""),
             source=source,
             parts=(source,),
-            fingerprint=fingerprint(source.data.tags[Tag.FINGERPRINT], changes),
+            fingerprint=derive_fingerprint("rescored", source.data.tags[Tag.FINGERPRINT], changes),
             scores=scores,
             masks=masks,
             settings=_settings(source, threshold, postprocess),
@@ -72,11 +72,6 @@ def rescore(
         run_id = log_derived(store, run, pack, display=display)
     console().print(frame_table("the same masks under other conventions", conventions(cases, slice_table(scores))))
     return run_id
-
-
-def fingerprint(source: str, changes: str) -> str:
-    """Return the fingerprint of a rescored run, from that of its source and the changes."""
-    return derive_fingerprint("rescored", source, changes)
 
 
 def conventions(cases: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
