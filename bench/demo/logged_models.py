@@ -76,7 +76,8 @@ class LoggedModels:
 
     def describe_patients(self, run_id: str) -> dict[str, str]:
         """Return for each patient of the folder 'tested in fold 3', 'new to the run', or `TEST_FOLD_NOT_RUN`."""
-        run, texts = self.load(run_id), dict[str, str]()
+        run = self.load(run_id)
+        texts: dict[str, str] = {}
         if self.patients is None:
             return texts
         for case in self.patients.cases:

@@ -143,10 +143,10 @@ def _split(path: Path, expected: str) -> pd.DataFrame:
     """Return the table of a split. Raises `DataError` if its hash is not the expected one."""
     try:
         table = pd.read_csv(path, dtype={"case": str})
-        by_fold = [(int(str(number)), rows["case"], rows["part"]) for number, rows in table.groupby("fold")]
+        rows = {number: table[table["fold"] == number] for number in sorted({*map(int, table["fold"])})}
         folds = [
-            Fold(number, *(frozenset(cases[parts == part]) for part in ("train", "val", "test")))
-            for number, cases, parts in by_fold
+            Fold(number, *(frozenset(r["case"][r["part"] == part]) for part in ("train", "val", "test")))
+            for number, r in rows.items()
         ]
     except (OSError, ValueError, KeyError, LeakageError) as error:
         raise DataError(f"{path} does not hold the folds of a split: {error}") from None
