@@ -19,9 +19,8 @@ from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
 from bench.formatting import join_and
 from bench.inference.fold_models import FoldModels
-from bench.tracking import Store, download_models, find_folds, find_parent, find_run, read_records, read_table
+from bench.tracking import Store, Tag, download_models, find_folds, find_parent, find_run, read_records, read_table
 from bench.tracking.participants import read_image_table
-from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
 CACHED_PREDICTIONS = 12  # each takes one byte per pixel

@@ -124,12 +124,14 @@ def render_pictures(scan: Scan, prediction: Prediction, threshold: float, view: 
     truth = None if scan.truth is None else scan.truth[at]
     probability = draw_probability(prediction.probability(at))
     overlay = draw_overlay(image, mask, truth, view.opacity)
+    keys = " ".join(_render_key(*key) for key in ((BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")))
+    overlay_key = _render_key(PREDICTION, "Prediction on the scan") if truth is None else f"Overlay {keys}"
     figures = [
         _render_figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
         _render_truth(truth),
         _render_figure("prediction", draw_mask(mask, PREDICTION), _render_key(PREDICTION, "Prediction")),
         _render_figure("probability", probability, _render_scale(threshold)),
-        _render_figure("overlay", overlay, _render_overlay_key(truth is not None)),
+        _render_figure("overlay", overlay, overlay_key),
     ]
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
@@ -180,13 +182,6 @@ def _render_truth(truth: Mask | None) -> str:
 
 def _render_key(colour: str, text: str) -> str:
     return f"<span class='key' style='background:{colour}'></span>{text}"
-
-
-def _render_overlay_key(with_truth: bool) -> str:
-    if not with_truth:
-        return _render_key(PREDICTION, "Prediction on the scan")
-    keys = (BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")
-    return f"Overlay {' '.join(_render_key(*key) for key in keys)}"
 
 
 def _render_scale(threshold: float) -> str:

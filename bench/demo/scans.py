@@ -60,7 +60,8 @@ class Patients:
             s.image.stem if s.position is None else f"{s.image.name.partition('.')[0]}_{s.position + 1}"
             for s in source.slices
         ]
-        self._fingerprints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
+        images = image_table(self.pack).groupby("case")["image"]
+        self._fingerprints: dict[str, frozenset[str]] = images.agg(frozenset).to_dict()
 
     @property
     def cases(self) -> list[str]:
@@ -86,8 +87,7 @@ class Patients:
 
     def fingerprints(self, case: str) -> frozenset[str]:
         """Return the fingerprints of a patient's images."""
-        known: frozenset[str] = self._fingerprints.get(case, frozenset())
-        return known
+        return self._fingerprints.get(case, frozenset())
 
 
 def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:

@@ -23,9 +23,8 @@ from bench.metrics.aggregate import summarise
 from bench.metrics.confusion import dice_of
 from bench.overrides import configure
 from bench.stats import compare_paired
-from bench.tracking import PARENT, Run, Store, log_ranks, open_run, read_records, read_settings, read_table
+from bench.tracking import PARENT, Run, Store, Tag, log_ranks, open_run, read_records, read_settings, read_table
 from bench.tracking.selection import SHARED
-from bench.tracking.tags import Tag
 from bench.training.fold_records import record_masks, slice_table
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore

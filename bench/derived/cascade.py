@@ -17,9 +17,8 @@ from bench.data.pack import Pack
 from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import DataError
 from bench.masks import Mask, Masks
-from bench.tracking import connect, find_run, read_masks, read_table
+from bench.tracking import Tag, connect, find_run, read_masks, read_table
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
-from bench.tracking.tags import Tag
 from bench.training.tasks.segmentation import Segmentation
 
 TAKES = "A cascade takes a presence run (bench run --model classifier), then a segmentation run."

@@ -16,8 +16,7 @@ from bench.console import Display, console
 from bench.derived.base import update_ranks
 from bench.derived.published_files import BOARD, RUNS, Published, read_published, write_published
 from bench.errors import BadSetting
-from bench.tracking import PARENT, connect, open_run, read_records, read_table, search_runs
-from bench.tracking.tags import Tag
+from bench.tracking import PARENT, Tag, connect, open_run, read_records, read_table, search_runs
 from bench.types import RunRecord
 
 PATHS = ("dataset.folder", "run.plugins")  # settings that are paths on the machine of the run

@@ -46,6 +46,8 @@ def rescore(
     if is_derived(source.data.tags, source.data.params):
         raise BadSetting(f"run {source.info.run_name} was made from other runs. Rescore those runs instead.")
     changes = ", ".join(([] if threshold is None else [f"threshold {threshold:.2f}"]) + postprocess.descriptions)
+    chosen = {"run": source.info.run_id, "threshold": threshold, **postprocess.model_dump()}
+    shown = {key: source.data.params[key] for key in SHOWN if key in source.data.params}
     masks = _masks(store, source, threshold, postprocess)
     with Display() as display:
         pack = load_run_pack(source, data, display)
@@ -60,7 +62,7 @@ def rescore(
             fingerprint=derive_fingerprint("rescored", source.data.tags[Tag.FINGERPRINT], changes),
             scores=scores,
             masks=masks,
-            settings=_settings(source, threshold, postprocess),
+            settings=shown | {f"rescore.{key}": str(value) for key, value in chosen.items()},
             facts={
                 "Masks": f"of {source.info.run_name}, out of fold; {changes or 'unchanged'}",
                 "Compared": change,
@@ -98,12 +100,6 @@ def _masks(store: Store, run: Run, threshold: float | None, rules: Postprocess) 
         return Masks((case, clean(mask, rules)) for case, mask in read_masks(store, run).items())
     probabilities = read_probabilities(store, run)
     return Masks((case, clean(above_threshold(p, threshold), rules)) for case, p in probabilities.items())
-
-
-def _settings(run: Run, threshold: float | None, rules: Postprocess) -> dict[str, str]:
-    chosen = {"run": run.info.run_id, "threshold": threshold, **rules.model_dump()}
-    kept = {key: run.data.params[key] for key in SHOWN if key in run.data.params}
-    return kept | {f"rescore.{key}": str(value) for key, value in chosen.items()}
 
 
 def _tags(run: Run, changes: str) -> dict[str, str]:

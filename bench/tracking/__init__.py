@@ -1,7 +1,5 @@
 """The tracking store: the only package that knows MLflow."""
 
-from __future__ import annotations
-
 from bench.tracking.outbox import replay as replay
 from bench.tracking.reader import Run as Run
 from bench.tracking.reader import download_model as download_model

@@ -119,18 +119,14 @@ class MlflowRecorder:
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
         """Open a run below this one, such as a fold; it ends when the block ends."""
         all_tags = {Tag.KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
-        before = self._children(name) if self.resumed else []
+        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
+        before = list(self.client.search_runs([self.experiment_id], where)) if self.resumed else []
         if before:
             reopen(self.store, before[0])
         run = before[0] if before else self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
         child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, resumed=bool(before))
         with _lifetime(child):
             yield child
-
-    def _children(self, name: str) -> list[Run]:
-        """Return the runs with this name below this run, the newest first."""
-        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
-        return list(self.client.search_runs([self.experiment_id], where))
 
 
 @contextmanager

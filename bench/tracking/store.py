@@ -61,8 +61,9 @@ class Store:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
+        location = (self.folder / "artifacts" / name).as_uri() if self.folder else None
         try:
-            new = str(self.client.create_experiment(name, artifact_location=self._artifact_location(name)))
+            new = str(self.client.create_experiment(name, artifact_location=location))
         except MlflowException:  # another process has just created it
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
@@ -89,10 +90,6 @@ class Store:
             for e in self.client.search_experiments()
             if f"mlflow.sharedViewState.{VIEW}" in e.tags
         }
-
-    def _artifact_location(self, name: str) -> str | None:
-        path = _sqlite_path(self.uri)
-        return None if path is None else (path.parent / "artifacts" / name).as_uri()
 
 
 def connect(uri: str | None = None) -> Store:
