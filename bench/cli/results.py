@@ -94,7 +94,7 @@ def gate(
     primary: Annotated[str, typer.Option(help="Metric of patients; `bench list metrics`.")] = "dice",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Exit with 1 if the candidate is worse than the baseline by more than a margin, with 2 on an error.
+    """Exit with 1 if the candidate is worse than the baseline by a margin, with 2 if they cannot be compared.
 
     Worse: the whole 95% interval of the mean difference, patient by patient, is below minus the margin.
     """

@@ -56,7 +56,7 @@ def search(
         raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
     content = searching.read_search_file(file) if file else searching.SearchFile()
     names_dataset = any(key.partition(".")[0] == "dataset" for key in content.base)
-    flags = {"dataset": "lgg"} if data and not names_dataset else {}
+    flags: dict[str, Any] = {"dataset": "lgg"} if data and not names_dataset else {}
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
     settings = flags | plugins | dict(parse_assignment(a) for a in set_ or [])
     plan = searching.make_plan(

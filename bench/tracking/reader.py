@@ -45,11 +45,12 @@ def search_runs(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """Return all runs with these tags, whatever their status, the newest first."""
     where = " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items())
     experiments = [e.experiment_id for e in store.client.search_experiments()]
-    runs = page = store.client.search_runs(experiments, where, max_results=1000)
+    page = store.client.search_runs(experiments, where, max_results=1000)
+    runs = list(page)
     while page.token:
         page = store.client.search_runs(experiments, where, max_results=1000, page_token=page.token)
-        runs = [*runs, *page]
-    return list(runs)
+        runs += page
+    return runs
 
 
 def find_run(store: Store, name_or_id: str) -> Run:
