@@ -61,7 +61,7 @@ class Patients:
             for s in source.slices
         ]
         images = image_table(self.pack).groupby("case")["image"]
-        self._fingerprints: dict[str, frozenset[str]] = images.agg(frozenset).to_dict()
+        self._fingerprints = {str(case): frozenset[str](values) for case, values in images}
 
     @property
     def cases(self) -> list[str]:
