@@ -1,4 +1,4 @@
-"""The command line: text in, text out. Heavy imports happen inside the commands, so that `--help` is quick."""
+"""The command line. Commands import heavy packages when they run, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from bench import __version__
-from bench.cli import components, datasets, gating, results, searching, training, viewing
+from bench.cli import components, datasets, results, searching, sharing, training
 from bench.cli._app import app, say
 from bench.errors import BenchError
 
-__all__ = ["app", "components", "datasets", "gating", "main", "results", "searching", "training", "viewing"]
+__all__ = ["app", "components", "datasets", "main", "results", "searching", "sharing", "training"]
 
 
 def main() -> None:
-    """Run the app; what the user can mend is one line and exit code 2, an interrupt is 130 (typer's doing)."""
+    """Run the app. An error that the user can fix exits with 2, and an interrupt with 130 (by typer)."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         app()

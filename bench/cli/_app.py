@@ -1,9 +1,9 @@
-"""The app, and what its commands share."""
+"""The typer app, and the options that several commands share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,24 +14,23 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-data = typer.Typer(help="Check, describe, pack and get data.", no_args_is_help=True)
-
-
+data = typer.Typer(help="Check, describe, pack and download data.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-
-TrackingUri = Annotated[
-    str | None,
-    typer.Option("--tracking-uri", help="MLflow store; else MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."),
-]
-
-
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with components of your own.")]
-
-
+URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with your own components.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+OwnDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+LoggedData = Annotated[Path | None, typer.Option("--data", help="Data folder; default: that of the run.")]
+Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs: model=unet, parameters<5e6.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")]
+RunName = Annotated[str | None, typer.Option("--name", help="Name of the new run.")]
+RunOrExport = Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")]
+OneFold = Annotated[int | None, typer.Option("--fold", help="Use the model of this fold only.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")]
 
 
 def load_plugins(paths: list[Path] | None) -> None:
@@ -39,6 +38,11 @@ def load_plugins(paths: list[Path] | None) -> None:
 
     for path in paths or []:
         load_plugin(path)
+
+
+def without_none(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that have a value."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What there is to choose from."""
+"""Commands that list and describe the components to choose from."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import typer
 
 from bench.cli._app import Plugin, app, load_plugins
 
+KINDS = "models, encoders, losses, augmentations, preprocessing, metrics, datasets, schedules, splits"
+
 
 @app.command("list")
-def list_(
-    kind: Annotated[
-        str,
-        typer.Argument(
-            help="models, encoders, losses, augmentations, preprocessing, metrics, datasets, schedules, splits"
-        ),
-    ],
-    plugin: Plugin = None,
-) -> None:
-    """List what there is of one kind, one line each."""
+def list_(kind: Annotated[str, typer.Argument(help=KINDS)], plugin: Plugin = None) -> None:
+    """List the components of one kind, one per line."""
     from bench.registry import REGISTRIES
 
     load_plugins(plugin)
@@ -39,10 +33,8 @@ def list_(
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A component, such as unet or bce_dice.")], plugin: Plugin = None
-) -> None:
-    """Show a component: what it is, its paper, its settings and their defaults."""
+def show(name: Annotated[str, typer.Argument(help="Such as unet or bce_dice.")], plugin: Plugin = None) -> None:
+    """Show the description, the paper, the settings and the defaults of a component."""
     from bench.registry import REGISTRIES
 
     load_plugins(plugin)
@@ -58,7 +50,7 @@ def show(
 
 
 def _kind(annotation: Any) -> str:
-    """A type as people write it: 'str | int, >= 0' of a union whose second part is annotated."""
+    """Return a type in short form, such as 'str | int, >= 0' for a union whose second part has a bound."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         bounds = [bound for fact in parts[1:] for bound in getattr(fact, "metadata", [fact])]
@@ -74,14 +66,9 @@ def _kind(annotation: Any) -> str:
 
 
 def _limits(metadata: Sequence[Any]) -> list[str]:
-    """Pydantic's bounds as people write them."""
+    """Return Pydantic's bounds in short form, such as '>= 0'."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    return [
-        f"{sign} {getattr(bound, name)}"
-        for bound in metadata
-        for name, sign in signs.items()
-        if hasattr(bound, name)
-    ]
+    return [f"{sign} {getattr(b, name)}" for b in metadata for name, sign in signs.items() if hasattr(b, name)]
 
 
 def unknown(what: str, name: str, names: list[str]) -> NoReturn:

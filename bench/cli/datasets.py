@@ -1,4 +1,4 @@
-"""Commands on data."""
+"""Commands that check, describe, pack and download data."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from bench.cli._app import Plugin, data
 if TYPE_CHECKING:
     from bench.config import RunConfig
 
-
-Folder = Annotated[Path, typer.Argument(help="Folder of the data.")]
-
-
-DataSet = Annotated[str, typer.Option("--dataset", help="What it is laid out as; `bench list datasets`.")]
-
-
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of it, such as dataset.resize=256.")]
+Folder = Annotated[Path, typer.Argument(help="Data folder.")]
+DataSet = Annotated[str, typer.Option("--dataset", help="Layout of the folder; `bench list datasets`.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as dataset.resize=256.")]
+PhantomSet = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as patients=40.")]
 
 
 def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
-    """As `bench run` would have it."""
+    """Return the configuration that `bench run` would use."""
     from bench.overrides import configure, parse_assignment
 
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
@@ -33,7 +29,7 @@ def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Pat
 
 @data.command("check")
 def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Plugin = None) -> None:
-    """Audit a folder: every trap by file and patient. Exit code 1 when there are errors.
+    """List every problem of a data folder by file and patient. The exit code is 1 if there are errors.
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
@@ -46,13 +42,13 @@ def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Pl
 @data.command("describe")
 def describe(
     folder: Folder,
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG) and tables (CSV).")] = None,
-    html: Annotated[Path | None, typer.Option(help="File for all of it as one page that needs no other.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write figures (PNG) and tables (CSV) to.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File to write everything to as one HTML page.")] = None,
     dataset: DataSet = "lgg",
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Counts, class balance, institutions, tumour sizes and grey levels, as tables, figures or a page."""
+    """Describe a data set: counts, class balance, institutions, tumour sizes and grey levels."""
     from bench.reports.dataset.printing import show_description
 
     show_description(_config(folder, dataset, set_, plugin), out, html)
@@ -61,12 +57,12 @@ def describe(
 @data.command("pack")
 def pack(
     folder: Folder,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare checksums of the pack.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of the pack.")] = False,
     dataset: DataSet = "lgg",
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
-    """Pack a folder into memory-mapped arrays; `bench run` does it by itself and finds the pack again."""
+    """Pack a folder into memory-mapped arrays. `bench run` does this itself if no pack exists."""
     from bench.reports.dataset.printing import show_pack
 
     show_pack(_config(folder, dataset, set_, plugin), verify=verify)
@@ -74,12 +70,10 @@ def pack(
 
 @data.command("phantom")
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the phantom, such as patients=40.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it must be empty or not exist.")],
+    set_: PhantomSet = None,
 ) -> None:
-    """Write the synthetic data set, in the same layout as the real one."""
+    """Write the synthetic data set in the layout of the real one."""
     from bench import registry
     from bench.data.datasets.phantom import write_phantom
     from bench.overrides import parse_assignment
@@ -90,8 +84,8 @@ def phantom(
 
 
 @data.command("download")
-def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")]) -> None:
-    """Get the LGG data from Kaggle (needs the extra `data`, a network, and perhaps a Kaggle account)."""
+def download(folder: Annotated[Path, typer.Argument(help="Folder to download to.")]) -> None:
+    """Download the LGG data from Kaggle (needs the extra `data`, a network, and possibly a Kaggle account)."""
     from bench.data.datasets.download import download_lgg
 
     typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")

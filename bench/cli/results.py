@@ -1,4 +1,4 @@
-"""Commands on runs that have ended: rank, compare, score again, use."""
+"""Commands on finished runs: rank, compare, judge, score again, combine and apply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from bench.cli._app import Device, TrackingUri, app, say
+from bench.cli._app import Device, LoggedData, OneFold, RunName, RunOrExport, TrackingUri, Where, app, say
+
+GROUP_HELP = "What one row is: configuration (seeds averaged), run, or a setting such as loss.name."
+PARETO_HELP = "Only rows that no other row beats in both score and this cost: parameters, flops ..."
+ENSEMBLE_HELP = "Default: that of a single run, chosen on validation patients for several runs."
+PRIMARY_HELP = "Score to rank by; default: Dice, AUROC for presence runs."
+Threshold = Annotated[float | None, typer.Option(help="Default: the threshold that the run chose.")]
+Primary = Annotated[str | None, typer.Option("--primary", help=PRIMARY_HELP)]
 
 
 class Format(StrEnum):
@@ -21,26 +28,16 @@ class Format(StrEnum):
 
 @app.command()
 def leaderboard(
-    primary: Annotated[
-        str | None, typer.Option(help="Score to rank by; else Dice, or AUROC where presence was asked for.")
-    ] = None,
-    group_by: Annotated[
-        str, typer.Option(help="What is a row: configuration (seeds averaged), run, or a setting like loss.name.")
-    ] = "configuration",
-    where: Annotated[
-        list[str] | None, typer.Option(help="Only runs of which this holds: model=unet, parameters<5e6.")
-    ] = None,
-    pareto: Annotated[
-        str | None, typer.Option(help="Only rows that none beats in score and in this cost: parameters, flops ...")
-    ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to order rows by; their ranks stay.")] = None,
-    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
-    cases: Annotated[
-        Path | None, typer.Option(help="Write a CSV file with every patient's scores by every run shown.")
-    ] = None,
+    primary: Primary = None,
+    group_by: Annotated[str, typer.Option(help=GROUP_HELP)] = "configuration",
+    where: Where = None,
+    pareto: Annotated[str | None, typer.Option(help=PARETO_HELP)] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by; the ranks do not change.")] = None,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.table,
+    cases: Annotated[Path | None, typer.Option(help="CSV file for the scores of every patient and run.")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Print the ranked runs: one board for each data set, split and convention, never ranked together.
+    """Print the ranked runs, with a separate board for each data set, split and metric convention.
 
     Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
     """
@@ -68,7 +65,7 @@ def leaderboard(
             if not found:
                 say("no finished run yet. `bench run --model unet` makes one.")
             elif not made:
-                say(f"none of {len(found)} runs is left by {' and '.join(where or ())}.")
+                say(f"none of {len(found)} runs matches {' and '.join(where or ())}.")
             for board in made:
                 console().print(tables.board_table(board))
                 console().print(tables.board_table(board, tables.cost_columns(board)))
@@ -78,33 +75,52 @@ def leaderboard(
 def compare(
     a: Annotated[str, typer.Argument(help="Name or id of a run.")],
     b: Annotated[str, typer.Argument(help="Name or id of another run on the same split.")],
-    primary: Annotated[str, typer.Option(help="Any score of patients: dice, iou, hd95 ...")] = "dice",
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the figure (PNG) and all numbers (JSON).")] = None,
+    primary: Annotated[str, typer.Option(help="Any metric of patients: dice, iou, hd95 ...")] = "dice",
+    data: LoggedData = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a figure (PNG) and all numbers (JSON).")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Compare two runs patient by patient, and say in a sentence what may be claimed."""
+    """Compare two runs patient by patient, and print one sentence on what the comparison supports."""
     from bench.reports.comparison import compare as command
 
     command(a, b, primary=primary, data=data, out=out, uri=tracking_uri)
 
 
 @app.command()
-def rescore(
-    run: Annotated[str, typer.Argument(help="Name or id of a segmentation run.")],
-    threshold: Annotated[float | None, typer.Option(help="0.01, 0.02 ... 0.99; else the run's own.")] = None,
-    largest: Annotated[
-        bool, typer.Option("--largest", help="Keep the largest component of each patient.")
-    ] = False,
-    min_size: Annotated[int, typer.Option(min=0, help="Remove smaller components (pixels, each slice).")] = 0,
-    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the run found it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+def gate(
+    baseline: Annotated[str, typer.Option(help="Name or id of the reference run.")],
+    candidate: Annotated[str, typer.Option(help="Name or id of the run to judge.")],
+    margin: Annotated[float | None, typer.Option(help="Accepted loss; default: 0.01 (Dice) or 1 pixel.")] = None,
+    primary: Annotated[str, typer.Option(help="Metric of patients; `bench list metrics`.")] = "dice",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Score a run's logged masks anew: cleaned, at another threshold, or as metrics are defined now. No GPU.
+    """Exit with 1 if the candidate is worse than the baseline by a margin, with 2 if they cannot be compared.
 
-    The new run is linked to the old one, and stands on a board of its own: the choice came after the scores.
+    Worse: the whole 95% interval of the mean difference, patient by patient, is below minus the margin.
+    """
+    from bench.reports.gate import gate as judge
+
+    result = judge(baseline, candidate, margin=margin, primary=primary, uri=tracking_uri)
+    typer.echo(result.message)
+    if result.worse:
+        raise typer.Exit(1)
+
+
+@app.command()
+def rescore(
+    run: Annotated[str, typer.Argument(help="Name or id of a segmentation run.")],
+    threshold: Annotated[float | None, typer.Option(help="0.01 to 0.99; default: the run's own masks.")] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="Keep each patient's largest component.")] = False,
+    min_size: Annotated[int, typer.Option(min=0, help="Remove smaller components (pixels, in each slice).")] = 0,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
+    data: LoggedData = None,
+    name: RunName = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score the logged masks of a run again: cleaned, at another threshold, or with the current metrics. No GPU.
+
+    The new run links to the old one. If masks were changed, it is ranked on a separate board, because the change
+    was chosen after the test scores were known.
     """
     from bench.derived.rescore import rescore as command
     from bench.inference.postprocess import Postprocess
@@ -116,19 +132,17 @@ def rescore(
 @app.command()
 def ensemble(
     runs: Annotated[list[str], typer.Argument(help="Names or ids of segmentation runs on the same split.")],
-    tta: Annotated[
-        str, typer.Option(help="Average over turned slices as well: none, flips (4), turns (8).")
-    ] = "none",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Else a lone run's own, for several by validation; given, a board of its own."),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the new run.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 views) or turns (8).")] = "none",
+    threshold: Annotated[float | None, typer.Option(help=ENSEMBLE_HELP)] = None,
+    data: LoggedData = None,
+    name: RunName = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Average runs, and their slices flipped or turned, out of fold: a row of its own on the board."""
+    """Average the out-of-fold predictions of runs, or of flipped and turned slices, and log that as a new run.
+
+    With --threshold, the new run is ranked on a separate board, because test scores may have been known before.
+    """
     from bench.derived.ensemble import ensemble as command
 
     command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
@@ -136,16 +150,14 @@ def ensemble(
 
 @app.command()
 def power(
-    patients: Annotated[
-        int | None, typer.Option(min=5, help="Patients of the study; else those of the board.")
-    ] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Folds; else those of the runs.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds that a row averages.")] = 1,
-    models: Annotated[int, typer.Option(min=2, help="Models that will be compared.")] = 2,
-    power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Share of studies that find the gap.")] = 0.8,
+    patients: Annotated[int | None, typer.Option(min=5, help="Patients; default: those of the board.")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Folds; default: those of the runs.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per model, whose scores are averaged.")] = 1,
+    models: Annotated[int, typer.Option(min=2, help="Models to compare.")] = 2,
+    power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of finding the difference.")] = 0.8,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """The smallest Dice gap that a study can resolve, by simulation from the runs in the store."""
+    """Print the smallest Dice difference that a study can detect, simulated from the runs in the store."""
     from bench.reports.power import show_power
 
     show_power(tracking_uri, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
@@ -154,13 +166,13 @@ def power(
 @app.command()
 def report(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("report.html"),
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only runs of which this holds: model=unet.")] = None,
-    primary: Annotated[str | None, typer.Option(help="Score to rank by, as in `bench leaderboard`.")] = None,
+    data: LoggedData = None,
+    where: Where = None,
+    primary: Primary = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write the whole leaderboard as one HTML file that opens from disk: tables, figures, every patient."""
+    """Write the whole leaderboard to one HTML file that opens from disk: tables, figures and every patient."""
     from bench.reports.html.report import write_report
 
     write_report(out, data=data, where=where or (), primary=primary, title=title, uri=tracking_uri)
@@ -168,14 +180,14 @@ def report(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
+    run: RunOrExport,
     data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
-    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    fold: OneFold = None,
+    threshold: Threshold = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Score a logged model on another folder (an external test set), logged as a child of the run."""
+    """Score a logged model on another data set (an external test set), and log that as a child of the run."""
     from bench.experiments.evaluate import evaluate_external
 
     evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
@@ -185,70 +197,27 @@ def evaluate(
 def cascade(
     presence: Annotated[str, typer.Argument(help="Name or id of a presence run (--model classifier).")],
     segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; else where the runs found it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    data: LoggedData = None,
+    name: RunName = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Segment only the slices that a classifier calls positive, scored as a system against segmentation alone."""
+    """Segment only the slices that a classifier calls positive, and compare with segmentation alone."""
     from bench.derived.cascade import cascade as command
 
     command(presence, segmentation, data=data, name=name, uri=tracking_uri)
 
 
 @app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the models and their card.")],
-    fold: Annotated[int | None, typer.Option(help="This fold's model alone.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Weights in 16 bits: half the size.")] = False,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Write a run's models to a folder that `bench predict` and `bench evaluate` take without the store."""
-    from bench.tracking.export import export_run
-
-    export_run(run, out, fold=fold, half=half, uri=tracking_uri)
-
-
-@app.command()
-def publish(
-    out: Annotated[Path, typer.Argument(help="A folder, new or of runs published before, which stay.")],
-    where: Annotated[list[str] | None, typer.Option(help="Only runs of which this holds: model=unet.")] = None,
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Write runs' scores, patient by patient, settings, costs and folds to files that `bench import` takes.
-
-    No masks, models or images; but the tables name the patients.
-    """
-    from bench.derived.publish import publish_runs
-
-    publish_runs(out, where=where or (), uri=tracking_uri)
-
-
-@app.command("import")
-def import_(
-    folder: Annotated[Path, typer.Argument(help="A folder that `bench publish` wrote.")],
-    tracking_uri: TrackingUri = None,
-) -> None:
-    """Take published runs into the store: ranked beside your own, and done where a suite asks for them.
-
-    What contradicts itself is refused: scores and patients, Dice and pixels, folds and their hash.
-    """
-    from bench.derived.publish import import_runs
-
-    import_runs(folder, uri=tracking_uri)
-
-
-@app.command()
 def predict(
-    run: Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")],
+    run: RunOrExport,
     input: Annotated[Path, typer.Argument(help="An image or a volume, or a folder of them.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
-    fold: Annotated[int | None, typer.Option(help="Use this fold's model alone, not the mean of all.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Else the one that the run chose.")] = None,
+    fold: OneFold = None,
+    threshold: Threshold = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write masks and overlays (PNG): for images as TIFF of 0 and 255, for volumes as volumes of 0 and 1."""
+    """Predict masks and overlays (PNG). Masks of images are TIFF of 0 and 255, masks of volumes hold 0 and 1."""
     from bench.experiments.predict import predict_folder
 
     predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)

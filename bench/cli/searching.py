@@ -7,51 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli._app import Plugin, TrackingUri, app
+from bench.cli._app import OwnDevice, Plugin, Quiet, TrackingUri, app, without_none
+
+SPACE_HELP = "What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; overrides the file."
+PRUNER_HELP = "none, median or hyperband (after epochs), wilcoxon (patients, after folds)."
+OBJECTIVES_HELP = "The score, then costs (parameters, flops, latency): dice,flops."
+DEFAULT_HELP = "Also score the unchanged base on the held-out fold."
+STORAGE_HELP = "Optuna storage, such as postgresql://...; default: optuna.db beside the store."
 
 
 @app.command()
 def search(
-    file: Annotated[
-        Path | None, typer.Argument(help="Search file with 'base' and 'space': benchmarks/search/unet.yaml.")
-    ] = None,
-    space: Annotated[
-        list[str] | None,
-        typer.Option(help="What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; overrides the file."),
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="Search file, such as benchmarks/search/unet.yaml.")] = None,
+    space: Annotated[list[str] | None, typer.Option(help=SPACE_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; the same name resumes it.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data; default: the synthetic phantom.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data folder; default: the synthetic phantom.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Complete or pruned trials of all workers.")] = 20,
     sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes, random or grid.")] = "tpe",
-    pruner: Annotated[
-        str, typer.Option(help="none, median or hyperband (after epochs), wilcoxon (patients, after folds).")
-    ] = "none",
-    objectives: Annotated[
-        str | None,
-        typer.Option(help="The score, then costs (parameters, flops, latency): dice,flops."),
-    ] = None,
+    pruner: Annotated[str, typer.Option(help=PRUNER_HELP)] = "none",
+    objectives: Annotated[str | None, typer.Option(help=OBJECTIVES_HELP)] = None,
     fold: Annotated[int, typer.Option(help="Outer fold; its test patients are held out.")] = 0,
     inner: Annotated[int, typer.Option(min=2, help="Number of inner folds of all other patients.")] = 3,
-    nested: Annotated[
-        bool, typer.Option("--nested", help="Run a study inside every outer fold, for an unbiased outer score.")
-    ] = False,
-    against_default: Annotated[
-        bool, typer.Option("--against-default", help="Also score the unchanged base on the held-out fold.")
-    ] = False,
+    nested: Annotated[bool, typer.Option("--nested", help="Run a study inside every outer fold.")] = False,
+    against_default: Annotated[bool, typer.Option("--against-default", help=DEFAULT_HELP)] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting of the base.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    device: OwnDevice = None,
     plugin: Plugin = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Optuna storage, such as postgresql://...; default: optuna.db beside the store."),
-    ] = None,
-    join: Annotated[
-        str | None, typer.Option(help="Add a worker to this study, with the space and settings of the study.")
-    ] = None,
+    storage: Annotated[str | None, typer.Option(help=STORAGE_HELP)] = None,
+    join: Annotated[str | None, typer.Option(help="Add a worker to this study and its settings.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the best configuration to this YAML file.")] = None,
     tracking_uri: TrackingUri = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search settings by inner folds, and score the best on patients that took no part in the search.
 
@@ -61,7 +48,7 @@ def search(
     from bench.experiments import search as searching
     from bench.overrides import parse_assignment
 
-    machine = _without_none({"dataset.folder": data and str(data.resolve()), "device": device})
+    machine = without_none({"dataset.folder": data and str(data.resolve()), "device": device})
     if join is not None:
         searching.join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
         return
@@ -69,11 +56,9 @@ def search(
         raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
     content = searching.read_search_file(file) if file else searching.SearchFile()
     names_dataset = any(key.partition(".")[0] == "dataset" for key in content.base)
-    flags = {
-        "dataset": "lgg" if data and not names_dataset else None,
-        "plugins": [str(p) for p in plugin] if plugin else None,
-    }
-    settings = _without_none(flags) | dict(parse_assignment(a) for a in set_ or [])
+    flags: dict[str, Any] = {"dataset": "lgg"} if data and not names_dataset else {}
+    plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
+    settings = flags | plugins | dict(parse_assignment(a) for a in set_ or [])
     plan = searching.make_plan(
         base=[layer for layer in (content.base, settings) if layer],
         space=content.space | searching.parse_space_options(space or []),
@@ -85,19 +70,10 @@ def search(
         objectives=objectives.split(",") if objectives else [],
         seed=seed,
     )
-    study: dict[str, Any] = {
-        "name": name or (file.stem if file else "search"),
-        "machine": machine,
-        "storage": storage,
-        "uri": tracking_uri,
-        "quiet": quiet,
-    }
+    study_name = name or (file.stem if file else "search")
+    study: dict[str, Any] = {"name": study_name, "machine": machine, "storage": storage}
+    study |= {"uri": tracking_uri, "quiet": quiet}
     if nested:
         searching.search_nested(plan, **study)
     else:
         searching.search(plan, against_default=against_default, out=out, **study)
-
-
-def _without_none(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that have a value."""
-    return {key: value for key, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""Commands that train: `bench run` and `bench suite`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
-from bench.cli._app import Plugin, TrackingUri, app
+from bench.cli._app import DryRun, OwnDevice, Plugin, Quiet, TrackingUri, Verbose, app, without_none
+
+RETRY_HELP = "Also run failed cells again, or only missing ones."
+WORKERS_HELP = "Parallel cells, each in its own process; GPUs are assigned in turn."
+LAUNCH_HELP = "Option of the launcher: address=auto, slurm_partition=gpu."
 
 
 @app.command()
@@ -16,41 +20,29 @@ def run(
     ctx: typer.Context,
     model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet, or a safetensors file.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the data; without it, the synthetic phantom.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet or a safetensors file.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data folder; default: the synthetic phantom.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set; `bench list datasets`.")] = None,
     loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`.")] = None,
     folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
-    fold: Annotated[int | None, typer.Option(help="Run this fold alone, numbered from 0.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Run only this fold, numbered from 0.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training slices.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Train at this size; scores stay on the original grid.")
-    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Train at this size; scores use the original.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Slices per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of weights, order and augmentation; the split has its own.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training; the split has its own.")] = None,
+    device: OwnDevice = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Bitwise repeatable, slower on GPUs.")
-    ] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Bitwise repeatable; slower.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
-    resume: Annotated[
-        str | None, typer.Option(help="Resume this interrupted run; repeating its command does so by itself.")
-    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Resume this run, as repeating its command does.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again, and abandon an interrupted run.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done and its cost; train nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run grouped k-fold cross-validation of one configuration, and rank it.
 
@@ -84,7 +76,7 @@ def run(
         execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
     # Flags and --set form one layer: in two, choosing a component would silently drop settings of the other.
-    given = {k: v for k, v in flags.items() if v is not None} | dict(parse_assignment(a) for a in set_ or [])
+    given = without_none(flags) | dict(parse_assignment(a) for a in set_ or [])
     settings = configure(load_settings(config) if config else {}, given)
     if dry_run:
         plan(settings, only=fold, quiet=quiet)
@@ -95,40 +87,22 @@ def run(
 @app.command()
 def suite(
     file: Annotated[Path, typer.Argument(help="Benchmark file, such as benchmarks/published/unet-detect.yaml.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the data.")] = None,
-    budget: Annotated[
-        str, typer.Option(help="A budget of the file, such as smoke; full: the file without changes.")
-    ] = "full",
+    data: Annotated[Path | None, typer.Option(help="Data folder.")] = None,
+    budget: Annotated[str, typer.Option(help="Budget of the file, such as smoke; full: no changes.")] = "full",
     status: Annotated[bool, typer.Option("--status", help="Only print what is done, failed and missing.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be run and its cost; train nothing.")
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed/--only-missing", help="Also run failed cells again, or only missing ones."),
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start everything again that is not done; abandon interrupted runs.")
-    ] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Start no further cell after so many have failed.")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Parallel cells, each in a process of its own; GPUs are assigned in turn."),
-    ] = None,
+    dry_run: DryRun = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed/--only-missing", help=RETRY_HELP)] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Abandon and repeat interrupted runs.")] = False,
+    max_failures: Annotated[int | None, typer.Option(min=1, help="Failures before the suite stops.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS_HELP)] = None,
     launcher: Annotated[str, typer.Option(help="Where the workers are: local, ray or slurm.")] = "local",
-    launch: Annotated[
-        list[str] | None, typer.Option(help="Option of the launcher: address=auto, slurm_partition=gpu.")
-    ] = None,
-    retries: Annotated[
-        int, typer.Option(min=0, help="How often a cell is run again when its worker is lost.")
-    ] = 2,
+    launch: Annotated[list[str] | None, typer.Option(help=LAUNCH_HELP)] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Repetitions of a cell whose worker is lost.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
+    device: OwnDevice = None,
     tracking_uri: TrackingUri = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run the missing cells of a benchmark file, and rank them beside published scores.
 
@@ -145,11 +119,9 @@ def suite(
     from bench.tracking import connect
 
     flags = {"dataset.folder": data and str(data), "device": device}
-    cells = read_suite(file, budget=budget, given={k: v for k, v in flags.items() if v is not None})
+    cells = read_suite(file, budget=budget, given=without_none(flags))
     store = connect(tracking_uri)
-    command = (
-        f"bench suite {file}{' --data DIR' if data else ''}{f' --budget {budget}' if budget != 'full' else ''}"
-    )
+    command = f"bench suite {file}" + " --data DIR" * bool(data) + f" --budget {budget}" * (budget != "full")
     if dry_run:
         threads = workers and threads_per_worker(workers)
         suite_page.print_plan(cells, store, retry=retry_failed, workers=workers or 1, threads=threads)
@@ -158,20 +130,14 @@ def suite(
         suite_page.print_suite(cells, states(cells, store), store, command=command, out=out)
         return
     run_cells = partial(
-        run_suite,
-        cells,
-        uri=tracking_uri,
-        retry=retry_failed,
-        fresh=fresh,
-        retries=retries,
-        max_failures=max_failures,
+        run_suite, cells, uri=tracking_uri, fresh=fresh, retries=retries, max_failures=max_failures
     )
     if workers is None and launcher == "local" and not launch:
-        found = run_cells(quiet=quiet, verbose=verbose)
+        found = run_cells(retry=retry_failed, quiet=quiet, verbose=verbose)
     else:
         parallel = make_launcher(launcher, workers, dict(parse_assignment(option) for option in launch or []))
         with suite_page.live_report(cells, store) as report:
-            found = run_cells(launcher=parallel, report=report, quiet=True)
+            found = run_cells(retry=retry_failed, launcher=parallel, report=report, quiet=True)
     suite_page.print_suite(cells, found, store, command=command, out=out)
     if any(s.state == FAILED for s in found):
         raise typer.Exit(1)

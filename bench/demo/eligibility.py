@@ -86,23 +86,19 @@ def list_warnings(
     """
     if run.tags.get(Tag.SYNTHETIC) == "true":
         yield "This run was trained on synthetic phantoms: it says nothing about patients."
-    if scan.case is None:
-        yield from _list_file_warnings(config, split, available, scan, same_images)
-    elif same_images and scan.case not in same_images:
-        names = join_and(sorted(same_images))
-        yield f"These are the same images as those of {names}, who took part in this run under that name."
-    elif not same_images and (split["case"] == scan.case).any() and run.tags.get(Tag.DATA) != scan.data:
-        yield "The run used other images than this folder holds, so patients are matched by their ids alone."
-
-
-def _list_file_warnings(
-    config: RunConfig, split: pd.DataFrame, available: Sequence[int], scan: Scan, same_images: Collection[str]
-) -> Iterator[str]:
+    if scan.case is not None:
+        if same_images and scan.case not in same_images:
+            names = join_and(sorted(same_images))
+            yield f"These are the same images as those of {names}, who took part in this run under that name."
+        elif not same_images and (split["case"] == scan.case).any() and run.tags.get(Tag.DATA) != scan.data:
+            yield "The run used other images than this folder holds, so patients are matched by their ids alone."
+        return
     for case in sorted(split["case"].unique()):
         exposure = _describe_exposure(split, case, available)
+        pattern = rf"(?<![A-Za-z0-9]){re.escape(case)}(?![A-Za-z0-9])"  # 'p1' is not in 'p12_3'
         if case in same_images:
             yield f"These are the same images as those of {case}, who took part in this run: {exposure}."
-        elif any(_contains_id(name, case) for name in scan.names):
+        elif any(re.search(pattern, name, re.IGNORECASE) for name in scan.names):
             yield f"A file name contains {case}, who took part in this run. If it is that patient, {exposure}."
     if config.input.normalise == "patient":
         count = len(scan.images)
@@ -121,8 +117,3 @@ def _describe_exposure(split: pd.DataFrame, case: str, available: Sequence[int])
     if not seen:
         return "no model here was trained on it"
     return f"{seen} of the {len(available)} models here were trained or validated on it, so this is not a test"
-
-
-def _contains_id(name: str, case: str) -> bool:
-    """Return whether a file name contains a patient's id as a separate word: 'p1' is not in 'p12_3'."""
-    return re.search(rf"(?<![A-Za-z0-9]){re.escape(case)}(?![A-Za-z0-9])", name, re.IGNORECASE) is not None

@@ -19,9 +19,8 @@ from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
 from bench.formatting import join_and
 from bench.inference.fold_models import FoldModels
-from bench.tracking import Store, download_models, find_folds, find_parent, find_run, read_records, read_table
+from bench.tracking import Store, Tag, download_models, find_folds, find_parent, find_run, read_records, read_table
 from bench.tracking.participants import read_image_table
-from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
 CACHED_PREDICTIONS = 12  # each takes one byte per pixel
@@ -61,9 +60,8 @@ class LoggedModels:
         finished = (r for r in read_records(self.store) if r.tags.get(Tag.TASK, "segmentation") == "segmentation")
         runs = [r for r in finished if r.run_id in self._records or self._has_models(r.run_id)]
         if not runs:
-            raise StoreError(
-                f"no finished segmentation run with models in {self.store.address}. `bench run` makes one."
-            )
+            where = self.store.address
+            raise StoreError(f"no finished segmentation run with models in {where}. `bench run` makes one.")
         self._records |= {r.run_id: r for r in runs}
         return runs
 
@@ -71,10 +69,8 @@ class LoggedModels:
         """Return the id of the run with this name or id; a fold stands for its run. Raises `BenchError`."""
         run = find_parent(self.store, find_run(self.store, wanted))
         if run.info.run_id not in {r.run_id for r in self.list_runs()}:
-            raise UnknownName(
-                f"run '{wanted}' is not a finished segmentation run with models. "
-                "`bench leaderboard` shows all runs."
-            )
+            problem = f"run '{wanted}' is not a finished segmentation run with models."
+            raise UnknownName(f"{problem} `bench leaderboard` shows all runs.")
         return str(run.info.run_id)
 
     def describe_patients(self, run_id: str) -> dict[str, str]:

@@ -11,15 +11,15 @@ from typing import Any
 
 from bench.data.pack import display_channel
 from bench.demo import panels
-from bench.demo.downloads import encode_masks
 from bench.demo.layout import LETTERS, NO_SECOND_MODEL, Choices, ControlValues, Layout
 from bench.demo.logged_models import TEST_FOLD_NOT_RUN, LoggedModels
-from bench.demo.predictions import Prediction, choose_slice
+from bench.demo.predictions import Prediction, choose_slice, encode_masks
 from bench.demo.scans import Scan, read_dropped_files
 from bench.demo.style import CSS, DARK_MODE_JS, DOWNLOAD_JS
 from bench.errors import BenchError, DataError
 
-MAX_FILE_SIZE = "64mb"
+LAUNCH = {"share": False, "quiet": True, "ssr_mode": False, "footer_links": [], "run_history": False}
+LAUNCH |= {"max_file_size": "64mb"}
 
 Updates = dict[Any, Any]  # {component: its new value or properties}
 
@@ -41,15 +41,10 @@ class Page:
         self.blocks.launch(
             server_name=host,
             server_port=port,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            footer_links=[],
-            run_history=False,
-            max_file_size=MAX_FILE_SIZE,
             theme=gr.themes.Base(primary_hue="zinc", neutral_hue="zinc", font=fonts, font_mono=mono),
             css=CSS,
             js=DARK_MODE_JS,
+            **LAUNCH,
         )
 
     def _connect_events(self) -> None:
@@ -98,11 +93,8 @@ class Page:
         if not patients:
             return updates | {ui.status: panels.render_hint("Drop scans into the box to see a prediction.")}
         case = patients[0][1]
-        return (
-            updates
-            | self._choose_patient(values, case)
-            | {ui.patient: self.gr.update(choices=patients, value=case)}
-        )
+        updates |= self._choose_patient(values, case)
+        return updates | {ui.patient: self.gr.update(choices=patients, value=case)}
 
     def _choose_patient(self, values: ControlValues, case: str) -> Updates:
         if self.models.patients is None:
@@ -153,9 +145,8 @@ class Page:
         scan = _require_scan(values)
         view = panels.View(min(values.at, len(scan.images)) - 1, values.channel or 0, values.opacity)
         updates: Updates = {}
-        shown = []
-        results = zip(LETTERS, self.ui.rows, self._predict(values), values.thresholds, strict=False)
-        for letter, row, result, slider in results:
+        shown, results = [], self._predict(values)
+        for letter, row, result, slider in zip(LETTERS, self.ui.rows, results, values.thresholds, strict=False):
             if isinstance(result, Prediction):
                 threshold = result.snap(slider)
                 shown.append((letter, result, threshold))
@@ -167,10 +158,8 @@ class Page:
 
     def _reset_threshold(self, number: int, values: ControlValues) -> Updates:
         """Return to the run's own threshold."""
-        own = self._predict_one(number, values).threshold
-        thresholds = list(values.thresholds)
-        thresholds[number] = own
-        updates = self._redraw(replace(values, thresholds=tuple(thresholds)))
+        own, before = self._predict_one(number, values).threshold, values.thresholds
+        updates = self._redraw(replace(values, thresholds=(*before[:number], own, *before[number + 1 :])))
         return updates | {self.ui.rows[number].threshold: round(own, 2)}
 
     def _save_masks(self, number: int, values: ControlValues) -> Updates:

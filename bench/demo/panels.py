@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 
+import cv2
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.demo import pictures
-from bench.demo.pictures import BOTH, Picture
+from bench.data.source import Pixels
 from bench.demo.predictions import Prediction, Score, score
 from bench.demo.scans import Scan
 from bench.formatting import SYNTHETIC, SYNTHETIC_WARNING
@@ -20,8 +23,11 @@ from bench.masks import Mask
 from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
+BOTH = "#9d7bff"  # where truth and prediction agree; the other colours are those of the reports
 LINE_COLOURS = (PREDICTION, "#6cb6ff")  # of the first and the second model in the area chart
 COARSE = 160  # up to this many pixels per side, a picture is enlarged without smoothing
+
+Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,7 @@ class View:
 
 def render_banner(scan: Scan) -> str:
     """Render the warnings that concern the scan itself."""
-    texts = [SYNTHETIC_WARNING] if scan.synthetic else []
-    return _render_warnings([*texts, *scan.notes])
+    return _render_warnings([*([SYNTHETIC_WARNING] if scan.synthetic else []), *scan.notes])
 
 
 def render_areas(scan: Scan, at: int, shown: Sequence[tuple[str, Prediction, float]]) -> str:
@@ -77,11 +82,11 @@ def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: f
     mask, truth = prediction.mask(threshold), scan.truth
     of_slice = score(mask[view.at], None if truth is None else truth[view.at])
     of_patient = score(mask, truth)
-    own = threshold == prediction.threshold
+    own, title = threshold == prediction.threshold, f"{prediction.run.name} · {prediction.run.run_id[:8]}"
     origin = prediction.threshold_text if own else f"yours; the run's own is {prediction.threshold:.3g}"
     moved = "" if own or truth is None else "<p class='warning'>At your threshold: not a result.</p>"
     return (
-        f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(_title(prediction))}</h2>"
+        f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(title)}</h2>"
         f"<p>{escape(prediction.models_text)}</p><p>Threshold {threshold:.3g}, {origin}.</p>"
         f"{_render_warnings(prediction.warnings)}</div>"
         f"<div class='numbers'><table><tr><th></th><th>Dice</th><th>truth, px</th><th>prediction, px</th></tr>"
@@ -93,9 +98,8 @@ def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: f
 
 def render_refusal(letter: str, sentence: str) -> str:
     """Render the heading of a model that cannot be shown."""
-    return (
-        f"<div class='heading'><div class='about'><h2><i>{letter}</i></h2>{render_problem(sentence)}</div></div>"
-    )
+    problem = render_problem(sentence)
+    return f"<div class='heading'><div class='about'><h2><i>{letter}</i></h2>{problem}</div></div>"
 
 
 def render_problem(sentence: str) -> str:
@@ -115,23 +119,21 @@ def label_run(record: RunRecord) -> str:
 def render_pictures(scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
     """Render five pictures of one slice: scan, truth, prediction, probability, overlay."""
     at, channel = view.at, view.channel
-    image = pictures.draw_scan(scan.images[at, ..., channel], scan.white_levels[channel])
+    image = draw_scan(scan.images[at, ..., channel], scan.white_levels[channel])
     mask = prediction.mask(threshold)[at]
     truth = None if scan.truth is None else scan.truth[at]
-    probability = pictures.draw_probability(prediction.probability(at))
-    overlay = pictures.draw_overlay(image, mask, truth, view.opacity)
+    probability = draw_probability(prediction.probability(at))
+    overlay = draw_overlay(image, mask, truth, view.opacity)
+    keys = " ".join(_render_key(*key) for key in ((BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")))
+    overlay_key = _render_key(PREDICTION, "Prediction on the scan") if truth is None else f"Overlay {keys}"
     figures = [
         _render_figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
         _render_truth(truth),
-        _render_figure("prediction", pictures.draw_mask(mask, PREDICTION), _render_key(PREDICTION, "Prediction")),
+        _render_figure("prediction", draw_mask(mask, PREDICTION), _render_key(PREDICTION, "Prediction")),
         _render_figure("probability", probability, _render_scale(threshold)),
-        _render_figure("overlay", overlay, _render_overlay_key(truth is not None)),
+        _render_figure("overlay", overlay, overlay_key),
     ]
     return f"<div class='pictures'>{''.join(figures)}</div>"
-
-
-def _title(prediction: Prediction) -> str:
-    return f"{prediction.run.name} · {prediction.run.run_id[:8]}"
 
 
 def _render_warnings(texts: Sequence[str]) -> str:
@@ -166,34 +168,74 @@ def _render_figure(name: str, picture: Picture, caption: str) -> str:
     height, width = picture.shape[:2]
     coarse = " coarse" if max(height, width) < COARSE else ""
     return (
-        f"<figure class='{name}'><img class='slice{coarse}' alt='{name}' src='{pictures.encode_data_uri(picture)}'"
+        f"<figure class='{name}'><img class='slice{coarse}' alt='{name}' src='{encode_data_uri(picture)}'"
         f" style='aspect-ratio:{width}/{height}'><figcaption>{caption}</figcaption></figure>"
     )
 
 
 def _render_truth(truth: Mask | None) -> str:
     if truth is None:
-        return (
-            "<figure class='truth'><div class='slice none'>no truth</div><figcaption>Truth</figcaption></figure>"
-        )
-    return _render_figure("truth", pictures.draw_mask(truth, TRUTH), _render_key(TRUTH, "Truth"))
+        empty = "<div class='slice none'>no truth</div>"
+        return f"<figure class='truth'>{empty}<figcaption>Truth</figcaption></figure>"
+    return _render_figure("truth", draw_mask(truth, TRUTH), _render_key(TRUTH, "Truth"))
 
 
 def _render_key(colour: str, text: str) -> str:
     return f"<span class='key' style='background:{colour}'></span>{text}"
 
 
-def _render_overlay_key(with_truth: bool) -> str:
-    if not with_truth:
-        return _render_key(PREDICTION, "Prediction on the scan")
-    keys = (BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")
-    return f"Overlay {' '.join(_render_key(*key) for key in keys)}"
-
-
 def _render_scale(threshold: float) -> str:
     """Render the colours of probabilities from 0 to 1, with a mark at the threshold."""
-    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in pictures.colour_map()[:: 255 // 15])
+    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in colour_map()[:: 255 // 15])
     return (
         f"Probability <span class='scale'>0<span class='bar' style='background:linear-gradient(90deg, {stops})'>"
         f"<span class='tick' style='left:{100 * threshold:.1f}%'></span></span>1</span>"
     )
+
+
+def draw_scan(image: Pixels, white: float) -> Picture:
+    """Draw one channel (H, W) in grey: black at 0, white at the level `white` and above."""
+    scaled = np.rint(image.astype(np.float32) * (255 / white)).clip(0, 255).astype(np.uint8)
+    return np.repeat(scaled[..., None], 3, axis=2)
+
+
+def draw_mask(mask: Mask, colour: str) -> Picture:
+    """Draw a mask in one colour on black."""
+    return np.where(mask[..., None], rgb(colour), np.uint8(0))
+
+
+def draw_probability(probability: NDArray[np.floating]) -> Picture:
+    """Draw probabilities (H, W) in the colours of `colour_map`."""
+    colours: Picture = colour_map()[np.rint(probability * 255).astype(np.uint8)]
+    return colours
+
+
+@cache
+def colour_map() -> Picture:
+    """Return the 256 colours of probabilities from 0 to 1, (256, 3): inferno, with evenly growing lightness."""
+    return np.asarray(matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3], np.uint8)
+
+
+def draw_overlay(scan: Picture, prediction: Mask, truth: Mask | None, opacity: float) -> Picture:
+    """Draw masks over a scan, from the scan alone at opacity 0 to solid colours at 1.
+
+    Pixels of both masks, of the prediction alone and of the truth alone have a colour each.
+    """
+    painted = scan.copy()
+    regions = [(prediction, PREDICTION)]
+    if truth is not None:
+        regions += [(truth, TRUTH), (prediction & truth, BOTH)]
+    for mask, colour in regions:
+        painted[mask] = rgb(colour)
+    return np.asarray(np.rint((1 - opacity) * scan.astype(np.float32) + opacity * painted), np.uint8)
+
+
+def rgb(colour: str) -> NDArray[np.uint8]:
+    """Return '#ff8000' as (255, 128, 0)."""
+    return np.frombuffer(bytes.fromhex(colour.removeprefix("#")), np.uint8)
+
+
+def encode_data_uri(picture: Picture) -> str:
+    """Return a picture as a PNG in a data URI, so that no file is written."""
+    _, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return f"data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}"

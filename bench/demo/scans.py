@@ -15,7 +15,7 @@ import numpy as np
 from bench.data.fingerprints import fingerprints, image_table
 from bench.data.pack import compute_histograms, load_or_pack
 from bench.data.readers.images import find_images, read_slice
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.formatting import join_and
 from bench.masks import Mask
@@ -56,8 +56,12 @@ class Patients:
 
     def __init__(self, source: Source, tick: Callable[[int, int], None] = lambda done, of: None) -> None:
         self.pack = load_or_pack(source, tick=tick)
-        self._names = [_slice_name(entry) for entry in source.slices]  # in the order of the pack's rows
-        self._fingerprints = image_table(self.pack).groupby("case")["image"].agg(frozenset).to_dict()
+        self._names = [  # in the order of the pack's rows
+            s.image.stem if s.position is None else f"{s.image.name.partition('.')[0]}_{s.position + 1}"
+            for s in source.slices
+        ]
+        images = image_table(self.pack).groupby("case")["image"]
+        self._fingerprints = {str(case): frozenset[str](values) for case, values in images}
 
     @property
     def cases(self) -> list[str]:
@@ -83,14 +87,7 @@ class Patients:
 
     def fingerprints(self, case: str) -> frozenset[str]:
         """Return the fingerprints of a patient's images."""
-        known: frozenset[str] = self._fingerprints.get(case, frozenset())
-        return known
-
-
-def _slice_name(entry: SliceFile) -> str:
-    if entry.position is None:
-        return entry.image.stem
-    return f"{entry.image.name.partition('.')[0]}_{entry.position + 1}"
+        return self._fingerprints.get(case, frozenset())
 
 
 def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from bench.analysis.board import Board
 from bench.analysis.board_rows import search_trials
+from bench.analysis.leaderboard import board_of_run, rank_metrics
 from bench.analysis.run_summary import headline, model_card
 from bench.console import Display, console
 from bench.data.pack import Pack
-from bench.derived.ranks import update_ranks
 from bench.masks import Mask, Masks
 from bench.metrics.aggregate import summarise
 from bench.metrics.confusion import dice_of
 from bench.overrides import configure
 from bench.stats import compare_paired
-from bench.tracking import PARENT, Run, Store, open_run, read_settings, read_table
+from bench.tracking import PARENT, Run, Store, Tag, log_ranks, open_run, read_records, read_settings, read_table
 from bench.tracking.selection import SHARED
-from bench.tracking.tags import Tag
 from bench.training.fold_records import record_masks, slice_table
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore
@@ -86,6 +86,14 @@ def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) 
         update_ranks(store, recorder.run_id)
     console().print("\n".join((run.title, headline(values), *run.comparisons)), markup=False)
     return recorder.run_id
+
+
+def update_ranks(store: Store, run_id: str) -> Board:
+    """Rank the board of a finished run again, log the rank of every run as metrics, and return the board."""
+    tags = store.client.get_run(run_id).data.tags
+    board = board_of_run(read_records(store, tags={tag: tags[tag] for tag in (Tag.DATA, Tag.SPLIT)}), run_id)
+    log_ranks(store, rank_metrics(board))
+    return board
 
 
 def derive_fingerprint(*parts: str) -> str:

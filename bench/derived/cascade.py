@@ -14,20 +14,11 @@ import pandas as pd
 
 from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import (
-    DerivedRun,
-    case_rows,
-    derive_fingerprint,
-    describe_change,
-    log_derived,
-    score_masks,
-)
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import DataError
 from bench.masks import Mask, Masks
-from bench.tracking import Run, connect, find_run, read_masks, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_comparable, require_finished
-from bench.tracking.tags import Tag
+from bench.tracking import Tag, connect, find_run, read_masks, read_table
+from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.training.tasks.segmentation import Segmentation
 
 TAKES = "A cascade takes a presence run (bench run --model classifier), then a segmentation run."
@@ -66,7 +57,14 @@ def cascade(
             fingerprint=cascade_fingerprint(*(run.data.tags[Tag.FINGERPRINT] for run in (gate, model))),
             scores=scores,
             masks=masks,
-            settings=_settings(gate, model),
+            settings={
+                "model.name": "cascade",
+                "model.encoder": f"{gate.info.run_name} > {model.info.run_name}",
+                "loss.name": model.data.params["loss.name"],
+                "run.seed": model.data.params["run.seed"],
+                "cascade.presence": gate.info.run_id,
+                "cascade.segmentation": model.info.run_id,
+            },
             facts={
                 "System": f"{model.info.run_name} on slices that {gate.info.run_name} calls positive, out of fold",
                 "Against segmentation alone": change,
@@ -89,14 +87,3 @@ def _called(pack: Pack, calls: pd.Series[bool], case: str) -> Mask:
     if missing:
         raise DataError(f"the classifier has not judged slice {missing[0]} of {case}. Run all of its folds.")
     return np.array([bool(calls[case, n]) for n in numbers])
-
-
-def _settings(gate: Run, model: Run) -> dict[str, str]:
-    return {
-        "model.name": "cascade",
-        "model.encoder": f"{gate.info.run_name} > {model.info.run_name}",
-        "loss.name": model.data.params["loss.name"],
-        "run.seed": model.data.params["run.seed"],
-        "cascade.presence": gate.info.run_id,
-        "cascade.segmentation": model.info.run_id,
-    }

@@ -25,8 +25,7 @@ from bench.inference.scoring import choose_threshold
 from bench.inference.tta import VIEWS
 from bench.masks import Masks
 from bench.tracking import Run, Store, connect, download_models, find_run, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_comparable, require_finished
+from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore
@@ -60,10 +59,12 @@ def ensemble(
         pack = load_run_pack(runs[0], data, display)
         scored = _predict_folds(store, runs, pack, tta, rule, str(find_device(device)), display)
         cases = case_rows([score for score, _ in scored])
+        names = ", ".join(str(run.info.run_name) for run in runs)
+        title = names if len(runs) == 1 else f"ensemble of {names}"
         changes = [describe_change(cases, read_table(store, run, "cases"), _label(run)) for run in runs]
         run = DerivedRun(
             kind="ensemble",
-            title=name or _title(runs, tta),
+            title=name or title + (f" with {tta}" if tta != "none" else ""),
             source=runs[0],
             parts=runs,
             fingerprint=fingerprint([run.data.tags[Tag.FINGERPRINT] for run in runs], tta, rule),
@@ -139,11 +140,6 @@ def _check(runs: Sequence[Run], tta: str) -> None:
     require_comparable(runs)
     if len(runs) < 2 and tta == "none":
         raise BadSetting("one run alone is no ensemble. Name another run, or give --tta flips or --tta turns.")
-
-
-def _title(runs: Sequence[Run], tta: str) -> str:
-    names = ", ".join(str(run.info.run_name) for run in runs)
-    return (names if len(runs) == 1 else f"ensemble of {names}") + (f" with {tta}" if tta != "none" else "")
 
 
 def _label(run: Run) -> str:

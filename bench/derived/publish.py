@@ -1,13 +1,8 @@
-"""Scores of finished runs as a folder of files, out of one store and into another.
+"""`bench publish` and `bench import`: finished runs as a folder of files that another store can read.
 
-What is published is what ranks: every patient's scores, settings, costs and the folds. Masks, models and curves
-stay behind. Where it is imported, cells of a suite that others have run are done, and a run of one's own is ranked
-beside theirs without training them again.
-
-    runs.json          of every run its id, name, settings, scores and costs over all patients, and tags
-    cases.csv          a row a run and patient
-    slices.csv         a row a run and slice, of presence runs alone
-    split-<hash>.csv   which part each patient plays in each fold
+The files hold what ranking needs: scores of every patient, settings, costs and folds, but no masks, models or
+curves. Imported runs count as done in a suite, and are ranked with the runs of the store without training.
+The files are described in `bench.derived.published_files`.
 """
 
 from __future__ import annotations
@@ -18,31 +13,21 @@ from pathlib import Path
 
 from bench.analysis.filters import filter_records
 from bench.console import Display, console
-from bench.derived.published_files import (
-    BOARD,
-    RUNS,
-    Published,
-    read_published,
-    write_published,
-)
-from bench.derived.ranks import update_ranks
+from bench.derived.base import update_ranks
+from bench.derived.published_files import BOARD, RUNS, Published, read_published, write_published
 from bench.errors import BadSetting
-from bench.tracking import PARENT, connect, open_run, read_records, read_table, search_runs
-from bench.tracking.tags import Tag
+from bench.tracking import PARENT, Tag, connect, open_run, read_records, read_table, search_runs
 from bench.types import RunRecord
 
-PLACES = ("dataset.folder", "run.plugins")  # settings that name places on the machine of a run
+PATHS = ("dataset.folder", "run.plugins")  # settings that are paths on the machine of the run
 
 
 def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None) -> None:
-    """Write the finished runs of which these conditions hold to the folder `out`, beside those that are there.
-
-    Raises `BenchError`.
-    """
+    """Write the finished runs that meet these conditions to `out`; runs in it are kept. Raises `BenchError`."""
     store = connect(uri)
     found = filter_records(read_records(store), where)[::-1]
     if not found:
-        raise BadSetting(f"no finished run in {store.address} is meant. `bench leaderboard` shows them all.")
+        raise BadSetting(f"no finished run in {store.address} matches. `bench leaderboard` shows all runs.")
     before = read_published(out) if (out / RUNS).exists() else Published((), {})
     splits = dict(before.splits)
     for record in found:
@@ -54,13 +39,13 @@ def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None
     runs = (*(record for record in before.runs if record.run_id not in ids), *new)
     write_published(out, Published(runs, splits))
     patients = len({case for record in runs for case in record.cases["case"]})
-    console().print(f"{_runs(len(runs))} in {out}, whose tables name {patients} patients", markup=False)
+    console().print(f"{_runs(len(runs))} in {out}, and the tables name {patients} patients", markup=False)
 
 
 def import_runs(folder: Path, *, uri: str | None = None) -> None:
-    """Log the runs of a published folder as finished runs of this store; those that it has are left alone.
+    """Log the runs of a published folder as finished runs of this store, except those that it already has.
 
-    Each is tagged with the id that it was published under, and ranked. Raises `BenchError`.
+    Each run is ranked, and tagged with the id under which it was published. Raises `BenchError`.
     """
     published, store = read_published(folder), connect(uri)
     runs = [run for run in search_runs(store, {Tag.KIND: PARENT}) if run.info.status == "FINISHED"]
@@ -77,13 +62,13 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
                 recorder.table("split", published.splits[tags[Tag.SPLIT]])
                 if record.slices is not None:
                     recorder.table("slices", record.slices)
-            if Tag.POST_HOC not in tags:  # what was chosen after scores were seen has no rank
+            if Tag.POST_HOC not in tags:  # a choice made after test scores were seen has no rank
                 boards[(*map(tags.get, BOARD), frozenset(record.cases["case"]))] = recorder.run_id
             display.bar(done, len(new), "importing", "runs")
     for run_id in boards.values():
         update_ranks(store, run_id)
     known = len(published.runs) - len(new)
-    before = f"; {_runs(known)} there already" * bool(known)
+    before = f"; {_runs(known)} already there" * bool(known)
     console().print(f"{_runs(len(new))} imported into {store.address}{before}", markup=False)
 
 
@@ -92,7 +77,7 @@ def _runs(count: int) -> str:
 
 
 def _public(record: RunRecord) -> RunRecord:
-    """Under the id that it was first logged with, without its rank and what belongs to its machine or store."""
+    """Return the run with its first id, without its rank and everything specific to its machine or store."""
     tags = {k: v for k, v in record.tags.items() if k.startswith((Tag.BENCH, Tag.ENVIRONMENT, Tag.PLAN))}
     tags.pop(Tag.PLATFORM, None)
     if "mlflow.note.content" in record.tags:
@@ -102,7 +87,7 @@ def _public(record: RunRecord) -> RunRecord:
     return replace(
         record,
         run_id=first,
-        settings={k: v for k, v in record.settings.items() if k not in PLACES},
+        settings={k: v for k, v in record.settings.items() if k not in PATHS},
         metrics={k: v for k, v in record.metrics.items() if not k.startswith(("rank", "system/"))},
         tags=tags,
     )

@@ -1,3 +1,11 @@
+"""The files of a published folder: writing them, and reading them with checks that they are consistent.
+
+runs.json          id, name, settings, mean scores, costs and tags of every run
+cases.csv          one row per run and patient
+slices.csv         one row per run and slice, only of presence runs
+split-<hash>.csv   the part (train, val or test) of each patient in each fold
+"""
+
 from __future__ import annotations
 
 import json
@@ -22,30 +30,15 @@ from bench.tracking.tags import Tag, scored_by_slice
 from bench.types import Fold, RunRecord
 
 FORMAT = 1
-
-
 RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
-
-
-BOARD = (
-    Tag.TASK,
-    Tag.DATA,
-    Tag.SPLIT,
-    Tag.CONVENTION,
-)  # what runs of one board have in common
-
-
+BOARD = (Tag.TASK, Tag.DATA, Tag.SPLIT, Tag.CONVENTION)  # runs of one board have these in common
 NEEDED = (*BOARD, Tag.DATASET, Tag.FINGERPRINT)
-
-
-TOLERANCE = 1e-4  # of a score, relative: tables may have been written to six digits
-
-
+TOLERANCE = 1e-4  # relative difference of scores: other programs write tables with six digits
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
 
 
 class _Run(BaseModel):
-    """A run as RUNS tells of it."""
+    """A run in the file RUNS."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,7 +50,7 @@ class _Run(BaseModel):
 
 
 class _File(BaseModel):
-    """What RUNS holds."""
+    """The content of the file RUNS."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,17 +60,17 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Published:
-    """Runs, the oldest first, and the split that each names, by its hash: a row a fold and patient."""
+    """Runs, the oldest first, and their splits by hash, with one row per fold and patient."""
 
     runs: tuple[RunRecord, ...]
     splits: Mapping[str, pd.DataFrame]
 
 
 def write_published(folder: Path, published: Published) -> None:
-    """Write the files of a folder that `read_published` reads, to full precision."""
+    """Write the files that `read_published` reads, with full precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = [_Run.model_validate(run, from_attributes=True) for run in published.runs]
-    content = _File(format=FORMAT, runs=tuple(told)).model_dump(mode="json")
+    runs = tuple(_Run.model_validate(run, from_attributes=True) for run in published.runs)
+    content = _File(format=FORMAT, runs=runs).model_dump(mode="json")
     (folder / RUNS).write_text(f"{json.dumps(content, indent=1, sort_keys=True)}\n", encoding="utf-8")
     for name, tables in (
         (CASES, {run.run_id: run.cases for run in published.runs}),
@@ -90,29 +83,31 @@ def write_published(folder: Path, published: Published) -> None:
 
 
 def read_published(folder: Path) -> Published:
-    """The runs of a published folder. Raises `DataError` where files are lacking, or contradict one another."""
+    """Return the runs of a published folder. Raises `DataError` if files are missing or contradict each other."""
     try:
-        told = _File.model_validate_json((folder / RUNS).read_bytes())
+        content = _File.model_validate_json((folder / RUNS).read_bytes())
     except OSError:
-        raise DataError(f"{folder} holds no {RUNS}. Give a folder that `bench publish` wrote.") from None
+        raise DataError(f"{folder} has no {RUNS}. Give a folder that `bench publish` wrote.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "it"
-        raise DataError(f"{folder / RUNS} is not of format {FORMAT}: {where}: {first['msg']}.") from None
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise DataError(f"{folder / RUNS} does not have format {FORMAT}: {where}: {first['msg']}.") from None
     cases, slices = _tables(folder / CASES), _tables(folder / SLICES)
     runs: dict[str, RunRecord] = {}
     splits: dict[str, pd.DataFrame] = {}
-    for one in told.runs:
+    for one in content.runs:
         called = f"{folder}: run {one.name} ({one.run_id[:8]})"
         if one.run_id in runs:
-            raise DataError(f"{called} is there twice.")
-        lacking = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
+            raise DataError(f"{called} appears twice.")
+        missing = [tag for tag in NEEDED if tag not in one.tags] or [CASES] * (one.run_id not in cases)
         if scored_by_slice(one.tags) and one.run_id not in slices:
-            lacking.append(SLICES)
-        if lacking:
-            raise DataError(f"{called} lacks {' and '.join(lacking)}.")
-        if not re.fullmatch(r"\w[\w.-]*", one.tags[Tag.DATASET]):  # a folder of the store has this name
-            raise DataError(f"{called} is of '{one.tags['bench.dataset']}', which is no name of a data set.")
+            missing.append(SLICES)
+        if missing:
+            raise DataError(f"{called} has no {' and no '.join(missing)}.")
+        if not re.fullmatch(r"\w[\w.-]*", one.tags[Tag.DATASET]):  # it becomes the name of a folder in the store
+            raise DataError(
+                f"{called} names its data set '{one.tags[Tag.DATASET]}', which is not allowed as a name."
+            )
         split = one.tags[Tag.SPLIT]
         if split not in splits:
             splits[split] = _split(folder / f"split-{split}.csv", split)
@@ -120,15 +115,17 @@ def read_published(folder: Path) -> Published:
         try:
             problem = _contradiction(record, splits[split])
         except (ValueError, TypeError) as error:
-            raise DataError(f"{called} cannot be read, its tables are no numbers: {error}.") from None
+            raise DataError(
+                f"{called} cannot be read, because its tables hold values that are not numbers: {error}."
+            ) from None
         if problem:
-            raise DataError(f"{called} cannot be believed: {problem}.")
+            raise DataError(f"{called} contradicts itself: {problem}.")
         runs[record.run_id] = record
     return Published(tuple(runs.values()), splits)
 
 
 def _tables(path: Path) -> dict[str, pd.DataFrame]:
-    """The part of a table that belongs to each run, without columns that say nothing of it."""
+    """Return the rows of each run in a table, without the columns that are empty for this run."""
     if not path.exists():
         return {}
     try:
@@ -143,56 +140,46 @@ def _tables(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def _split(path: Path, expected: str) -> pd.DataFrame:
-    """A table of folds, which must be those that its hash stands for."""
+    """Return the table of a split. Raises `DataError` if its hash is not the expected one."""
     try:
         table = pd.read_csv(path, dtype={"case": str})
-        folds = _folds(table)
+        rows = {number: table[table["fold"] == number] for number in sorted({*map(int, table["fold"])})}
+        folds = [
+            Fold(number, *(frozenset(r["case"][r["part"] == part]) for part in ("train", "val", "test")))
+            for number, r in rows.items()
+        ]
     except (OSError, ValueError, KeyError, LeakageError) as error:
         raise DataError(f"{path} does not hold the folds of a split: {error}") from None
     if (found := split_hash(folds)) != expected:
-        raise DataError(f"{path} holds the folds of split {found}. Put the right file there.")
+        raise DataError(f"{path} holds the folds of split {found}. Replace it by the file of split {expected}.")
     return table
 
 
-def _folds(table: pd.DataFrame) -> list[Fold]:
-    """The folds of a `bench.data.splits.split_table`."""
-    return [
-        Fold(number, *(frozenset(rows["case"][rows["part"] == part]) for part in ("train", "val", "test")))
-        for number, rows in ((n, table[table["fold"] == n]) for n in sorted({*map(int, table["fold"])}))
-    ]
-
-
-def _places(table: pd.DataFrame) -> set[tuple[str, int]]:
-    """The patients of a table, each with its fold."""
-    return {*zip(table["case"], table["fold"], strict=True)}
-
-
 def _contradiction(record: RunRecord, split: pd.DataFrame) -> str | None:
-    """In what a run's scores of all patients, its scores of each, its pixels and its folds disagree; else None."""
-    cases = record.cases
-    needed: dict[str, tuple[pd.DataFrame, tuple[str, ...]]] = {CASES: (cases, ("case", "fold", *COUNTS))}
-    if record.slices is not None:
-        needed = {
-            CASES: (cases, ("case", "fold")),
-            SLICES: (record.slices, ("case", *CALL_COLUMNS)),
-        }
-    for name, (table, columns) in needed.items():
-        if lost := [column for column in columns if column not in table]:
-            return f"{name} has no {' and no '.join(lost)} of it"
+    """Return how mean scores, patients, pixel counts and folds of a run disagree; None if they agree."""
+    cases, slices = record.cases, record.slices
+    needed: list[tuple[str, pd.DataFrame, tuple[str, ...]]] = [(CASES, cases, ("case", "fold"))]
+    needed.append((CASES, cases, COUNTS) if slices is None else (SLICES, slices, ("case", *CALL_COLUMNS)))
+    for name, table, columns in needed:
+        if missing := [column for column in columns if column not in table]:
+            return f"its rows in {name} have no {' and no '.join(missing)}"
     if cases["case"].duplicated().any():
-        return f"a patient is there twice in {CASES}"
-    if not _places(cases) <= _places(split[split["part"] == "test"]):
-        return f"its patients are not those that the folds of split {record.tags['bench.split']} test"
-    if record.slices is not None:
-        expected = summarise_calls(record.slices, with_interval=False)
+        return f"a patient appears twice in {CASES}"
+    tested = split[split["part"] == "test"]
+    if not {*zip(cases["case"], cases["fold"], strict=True)} <= {
+        *zip(tested["case"], tested["fold"], strict=True)
+    }:
+        return f"its patients are not the test patients of split {record.tags[Tag.SPLIT]}"
+    if slices is not None:
+        expected = summarise_calls(slices, with_interval=False)
     else:
-        mine = [name for name in cases if name in NOT_METRICS or name in registry.metric]
-        expected = summarise(cases[mine], with_interval=False)
+        known = [name for name in cases if name in NOT_METRICS or name in registry.metric]
+        expected = summarise(cases[known], with_interval=False)
         counted = dice_of(*cases[["tp", "fp", "fn"]].to_numpy().T)
         if "dice" in cases and not np.allclose(cases["dice"], counted, rtol=TOLERANCE, equal_nan=True):
-            return f"Dice of some patients in {CASES} is not that of their pixels"
+            return f"the Dice of some patients in {CASES} does not match their pixel counts"
     for name, value in expected.items():
         logged = record.metrics.get(name, value)
         if not np.isclose(logged, value, rtol=TOLERANCE, equal_nan=True):
-            return f"{name} is {logged:g} in {RUNS}, and {value:g} by its patients"
+            return f"{name} is {logged:g} in {RUNS}, but {value:g} by its patients"
     return None

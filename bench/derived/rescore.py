@@ -10,21 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from bench.console import Display, console, frame_table
-from bench.derived.base import (
-    DerivedRun,
-    case_rows,
-    derive_fingerprint,
-    describe_change,
-    log_derived,
-    score_masks,
-)
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import BadSetting
 from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
 from bench.metrics.confusion import dice_of
 from bench.tracking import Run, Store, connect, find_run, read_masks, read_probabilities, read_table
-from bench.tracking.run_data import load_run_pack
-from bench.tracking.selection import require_finished
+from bench.tracking.selection import load_run_pack, require_finished
 from bench.tracking.tags import CONVENTION, Tag, is_derived
 from bench.training.fold_records import slice_table
 from bench.training.tasks.segmentation import Segmentation
@@ -54,6 +46,8 @@ def rescore(
     if is_derived(source.data.tags, source.data.params):
         raise BadSetting(f"run {source.info.run_name} was made from other runs. Rescore those runs instead.")
     changes = ", ".join(([] if threshold is None else [f"threshold {threshold:.2f}"]) + postprocess.descriptions)
+    chosen = {"run": source.info.run_id, "threshold": threshold, **postprocess.model_dump()}
+    shown = {key: source.data.params[key] for key in SHOWN if key in source.data.params}
     masks = _masks(store, source, threshold, postprocess)
     with Display() as display:
         pack = load_run_pack(source, data, display)
@@ -65,10 +59,10 @@ def rescore(
             title=name or f"{source.info.run_name} rescored" + (f": {changes}" if changes else ""),
             source=source,
             parts=(source,),
-            fingerprint=fingerprint(source.data.tags[Tag.FINGERPRINT], changes),
+            fingerprint=derive_fingerprint("rescored", source.data.tags[Tag.FINGERPRINT], changes),
             scores=scores,
             masks=masks,
-            settings=_settings(source, threshold, postprocess),
+            settings=shown | {f"rescore.{key}": str(value) for key, value in chosen.items()},
             facts={
                 "Masks": f"of {source.info.run_name}, out of fold; {changes or 'unchanged'}",
                 "Compared": change,
@@ -80,11 +74,6 @@ def rescore(
         run_id = log_derived(store, run, pack, display=display)
     console().print(frame_table("the same masks under other conventions", conventions(cases, slice_table(scores))))
     return run_id
-
-
-def fingerprint(source: str, changes: str) -> str:
-    """Return the fingerprint of a rescored run, from that of its source and the changes."""
-    return derive_fingerprint("rescored", source, changes)
 
 
 def conventions(cases: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
@@ -111,12 +100,6 @@ def _masks(store: Store, run: Run, threshold: float | None, rules: Postprocess) 
         return Masks((case, clean(mask, rules)) for case, mask in read_masks(store, run).items())
     probabilities = read_probabilities(store, run)
     return Masks((case, clean(above_threshold(p, threshold), rules)) for case, p in probabilities.items())
-
-
-def _settings(run: Run, threshold: float | None, rules: Postprocess) -> dict[str, str]:
-    chosen = {"run": run.info.run_id, "threshold": threshold, **rules.model_dump()}
-    kept = {key: run.data.params[key] for key in SHOWN if key in run.data.params}
-    return kept | {f"rescore.{key}": str(value) for key, value in chosen.items()}
 
 
 def _tags(run: Run, changes: str) -> dict[str, str]:

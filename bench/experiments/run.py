@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from bench.analysis.run_summary import headline, model_card
 from bench.config import RunConfig
 from bench.console import Display, console
-from bench.derived.ranks import update_ranks
+from bench.derived.base import update_ranks
 from bench.errors import BadSetting
 from bench.experiments import run_texts
 from bench.experiments.tracked_run import tracked_run

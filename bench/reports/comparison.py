@@ -27,8 +27,7 @@ from bench.errors import BenchError
 from bench.formatting import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
 from bench.stats import Interval
 from bench.tracking import Run, connect, read_table
-from bench.tracking.run_data import load_shared_pack
-from bench.tracking.selection import comparable_pair
+from bench.tracking.selection import comparable_pair, load_shared_pack
 from bench.tracking.tags import Tag, is_derived
 
 SEGMENTATION_ONLY = "Compare segmentation runs: presence is scored over slices, not per patient."

@@ -1,54 +1,30 @@
 """The tracking store: the only package that knows MLflow."""
 
-from __future__ import annotations
-
-from bench.tracking.outbox import replay
-from bench.tracking.reader import (
-    Run,
-    download_model,
-    download_models,
-    find_folds,
-    find_parent,
-    find_run,
-    read_masks,
-    read_probabilities,
-    read_records,
-    read_settings,
-    read_table,
-    search_runs,
-)
-from bench.tracking.recorder import MlflowRecorder, log_failure, log_ranks, open_run
-from bench.tracking.store import Store, check_reachable, connect, store_uri, without_password
-from bench.tracking.tags import EVALUATION, FOLD, LEAKY, PARENT, Tag
-from bench.tracking.ui import ui_command
-
-__all__ = [
-    "EVALUATION",
-    "FOLD",
-    "LEAKY",
-    "PARENT",
-    "MlflowRecorder",
-    "Run",
-    "Store",
-    "Tag",
-    "check_reachable",
-    "connect",
-    "download_model",
-    "download_models",
-    "find_folds",
-    "find_parent",
-    "find_run",
-    "log_failure",
-    "log_ranks",
-    "open_run",
-    "read_masks",
-    "read_probabilities",
-    "read_records",
-    "read_settings",
-    "read_table",
-    "replay",
-    "search_runs",
-    "store_uri",
-    "ui_command",
-    "without_password",
-]
+from bench.tracking.outbox import replay as replay
+from bench.tracking.reader import Run as Run
+from bench.tracking.reader import download_model as download_model
+from bench.tracking.reader import download_models as download_models
+from bench.tracking.reader import find_folds as find_folds
+from bench.tracking.reader import find_parent as find_parent
+from bench.tracking.reader import find_run as find_run
+from bench.tracking.reader import read_masks as read_masks
+from bench.tracking.reader import read_probabilities as read_probabilities
+from bench.tracking.reader import read_records as read_records
+from bench.tracking.reader import read_settings as read_settings
+from bench.tracking.reader import read_table as read_table
+from bench.tracking.reader import search_runs as search_runs
+from bench.tracking.recorder import MlflowRecorder as MlflowRecorder
+from bench.tracking.recorder import log_failure as log_failure
+from bench.tracking.recorder import log_ranks as log_ranks
+from bench.tracking.recorder import open_run as open_run
+from bench.tracking.store import Store as Store
+from bench.tracking.store import check_reachable as check_reachable
+from bench.tracking.store import connect as connect
+from bench.tracking.store import store_uri as store_uri
+from bench.tracking.store import ui_command as ui_command
+from bench.tracking.store import without_password as without_password
+from bench.tracking.tags import EVALUATION as EVALUATION
+from bench.tracking.tags import FOLD as FOLD
+from bench.tracking.tags import LEAKY as LEAKY
+from bench.tracking.tags import PARENT as PARENT
+from bench.tracking.tags import Tag as Tag

@@ -8,8 +8,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from torch import nn
-
 from bench.console import console
 from bench.errors import BadSetting
 from bench.models.io import DESCRIPTION, load_model, save_model
@@ -35,7 +33,9 @@ def export_run(
         for folder in download_models(store, run, Path(workspace), fold=fold):
             model, description = load_model(folder)
             if half:
-                halve(model)
+                for weights in model.parameters():
+                    if weights.ndim > 1:  # biases, scales and running statistics are few, and may be large
+                        weights.data = weights.data.half()
             save_model(out / f"fold-{description['fold']}", model, description | {"patients": patients})
     card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
     folders = find_exported_models(out)
@@ -52,10 +52,3 @@ def find_exported_models(folder: Path, fold: int | None = None) -> list[Path]:
     if (folder / DESCRIPTION).is_file():
         return [folder]
     return sorted(path.parent for path in folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
-
-
-def halve(model: nn.Module) -> None:
-    """Convert weights to float16. Biases, scales and running statistics stay: they are few and may be large."""
-    for weights in model.parameters():
-        if weights.ndim > 1:
-            weights.data = weights.data.half()

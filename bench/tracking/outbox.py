@@ -48,7 +48,10 @@ class Outbox:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.file, self.say, self.clock = store, file, say, clock
-        self._batches = deque(_read(file) if file.exists() else [])
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        self._batches: deque[tuple[str, Sequence[Metric]]] = deque(
+            (row["run_id"], [Metric(**values) for values in row["metrics"]]) for row in rows
+        )
         self._failing, self._retry_at = bool(self._batches), 0.0
         self._lock = Lock()  # folds may run in parallel
 
@@ -138,8 +141,3 @@ def short_timeouts() -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
-
-
-def _read(file: Path) -> list[tuple[str, Sequence[Metric]]]:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [(row["run_id"], [Metric(**values) for values in row["metrics"]]) for row in rows]

@@ -26,31 +26,30 @@ NOT_SETTINGS = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # pref
 def read_records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
     """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`."""
     runs = search_runs(store, {Tag.KIND: PARENT, **(tags or {})})
-    return [_read_record(store, run) for run in runs if run.info.status == "FINISHED"]
-
-
-def _read_record(store: Store, run: Run) -> RunRecord:
-    return RunRecord(
-        run_id=run.info.run_id,
-        name=run.info.run_name or "",
-        cases=read_table(store, run, "cases"),
-        settings=run.data.params,
-        metrics=run.data.metrics,
-        tags=dict(run.data.tags),
-        slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
-    )
+    return [
+        RunRecord(
+            run_id=run.info.run_id,
+            name=run.info.run_name or "",
+            cases=read_table(store, run, "cases"),
+            settings=run.data.params,
+            metrics=run.data.metrics,
+            tags=dict(run.data.tags),
+            slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
+        )
+        for run in runs
+        if run.info.status == "FINISHED"
+    ]
 
 
 def search_runs(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """Return all runs with these tags, whatever their status, the newest first."""
     where = " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items())
     experiments = [e.experiment_id for e in store.client.search_experiments()]
-    runs: list[Run] = []
-    token = None
-    while token != "":
-        page = store.client.search_runs(experiments, where, max_results=1000, page_token=token)
+    page = store.client.search_runs(experiments, where, max_results=1000)
+    runs = list(page)
+    while page.token:
+        page = store.client.search_runs(experiments, where, max_results=1000, page_token=page.token)
         runs += page
-        token = page.token or ""
     return runs
 
 
@@ -126,10 +125,10 @@ def download_model(store: Store, model_id: str, into: Path) -> Path:
 
 def read_masks(store: Store, run: Run) -> Masks:
     """Return the out-of-fold masks of a run by patient, slices in their order. Raises `StoreError`."""
-    parts = []
-    for index, masks in _load_from_folds(store, run, "masks", load_masks):
-        parts.append(Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items()))
-    return Masks.joined(parts)
+    return Masks.joined(
+        Masks((str(case), masks[at]) for case, at in index.groupby("case").indices.items())
+        for index, masks in _load_from_folds(store, run, "masks", load_masks)
+    )
 
 
 def read_probabilities(store: Store, run: Run) -> Probabilities:

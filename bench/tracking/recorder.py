@@ -17,17 +17,7 @@ from typing import Any, Self
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -101,8 +91,8 @@ class MlflowRecorder:
                     pip_requirements=["medseg-bench"],
                 )
             self.client.log_model_artifacts(logged.model_id, str(target))
-        self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        self.client.finalize_logged_model(logged.model_id, mlflow.entities.LoggedModelStatus.READY)
+        self.client.log_outputs(self.run_id, [mlflow.entities.LoggedModelOutput(logged.model_id, step=0)])
 
     def data(self, name: str, digest: str, profile: Mapping[str, Any]) -> None:
         """Log the data set of the run as an MLflow input."""
@@ -129,18 +119,14 @@ class MlflowRecorder:
     def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
         """Open a run below this one, such as a fold; it ends when the block ends."""
         all_tags = {Tag.KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
-        before = self._children(name) if self.resumed else []
-        for run in before[:1]:
-            reopen(self.store, run)
+        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
+        before = list(self.client.search_runs([self.experiment_id], where)) if self.resumed else []
+        if before:
+            reopen(self.store, before[0])
         run = before[0] if before else self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
         child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, resumed=bool(before))
         with _lifetime(child):
             yield child
-
-    def _children(self, name: str) -> list[Run]:
-        """Return the runs with this name below this run, the newest first."""
-        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
-        return list(self.client.search_runs([self.experiment_id], where))
 
 
 @contextmanager

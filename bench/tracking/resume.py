@@ -171,9 +171,9 @@ def _is_interrupted(store: Store, run: Run) -> bool:
 def _saved_code_hashes(store: Store, run: Run) -> dict[str, str]:
     try:
         code: dict[str, str] = json.loads((workspace_folder(store, run.info.run_id) / "code.json").read_text())
+        return code
     except (OSError, ValueError):
         return {}
-    return code
 
 
 def _describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -1,19 +1,24 @@
-"""Checks that runs are finished, and that their scores may be compared or combined."""
+"""Checks of runs before they are used together: finished, comparable, and trained on unchanged data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from bench.errors import BadSetting
-from bench.tracking import PARENT, Run, Store, Tag, find_run
+from bench.console import Display
+from bench.data.pack import Pack
+from bench.errors import BadSetting, DataError
+from bench.overrides import configure
+from bench.tracking import PARENT, Run, Store, Tag, find_run, read_settings
+from bench.tracking.tags import is_derived, task_name
+from bench.training.experiment import raw_pack
 
 SHARED = (Tag.DATA, Tag.SPLIT, Tag.CONVENTION)  # tags that comparable runs have in common
 
 
 def require_finished(run: Run, task: str, way_out: str) -> None:
     """Raise `BadSetting` unless the run is a finished cross-validation of this task."""
-    own_task = run.data.tags.get(Tag.TASK, "segmentation")
-    if run.data.tags.get(Tag.KIND) != PARENT or own_task != task or run.info.status != "FINISHED":
+    if run.data.tags.get(Tag.KIND) != PARENT or task_name(run.data.tags) != task or run.info.status != "FINISHED":
         raise BadSetting(
             f"run {run.info.run_name} ({run.info.run_id[:8]}) is not a finished {task} cross-validation. {way_out}"
         )
@@ -43,3 +48,26 @@ def require_comparable(runs: Sequence[Run]) -> None:
                     f"({first.data.tags[tag]} and {other.data.tags[tag]}), so they cannot be compared or "
                     "combined. Run both on the same data, with the same split and version."
                 )
+
+
+def load_run_pack(run: Run, data: Path | None, display: Display) -> Pack:
+    """Return the raw pack of a trained run, from the folder `data` or the one that the run used.
+
+    Raises `DataError` if the data have changed.
+    """
+    config = configure(read_settings(run), {} if data is None else {"dataset.folder": str(data)})
+    pack = raw_pack(config, tick=display.packing)
+    if pack.manifest.key != run.data.tags[Tag.DATA]:
+        raise DataError(
+            f"these are not the data of run {run.info.run_name}. Give --data the folder that it was run on."
+        )
+    return pack
+
+
+def load_shared_pack(store: Store, runs: Sequence[Run], data: Path | None, display: Display) -> Pack:
+    """Return the raw pack that these runs share. A run that was made from others shares that of its source."""
+    sources = [store.client.get_run(r.data.tags[Tag.SOURCE]) if Tag.SOURCE in r.data.tags else r for r in runs]
+    for run in sources:
+        if not is_derived(run.data.tags, run.data.params):
+            return load_run_pack(run, data, display)
+    raise DataError("none of these runs knows its data: all were made from other runs. Name one that was trained.")

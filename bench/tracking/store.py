@@ -1,12 +1,14 @@
-"""Opening a tracking store, and an MLflow client that retries locked databases and explains lost servers."""
+"""Opening a tracking store, an MLflow client that copes with locks and lost servers, and MLflow's own UI."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -24,13 +26,20 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError
-from bench.tracking.ui import VIEW, leaderboard_view
+from bench.tracking.tags import PARENT, Tag
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 DRIVERS = {
     "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
     "mysql": "pip install pymysql, and write mysql+pymysql://...",
 }
+VIEW = "leaderboard"
+VIEW_COLUMNS = (
+    *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
+    *(f"metrics.`{m}`" for m in ("rank", "rank_first", "dice", "dice_low", "dice_high")),
+    *(f"metrics.`{m}`" for m in ("dice_median", "dice_positive_slices", "hd95", "missed_slices")),
+    *(f"metrics.`cost/{m}`" for m in ("parameters", "flops", "device_seconds", "latency_p50_ms")),
+)
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -52,14 +61,15 @@ class Store:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
+        location = (self.folder / "artifacts" / name).as_uri() if self.folder else None
         try:
-            new = str(self.client.create_experiment(name, artifact_location=self._artifact_location(name)))
+            new = str(self.client.create_experiment(name, artifact_location=location))
         except MlflowException:  # another process has just created it
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
-        self.client.set_experiment_tag(new, f"mlflow.sharedViewState.{VIEW}", leaderboard_view())
+        self.client.set_experiment_tag(new, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
         return new
 
     @property
@@ -80,10 +90,6 @@ class Store:
             for e in self.client.search_experiments()
             if f"mlflow.sharedViewState.{VIEW}" in e.tags
         }
-
-    def _artifact_location(self, name: str) -> str | None:
-        path = _sqlite_path(self.uri)
-        return None if path is None else (path.parent / "artifacts" / name).as_uri()
 
 
 def connect(uri: str | None = None) -> Store:
@@ -122,6 +128,13 @@ def _open_sqlite(path: Path, uri: str) -> MlflowClient:
         database.execute("PRAGMA journal_mode=WAL")  # one process can write while others read
     marker.unlink()
     return client
+
+
+def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that serves MLflow's UI on this store, and its environment."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def check_reachable(uri: str, option: str) -> None:
@@ -210,3 +223,26 @@ def root_cause(error: BaseException) -> str:
 
 def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _leaderboard_view() -> str:
+    """Return a saved view, as JSON, with our metric columns, the best run first and no folds.
+
+    Without it, MLflow's UI shows no metric columns. The format is not documented: this is what the UI of MLflow
+    3.17 writes when a view is saved by hand.
+    """
+    state = {
+        "searchFilter": f"tags.`{Tag.KIND}` = '{PARENT}'",
+        "orderByKey": "metrics.`dice`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(VIEW_COLUMNS),
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+    }
+    now = int(time.time() * 1000)
+    return json.dumps({"name": "Leaderboard", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})

@@ -226,7 +226,7 @@ def test_where_nothing_is_left_it_is_said(three):
     words = ["leaderboard", "--tracking-uri", three, "--where", "model=none", "--where", "train.lr<1"]
     result = CliRunner().invoke(app, words)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "none of 3 runs is left by model=none and train.lr<1.\n"
+    assert result.stderr == "none of 3 runs matches model=none and train.lr<1.\n"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ import pytest
 import tifffile
 
 from bench.config import RunConfig
-from bench.demo import panels, pictures
-from bench.demo.downloads import encode_masks
+from bench.demo import panels
 from bench.demo.eligibility import (
     EligibleModels,
     describe_models,
@@ -24,7 +23,7 @@ from bench.demo.eligibility import (
     find_eligible_models,
     list_warnings,
 )
-from bench.demo.predictions import Prediction, Score, choose_slice, quantize, score
+from bench.demo.predictions import Prediction, Score, choose_slice, encode_masks, quantize, score
 from bench.demo.scans import Scan, read_dropped_files
 from bench.errors import DataError
 from bench.inference.overlays import PREDICTION, TRUTH
@@ -67,11 +66,11 @@ def prediction(probability: np.ndarray, own: float = 0.5, **changes: object) -> 
 
 def test_a_scan_is_black_at_0_and_white_at_the_white_level_and_above():
     image = np.array([[0, 50], [100, 200]], np.uint8)
-    assert pictures.draw_scan(image, 100)[..., 0].tolist() == [[0, 128], [255, 255]]
+    assert panels.draw_scan(image, 100)[..., 0].tolist() == [[0, 128], [255, 255]]
 
 
 def test_a_probability_has_the_colour_of_the_colour_map():
-    drawn = pictures.draw_probability(np.array([[0.0, 0.5, 1.0]]))
+    drawn = panels.draw_probability(np.array([[0.0, 0.5, 1.0]]))
     inferno = [[0, 0, 4], [188, 55, 84], [252, 255, 164]]  # as published; matplotlib rounds down or to nearest
     assert np.abs(drawn[0].astype(int) - inferno).max() <= 1
 
@@ -79,16 +78,16 @@ def test_a_probability_has_the_colour_of_the_colour_map():
 def test_an_overlay_is_the_scan_at_opacity_0_and_solid_colours_at_1():
     grey = np.full((1, 4, 3), 100, np.uint8)
     predicted, true = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
-    assert (pictures.draw_overlay(grey, predicted, true, 0.0) == grey).all()
-    colours = [tuple(pictures.rgb(c)) for c in (pictures.BOTH, PREDICTION, TRUTH)]
-    assert [tuple(p) for p in pictures.draw_overlay(grey, predicted, true, 1.0)[0]] == [*colours, (100, 100, 100)]
-    half = pictures.draw_overlay(grey, predicted, None, 0.5)[0]
+    assert (panels.draw_overlay(grey, predicted, true, 0.0) == grey).all()
+    colours = [tuple(panels.rgb(c)) for c in (panels.BOTH, PREDICTION, TRUTH)]
+    assert [tuple(p) for p in panels.draw_overlay(grey, predicted, true, 1.0)[0]] == [*colours, (100, 100, 100)]
+    half = panels.draw_overlay(grey, predicted, None, 0.5)[0]
     assert half.tolist() == [[178, 120, 63], [178, 120, 63], [100] * 3, [100] * 3]  # of #ff8c1a over 100
 
 
 def test_a_data_uri_holds_the_picture():
     drawn = np.random.default_rng(1).integers(0, 255, (5, 7, 3), dtype=np.uint8)
-    png = np.frombuffer(base64.b64decode(pictures.encode_data_uri(drawn).split(",")[1]), np.uint8)
+    png = np.frombuffer(base64.b64decode(panels.encode_data_uri(drawn).split(",")[1]), np.uint8)
     assert (cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1] == drawn).all()
 
 

@@ -37,7 +37,7 @@ from bench.tracking import (
     read_probabilities,
     read_table,
 )
-from bench.tracking.run_data import load_run_pack
+from bench.tracking.selection import load_run_pack
 from bench.training.tasks.segmentation import Segmentation
 from tests.fakes import tiny_pack
 

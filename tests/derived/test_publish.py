@@ -163,17 +163,17 @@ def test_a_folder_of_published_runs_grows_and_loses_none(published, store: Store
     publish_runs(tmp_path / "out", where=["name=both"], uri=source.uri)
     assert [run.name for run in read_published(tmp_path / "out").runs] == ["small", "small", "both"]
     assert not (tmp_path / "out" / "slices.csv").exists()
-    with pytest.raises(BadSetting, match=r"no finished run in .* is meant"):
+    with pytest.raises(BadSetting, match=r"no finished run in .* matches"):
         publish_runs(tmp_path / "none", where=["name=nobody"], uri=source.uri)
     assert not (tmp_path / "none").exists()
 
 
 def test_no_place_of_the_machine_nor_its_user_is_published(published) -> None:
     _, folder = published
-    told = "".join(file.read_text() for file in folder.iterdir())
-    assert str(folder.parent) not in told
-    assert "mlflow.user" not in told
-    assert "dataset.folder" not in told
+    content = "".join(file.read_text() for file in folder.iterdir())
+    assert str(folder.parent) not in content
+    assert "mlflow.user" not in content
+    assert "dataset.folder" not in content
     assert all(
         "system/" not in name and "rank" not in name for r in read_published(folder).runs for name in r.metrics
     )
@@ -203,11 +203,11 @@ def logged(store: Store, tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-def _told(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def _runs_file(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def tamper(folder: Path) -> None:
-        told = json.loads((folder / "runs.json").read_text())
-        change(told)
-        (folder / "runs.json").write_text(json.dumps(told))
+        content = json.loads((folder / "runs.json").read_text())
+        change(content)
+        (folder / "runs.json").write_text(json.dumps(content))
 
     return tamper
 
@@ -231,40 +231,55 @@ def _other_fold(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("tamper", "problem"),
     [
-        (_told(lambda told: told["runs"][0]["metrics"].update(dice=0.7)), "dice is 0.7 in runs.json, and 0.5907"),
-        (_told(lambda told: told["runs"][0]["metrics"].update(dice_global=0.7)), "dice_global is 0.7"),
-        (_told(lambda told: told["runs"][0]["tags"].pop("bench.data")), "lacks bench.data"),
-        (_told(lambda told: told["runs"][0].update(run_id="someone")), "lacks cases.csv"),
-        (_told(lambda told: told["runs"][0]["tags"].update({"bench.split": "0"})), "split-0.csv does not hold"),
         (
-            _told(lambda told: told["runs"][0]["tags"].update({"bench.dataset": "../up"})),
-            "is of '../up', which is no",
+            _runs_file(lambda content: content["runs"][0]["metrics"].update(dice=0.7)),
+            "dice is 0.7 in runs.json, but 0.5907",
         ),
-        (_told(lambda told: told.update(format=2)), "runs.json is not of format 1: format: Input should be 1"),
-        (_told(lambda told: told["runs"][0].pop("tags")), r"is not of format 1: runs\.0\.tags: Field required"),
+        (_runs_file(lambda content: content["runs"][0]["metrics"].update(dice_global=0.7)), "dice_global is 0.7"),
+        (_runs_file(lambda content: content["runs"][0]["tags"].pop("bench.data")), "has no bench.data"),
+        (_runs_file(lambda content: content["runs"][0].update(run_id="someone")), "has no cases.csv"),
+        (
+            _runs_file(lambda content: content["runs"][0]["tags"].update({"bench.split": "0"})),
+            "split-0.csv does not hold",
+        ),
+        (
+            _runs_file(lambda content: content["runs"][0]["tags"].update({"bench.dataset": "../up"})),
+            "data set '../up', which is not allowed",
+        ),
+        (
+            _runs_file(lambda content: content.update(format=2)),
+            "runs.json does not have format 1: format: Input should be 1",
+        ),
+        (
+            _runs_file(lambda content: content["runs"][0].pop("tags")),
+            r"does not have format 1: runs\.0\.tags: Field required",
+        ),
         (
             _table("cases.csv", _first("dice", 0.9)),
-            "Dice of some patients in cases.csv is not that of their pixels",
+            "Dice of some patients in cases.csv does not match their pixel counts",
         ),
-        (_table("cases.csv", _first("tp", 60)), "is not that of their pixels"),
-        (_table("cases.csv", _first("hd95", 1.0)), "hd95 is 3.5 in runs.json, and 3.1875 by its patients"),
-        (_table("cases.csv", _other_fold), "its patients are not those that the folds of split"),
-        (_table("cases.csv", _first("case", "P9")), "its patients are not those that the folds of split"),
+        (_table("cases.csv", _first("tp", 60)), "does not match their pixel counts"),
+        (_table("cases.csv", _first("hd95", 1.0)), "hd95 is 3.5 in runs.json, but 3.1875 by its patients"),
+        (_table("cases.csv", _other_fold), "its patients are not the test patients of split"),
+        (_table("cases.csv", _first("case", "P9")), "its patients are not the test patients of split"),
         (_table("cases.csv", lambda table: table.drop(columns="run_id")), "cases.csv cannot be read"),
-        (_table("cases.csv", lambda table: table.drop(columns="tp")), r"cases\.csv has no tp of it"),
-        (_table("cases.csv", lambda table: table.drop(columns="case")), r"cases\.csv has no case of it"),
-        (_table("cases.csv", _first("fp", "many")), "its tables are no numbers"),
+        (_table("cases.csv", lambda table: table.drop(columns="tp")), r"rows in cases\.csv have no tp"),
+        (_table("cases.csv", lambda table: table.drop(columns="case")), r"rows in cases\.csv have no case"),
+        (_table("cases.csv", _first("fp", "many")), "values that are not numbers"),
         (
             _table("cases.csv", lambda table: pd.concat([table, table[:1]])),
-            "a patient is there twice",
+            "a patient appears twice",
         ),
-        (_told(lambda told: told["runs"].append(told["runs"][0])), r"run .* is there twice\."),
-        (_told(lambda told: told["runs"][0]["tags"].update({"bench.task": "presence"})), r"lacks slices\.csv"),
+        (_runs_file(lambda content: content["runs"].append(content["runs"][0])), r"run .* appears twice\."),
+        (
+            _runs_file(lambda content: content["runs"][0]["tags"].update({"bench.task": "presence"})),
+            r"has no slices\.csv",
+        ),
         (_table("split-*.csv", _other_fold), "holds the folds of split"),
         (_table("split-*.csv", _first("part", "test")), "holds the folds of split|shares patients"),
-        (lambda folder: (folder / "runs.json").unlink(), "holds no runs.json"),
-        (lambda folder: (folder / "runs.json").write_text("{"), "is not of format 1: it: Invalid JSON"),
-        (lambda folder: (folder / "cases.csv").unlink(), "lacks cases.csv"),
+        (lambda folder: (folder / "runs.json").unlink(), "has no runs.json"),
+        (lambda folder: (folder / "runs.json").write_text("{"), "does not have format 1: file: Invalid JSON"),
+        (lambda folder: (folder / "cases.csv").unlink(), "has no cases.csv"),
     ],
 )
 def test_what_contradicts_itself_is_refused_and_nothing_is_imported(
@@ -289,10 +304,10 @@ def test_six_digits_are_enough(logged: Path, tmp_path: Path) -> None:
 def test_the_commands_say_what_they_did(logged: Path, store: Store, tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["publish", "out", "--where", "model=unet"], catch_exceptions=False)
-    assert "1 run is in out, whose tables name 8 patients" in done.output
+    assert "1 run is in out, and the tables name 8 patients" in done.output
     again = runner.invoke(app, ["import", "out"], catch_exceptions=False)
     assert again.output.startswith("0 runs are imported into ")
-    assert again.output.endswith("; 1 run is there already\n")
+    assert again.output.endswith("; 1 run is already there\n")
 
 
 # What the repository holds

@@ -18,7 +18,7 @@ from bench.errors import BadSetting, StoreError
 from bench.inference.postprocess import Postprocess
 from bench.tracking import LEAKY, PARENT, Store, connect, find_folds, find_run, read_masks, read_probabilities
 from bench.tracking import read_table as table
-from bench.tracking.run_data import load_run_pack
+from bench.tracking.selection import load_run_pack
 from bench.tracking.tags import CONVENTION, Tag
 from tests.fakes import Home, inside, make_home
 

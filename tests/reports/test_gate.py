@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli import app, gating
+from bench.cli import app, results
 from bench.errors import BadSetting, BenchError, UnknownName
 from bench.reports.gate import gate
 from bench.tracking import Store, open_run
@@ -106,7 +106,7 @@ def test_patients_without_tumour_are_left_out_and_false_positives_reported(store
 
 
 def test_the_exit_code_reports_the_result(store, baseline) -> None:
-    assert gating.gate in {command.callback for command in app.registered_commands}
+    assert results.gate in {command.callback for command in app.registered_commands}
     log(store, "candidate", BASE - 0.02)
     arguments = ["gate", "--baseline", "baseline", "--candidate", "candidate", "--tracking-uri", store.uri]
     for options, code in (([], 1), (["--margin", "0.03"], 0)):

@@ -24,7 +24,7 @@ from bench.errors import BenchError, StoreError
 from bench.metrics.classification import reliability_curve
 from bench.reports.html.gallery import PatientView, view_patient
 from bench.tracking import Run, Store, find_folds, read_masks, read_probabilities, read_table
-from bench.tracking.run_data import load_shared_pack
+from bench.tracking.selection import load_shared_pack
 from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
