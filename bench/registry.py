@@ -156,10 +156,6 @@ class Registry:
             self._discover()
         return name in self._entries
 
-    def __len__(self) -> int:
-        self._discover()
-        return len(self._entries)
-
     def _discover(self) -> None:
         if self._discovered:
             return
