@@ -54,9 +54,7 @@ def as_steps(value: Any) -> Any:
     return {str(name): {} for name in names} if isinstance(names, list) else value
 
 
-Steps = Annotated[
-    dict[str, dict[str, Any]], BeforeValidator(as_steps)
-]  # applied one after another: name -> settings
+Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(as_steps)]  # applied in turn: name -> settings
 
 
 class Patch(Settings):
@@ -150,19 +148,12 @@ class RunConfig(Settings):
         def each(kind: registry.Registry, steps: Steps) -> dict[str, dict[str, Any]]:
             return {name: kind[name].settings(params) for name, params in steps.items()}
 
-        return RunConfig.model_validate(
-            self.model_dump()
-            | {
-                "dataset": full(registry.dataset, self.dataset),
-                "split": full(registry.split, self.split),
-                "model": full(registry.model, self.model),
-                "loss": full(registry.loss, self.loss),
-                "input": self.input.model_dump()
-                | {"preprocess": each(registry.preprocessing, self.input.preprocess)},
-                "augment": each(registry.augmentation, self.augment),
-                "train": self.train.model_dump() | {"schedule": full(registry.schedule, self.train.schedule)},
-            }
-        )
+        tree = self.model_dump()
+        tree |= {name: full(getattr(registry, name), getattr(self, name)) for name in COMPONENTS}
+        tree["input"]["preprocess"] = each(registry.preprocessing, self.input.preprocess)
+        tree["augment"] = each(registry.augmentation, self.augment)
+        tree["train"]["schedule"] = full(registry.schedule, self.train.schedule)
+        return RunConfig.model_validate(tree)
 
     def flat(self) -> dict[str, Any]:
         """Return `{dotted.key: value}`; single values of the run itself are under `run.`.
@@ -178,22 +169,20 @@ class RunConfig(Settings):
         decisive = self.completed().model_dump(mode="json", exclude=set(NOT_DECISIVE))
         decisive["dataset"].pop("folder", None)  # the key of the pack identifies its content
         decisive["input"]["preprocess"] = list(decisive["input"]["preprocess"].items())  # keeps their order
-        for (group, name), before in LATER.items():
-            if decisive[group].get(name) == before:
-                decisive[group].pop(name, None)
+        for group, earlier in LATER.items():
+            decisive[group] = {k: v for k, v in decisive[group].items() if k not in earlier or v != earlier[k]}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
+COMPONENTS = ("dataset", "split", "model", "loss")
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
 # Settings added later, with the value of earlier versions: not hashed at that value, or earlier runs would not be
 # found.
-LATER: dict[tuple[str, str], Any] = {
-    ("input", "neighbours"): 0,
-    ("input", "patch"): None,
-    ("input", "preprocess"): [],
-    ("loss", "over"): "image",
+LATER: dict[str, dict[str, Any]] = {
+    "input": {"neighbours": 0, "patch": None, "preprocess": []},
+    "loss": {"over": "image"},
 }
 CHAINS = ("augment", "input.preprocess")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import nan
 from threading import local
-from types import TracebackType
 from typing import Self
 
 import pandas as pd
@@ -39,6 +38,10 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
     return table
 
 
+class _Own(local):
+    task: TaskID | None = None  # the bar of this thread: parallel folds have one each
+
+
 class Display(Watch):
     """Shows the progress of a run. Use it as a context manager."""
 
@@ -55,25 +58,14 @@ class Display(Watch):
             transient=True,
             disable=quiet or not self.console.is_terminal,
         )
-        self._own = local()  # parallel folds have one bar each
+        self._own = _Own()
 
     def __enter__(self) -> Self:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
-
-    @property
-    def _task(self) -> TaskID | None:
-        task: TaskID | None = getattr(self._own, "task", None)
-        return task
-
-    @_task.setter
-    def _task(self, task: TaskID | None) -> None:
-        self._own.task = task
 
     def say(self, text: str) -> None:
         """Print one line, unless quiet."""
@@ -81,9 +73,9 @@ class Display(Watch):
 
     def bar(self, done: int, of: int, what: str, unit: str = "slices") -> None:
         """Show a bar from its first to its last step."""
-        if self._task is None:
-            self._task = self.progress.add_task(what, total=of, unit=unit)
-        self.progress.update(self._task, completed=done)
+        if self._own.task is None:
+            self._own.task = self.progress.add_task(what, total=of, unit=unit)
+        self.progress.update(self._own.task, completed=done)
         if done >= of:
             self._close()
 
@@ -92,16 +84,16 @@ class Display(Watch):
 
     def fold(self, number: int, of: int, images: int) -> None:
         self._close()
-        self._task = self.progress.add_task(f"fold {number} of {of}", total=images, unit="images")
+        self._own.task = self.progress.add_task(f"fold {number} of {of}", total=images, unit="images")
 
     def images(self, count: int) -> None:
-        if self._task is not None:
-            self.progress.advance(self._task, count)
+        if self._own.task is not None:
+            self.progress.advance(self._own.task, count)
 
     def epoch(self, number: int, of: int, loss: float, score: float) -> None:
-        if self._task is not None:
+        if self._own.task is not None:
             text = f"epoch {number}/{of}, loss {loss:.3f}, validation {score:.3f}"
-            self.progress.update(self._task, unit=f"images · {text}")
+            self.progress.update(self._own.task, unit=f"images · {text}")
             if self.verbose:
                 self.say(f"  {text}")
 
@@ -113,6 +105,6 @@ class Display(Watch):
         )
 
     def _close(self) -> None:
-        if self._task is not None:
-            self.progress.remove_task(self._task)
-            self._task = None
+        if self._own.task is not None:
+            self.progress.remove_task(self._own.task)
+            self._own.task = None

@@ -35,9 +35,8 @@ def find_device(wanted: str) -> torch.device:
 
 def hardware(device: torch.device) -> str:
     """Return the name of the GPU, or 'cpu'."""
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
-    )
+    present = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if present else device.type
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -48,19 +48,15 @@ def environment_tags(device: torch.device) -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of this code, with '-dirty' if files differ from it; None outside a checkout."""
-    package = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+
     try:
-        head = subprocess.run(
-            ["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-        changed = subprocess.run(
-            ["git", "-C", package, "status", "--porcelain", "."], capture_output=True, text=True, check=False
-        )
-    except OSError:  # no git on this machine
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
         return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def _cpu_name() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 
 SYNTHETIC = " [synthetic]"
@@ -63,9 +64,7 @@ def letter(group: int) -> str:
 
 def markdown_escaped(text: str) -> str:
     """Return text that Markdown shows as it is."""
-    for special in "\\`*_[]<>|":
-        text = text.replace(special, f"\\{special}")
-    return plain(text)
+    return plain(re.sub(r"[\\`*_\[\]<>|]", r"\\\g<0>", text))
 
 
 def join_and(items: Iterable[object]) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,6 @@ from bench.errors import BadSetting, StoreError
 THRESHOLDS = np.arange(1, 100) / 100
 Mask = NDArray[np.bool_]
 Hundredths = NDArray[np.uint8]
-T = TypeVar("T")
 
 
 def to_hundredths(probability: NDArray[np.float32]) -> Hundredths:
@@ -138,12 +138,9 @@ def save_masks(path: Path, masks: Masks, numbers: Mapping[str, list[int]]) -> No
 
 def load_masks(path: Path) -> tuple[pd.DataFrame, Mask]:
     """Return the index (case, slice) and the masks, bool (N, H, W), row by row. Raises `StoreError`."""
-
-    def read(file: NpzFile) -> tuple[pd.DataFrame, Mask]:
+    with _open_npz(path, "masks") as file:
         masks = _unpack(file["bits"], tuple(file["shape"]))
         return pd.DataFrame({"case": file["case"], "slice": file["slice"]}), masks
-
-    return _read_npz(path, "masks", read)
 
 
 def save_probabilities(path: Path, probabilities: Probabilities, numbers: Mapping[str, list[int]]) -> None:
@@ -161,8 +158,7 @@ def save_probabilities(path: Path, probabilities: Probabilities, numbers: Mappin
 
 def load_probabilities(path: Path) -> tuple[pd.DataFrame, Probabilities]:
     """Return the index (case, slice) and the probabilities. Raises `StoreError`."""
-
-    def read(file: NpzFile) -> tuple[pd.DataFrame, Probabilities]:
+    with _open_npz(path, "probabilities") as file:
         probabilities = Probabilities()
         parts = np.split(file["deflated"], file["ends"][:-1])
         for case, part, shape in zip(file["case"], parts, file["shapes"], strict=True):
@@ -170,13 +166,12 @@ def load_probabilities(path: Path) -> tuple[pd.DataFrame, Probabilities]:
         cases = np.repeat(file["case"], file["shapes"][:, 0])
         return pd.DataFrame({"case": cases, "slice": file["slice"]}), probabilities
 
-    return _read_npz(path, "probabilities", read)
 
-
-def _read_npz(path: Path, name: str, read: Callable[[NpzFile], T]) -> T:
+@contextmanager
+def _open_npz(path: Path, name: str) -> Iterator[NpzFile]:
     try:
         with path.open("rb") as raw, np.load(raw) as file:
-            return read(file)
+            yield file
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StoreError(f"{path} holds no {name} that can be read: {error}.") from None
 

@@ -7,7 +7,7 @@ of `{dotted.key: value}`, which `override` applies before it validates the whole
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +15,10 @@ import yaml
 from pydantic import ValidationError
 
 from bench import registry
-from bench.config import CHAINS, RunConfig, as_steps, flatten
+from bench.config import CHAINS, COMPONENTS, RunConfig, as_steps, flatten
 from bench.errors import BadSetting, DataError, did_you_mean
 
-_COMPONENTS = ("dataset", "split", "model", "loss", "train.schedule")
+_COMPONENTS = (*COMPONENTS, "train.schedule")
 _GROUPS = ("input.patch",)  # None turns them off, and any of their settings turns them on
 _CHOICES = (*_COMPONENTS, *CHAINS)
 KINDS = {  # of YAML files: the keys that only such a file has, and the command that takes it
@@ -93,7 +93,9 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
     """
     tree = config.model_dump()
     for layer in layers:
-        changes = {_canonical(key): value for key, value in flatten(layer)}
+        # `model.name` is the same choice as `model`.
+        named = {f"{component}.name": component for component in _COMPONENTS}
+        changes = {named.get(key, key): value for key, value in flatten(layer)}
         for key in _ordered(changes):
             _place(tree, key, changes[key])
     try:
@@ -114,14 +116,8 @@ def configure(*layers: Mapping[str, Any]) -> RunConfig:
     return override(RunConfig(), *(entry.facts.get("defaults", {}) for entry in chosen), *layers)
 
 
-def _canonical(key: str) -> str:
-    """Return `model` for `model.name`: they are the same choice."""
-    return key.removesuffix(".name") if key.removesuffix(".name") in _COMPONENTS else key
-
-
-def _ordered(keys: Iterable[str]) -> list[str]:
+def _ordered(keys: Collection[str]) -> list[str]:
     """Put choices before the settings of what they choose; steps of a chain keep their order."""
-    keys = list(keys)
     places = {step: place for place, step in enumerate(dict.fromkeys(map(_step, keys)))}
     return sorted(keys, key=lambda key: (key not in _CHOICES, places[_step(key)], key))
 
@@ -135,46 +131,35 @@ def _step(key: str) -> str:
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key in the nested settings."""
+    """Set one dotted key in the nested settings. Raises `BadSetting`."""
     *parents, last = key.split(".")
-    node = _descend(tree, parents, key)
+    node: Any = tree
+    above = ""
+    for part in parents:
+        here = f"{above}.{part}".removeprefix(".")
+        if part not in node and above not in CHAINS:
+            raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
+        if part not in node or (node[part] is None and here in _GROUPS):
+            node[part] = {}
+        node, above = node[part], here
+        if not isinstance(node, dict):
+            raise BadSetting(f"'{here}' is a single value and has no '{key}'.")
     if key in _COMPONENTS:
         if node[last]["name"] != value:
             node[last] = {"name": value}
-        return
-    in_chain = ".".join(parents) in CHAINS
-    if key in CHAINS:
+    elif key in CHAINS:
         node[last] = as_steps(value)
-    elif in_chain and value in (None, "none", False):
+    elif above in CHAINS and value in (None, "none", False):
         node.pop(last, None)
     else:
-        node[last] = {} if in_chain and value is True else value
-
-
-def _descend(tree: dict[str, Any], parents: list[str], key: str) -> dict[str, Any]:
-    """Return the mapping that holds the last part of a key. Raises `BadSetting`."""
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        if part not in node:
-            if ".".join(parents[:depth]) in CHAINS:
-                node[part] = {}
-            else:
-                raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
-        if node[part] is None and ".".join(parents[: depth + 1]) in _GROUPS:
-            node[part] = {}
-        node = node[part]
-        if not isinstance(node, dict):
-            raise BadSetting(f"'{'.'.join(parents[: depth + 1])}' is a single value and has no '{key}'.")
-    found: dict[str, Any] = node
-    return found
+        node[last] = {} if above in CHAINS and value is True else value
 
 
 def _sentence(error: ValidationError) -> str:
     """Return the first validation error as a sentence that names the setting."""
     first = error.errors()[0]
-    key = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function", "literal", "float"))
-    )
+    parts = map(str, first["loc"])
+    key = ".".join(part for part in parts if not part.startswith(("function", "literal", "float")))
     if first["type"] == "extra_forbidden":
         *parents, last = key.split(".")
         model: Any = RunConfig
@@ -183,5 +168,4 @@ def _sentence(error: ValidationError) -> str:
             model = next(a for a in (*get_args(annotation), annotation) if a is not type(None))
         names = list(model.model_fields)
         return f"no setting '{key}'; there are {', '.join(names)}.{did_you_mean(last, names)}"
-    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{key} = {first['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."
+    return registry.refusal(key, first)

@@ -88,20 +88,16 @@ class Entry:
             )
         if first["type"] == "missing":
             return f"{self.kind} '{self.name}' needs the setting '{setting}'."
-        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        reason = reason[:1].lower() + reason[1:]
-        return f"{self.kind} '{self.name}': {setting} = {first['input']!r} is refused: {reason}."
+        return f"{self.kind} '{self.name}': {refusal(setting, first)}"
+
+
+def refusal(setting: str, error: Mapping[str, Any]) -> str:
+    """Return the sentence that a setting's value is refused, from an error of pydantic."""
+    reason = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{setting} = {error['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."
 
 
 ARGUMENTS = {"model": ("channels",), "loss": ("logits", "target")}  # the positional arguments of these kinds
-
-
-def _accepts(fn: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(fn).bind_partial(*range(count))
-    except TypeError:
-        return False
-    return True
 
 
 class Registry:
@@ -125,12 +121,14 @@ class Registry:
         def add(fn: F) -> F:
             entry = Entry(self.kind, name or fn.__name__, fn, MappingProxyType(facts))
             arguments = ARGUMENTS.get(self.kind, ())
-            if not _accepts(fn, len(arguments)):
+            try:
+                inspect.signature(fn).bind_partial(*arguments)
+            except TypeError:
                 names = ", ".join(arguments)
                 raise BadSetting(
                     f"the {self.kind} '{entry.name}' cannot be called with ({names}). Define it as "
                     f"`def {entry.name}({names}, *, any_setting: float = 1.0)`."
-                )
+                ) from None
             if (known := self._entries.get(entry.name)) is not None:
                 raise BadSetting(
                     f"two components are registered as the {self.kind} '{entry.name}': "
@@ -142,9 +140,7 @@ class Registry:
         return add if fn is None else add(fn)
 
     def __getitem__(self, name: str) -> Entry:
-        if name not in self._entries:
-            self._discover()
-        if name not in self._entries:
+        if name not in self:
             raise UnknownName(
                 f"no {self.kind} named '{name}'.{did_you_mean(name, self._entries)} "
                 f"`bench list {self.plural}` shows all."
@@ -156,12 +152,9 @@ class Registry:
         return iter(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
-        self._discover()
+        if name not in self._entries:
+            self._discover()
         return name in self._entries
-
-    def __len__(self) -> int:
-        self._discover()
-        return len(self._entries)
 
     def _discover(self) -> None:
         if self._discovered:

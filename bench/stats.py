@@ -10,10 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+Statistic = Callable[[NDArray[np.float64]], float]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class FoldComparison:
 def interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Interval:
     """Return the BCa bootstrap interval of the mean of independent units (Efron 1987)."""
     x = _finite(values)
-    return _bca(x, np.ones_like(x), level, resamples, seed)
+    return clustered_interval(x, np.arange(x.size), level=level, resamples=resamples, seed=seed)
 
 
 def clustered_interval(
@@ -80,16 +83,19 @@ def clustered_interval(
     sizes = np.bincount(cluster, minlength=len(names)).astype(np.float64)
     ascending = np.argsort(x)  # a fixed order of summation: rounding does not depend on the order of the rows
     sums = np.bincount(cluster[ascending], weights=x[ascending], minlength=len(names)).astype(np.float64)
-    return _bca(sums, sizes, level, resamples, seed)
+    if len(sums) < 2:
+        return Interval(np.nan, np.nan)
+    means = sums / sizes
+    if np.ptp(means) <= 1e-12 * np.abs(means).max():  # BCa needs some spread
+        return Interval(float(means.min()), float(means.max()))
+    order = np.lexsort((sizes, sums))  # the interval must not depend on the order of the units
+    options = {"paired": True, "vectorized": True, "batch": 1000} | _bca(level, resamples, seed)
+    ends = stats.bootstrap((sums[order], sizes[order]), _pooled_mean, **options).confidence_interval
+    return Interval(float(ends.low), float(ends.high))
 
 
 def clustered_statistic_interval(
-    statistic: Callable[[NDArray[np.float64]], float],
-    clusters: ArrayLike,
-    *,
-    level: float = 0.95,
-    resamples: int = 1999,
-    seed: int = 0,
+    statistic: Statistic, clusters: ArrayLike, *, level: float = 0.95, resamples: int = 1999, seed: int = 0
 ) -> Interval:
     """Return the BCa bootstrap interval of any statistic of rows when rows of one cluster are dependent.
 
@@ -107,15 +113,8 @@ def clustered_statistic_interval(
     # SciPy warns where all resamples agree, and divides by zero where leaving out any cluster changes nothing.
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        bootstrap = stats.bootstrap(
-            (np.arange(len(names), dtype=np.float64),),
-            of_drawn,
-            vectorized=False,
-            confidence_level=level,
-            n_resamples=resamples,
-            method="BCa",
-            rng=seed,
-        )
+        numbers = np.arange(len(names), dtype=np.float64)
+        bootstrap = stats.bootstrap((numbers,), of_drawn, vectorized=False, **_bca(level, resamples, seed))
     replicates = bootstrap.bootstrap_distribution
     if np.ptp(replicates) <= 1e-12:
         return Interval(float(replicates[0]), float(replicates[0]))
@@ -191,31 +190,15 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     if x.ndim != 1:
         raise ValueError(f"expected one value per unit, got an array of shape {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError(
-            f"{(~np.isfinite(x)).sum()} of {x.size} values are not finite: replace them or leave them out first"
-        )
+        count = (~np.isfinite(x)).sum()
+        raise ValueError(f"{count} of {x.size} values are not finite: replace them or leave them out first")
     return x
 
 
-def _bca(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], level: float, resamples: int, seed: int
-) -> Interval:
-    """Return the interval of sum(sums) / sum(sizes), where the pairs are resampled together."""
-    if len(sums) < 2:
-        return Interval(np.nan, np.nan)
-    means = sums / sizes
-    if np.ptp(means) <= 1e-12 * np.abs(means).max():  # BCa needs some spread
-        return Interval(float(means.min()), float(means.max()))
-    order = np.lexsort((sizes, sums))  # the interval must not depend on the order of the units
-    bootstrapped = stats.bootstrap(
-        (sums[order], sizes[order]),
-        lambda total, size, axis: total.sum(axis) / size.sum(axis),
-        paired=True,
-        vectorized=True,
-        confidence_level=level,
-        n_resamples=resamples,
-        batch=1000,
-        method="BCa",
-        rng=seed,
-    ).confidence_interval
-    return Interval(float(bootstrapped.low), float(bootstrapped.high))
+def _pooled_mean(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = sums.sum(axis) / sizes.sum(axis)
+    return mean
+
+
+def _bca(level: float, resamples: int, seed: int) -> dict[str, Any]:
+    return {"method": "BCa", "confidence_level": level, "n_resamples": resamples, "rng": seed}

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.masks import THRESHOLDS
-from bench.stats import Interval, clustered_interval, clustered_statistic_interval
+from bench.stats import clustered_interval, clustered_statistic_interval
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -105,7 +105,9 @@ def negative_predictive_value(calls: Calls) -> float:
 
 def f1(calls: Calls) -> float:
     """Harmonic mean of precision and sensitivity, 2 TP / (2 TP + FP + FN)."""
-    return _f1(calls, calls.truth, calls.called)
+    tp = calls.weight[calls.truth & calls.called].sum()
+    errors = calls.weight[calls.truth != calls.called].sum()
+    return float(2 * tp / (2 * tp + errors)) if tp + errors else np.nan
 
 
 def brier(calls: Calls) -> float:
@@ -120,19 +122,8 @@ def ece(calls: Calls) -> float:
 
 
 Score = Callable[[Calls], float]
-HIGHER: Mapping[str, Score] = {
-    score.__name__: score
-    for score in (
-        auroc,
-        average_precision,
-        accuracy,
-        sensitivity,
-        specificity,
-        precision,
-        negative_predictive_value,
-        f1,
-    )
-}
+_RATES = (accuracy, sensitivity, specificity, precision, negative_predictive_value, f1)
+HIGHER: Mapping[str, Score] = {score.__name__: score for score in (auroc, average_precision, *_RATES)}
 LOWER: Mapping[str, Score] = {score.__name__: score for score in (brier, ece)}
 SCORES: Mapping[str, Score] = {**HIGHER, **LOWER}
 
@@ -151,10 +142,7 @@ def summarise_calls(slices: pd.DataFrame, *, with_interval: bool = True) -> dict
     calls = Calls.from_table(slices)
     values: dict[str, float] = {"patients": slices["case"].nunique(), "slices": len(slices)}
     for name, score in SCORES.items():
-        values[name] = score(calls)
-        if with_interval:
-            ends = _ends(score, calls, slices)
-            values |= {f"{name}_low": ends.low, f"{name}_high": ends.high}
+        values |= _with_ends(name, score, calls, slices) if with_interval else {name: score(calls)}
     counts = ("true_positive_slices", "missed_slices", "false_positive_slices", "true_negative_slices")
     values |= dict(zip(counts, confusion_matrix(slices).to_numpy().ravel().tolist(), strict=True))
     patients = Calls.from_table(slices.groupby("case")[list(CALL_COLUMNS)].max())
@@ -171,25 +159,13 @@ def confusion_matrix(slices: pd.DataFrame) -> pd.DataFrame:
 
 def report_by_class(slices: pd.DataFrame) -> pd.DataFrame:
     """Compute precision, recall and F1 of both classes, their 95% intervals over patients, and their slices."""
-    calls = Calls.from_table(slices)
+    tumour = Calls.from_table(slices)
+    none = Calls(~tumour.truth, 1 - tumour.probability, ~tumour.called, tumour.weight)
     rows = {}
-    for name, truth, called in (
-        ("tumour", calls.truth, calls.called),
-        ("none", ~calls.truth, ~calls.called),
-    ):
-        scores: dict[str, Score] = {
-            "precision": lambda c, t=truth, k=called: c.share(t, k),  # type: ignore[misc]
-            "recall": lambda c, t=truth, k=called: c.share(k, t),  # type: ignore[misc]
-            "f1": lambda c, t=truth, k=called: _f1(c, t, k),  # type: ignore[misc]
-        }
-        rows[name] = {"slices": float(truth.sum())}
-        for score_name, score in scores.items():
-            ends = _ends(score, calls, slices)
-            rows[name] |= {
-                score_name: score(calls),
-                f"{score_name}_low": ends.low,
-                f"{score_name}_high": ends.high,
-            }
+    for name, calls in (("tumour", tumour), ("none", none)):
+        rows[name] = {"slices": float(calls.truth.sum())}
+        for score_name, score in (("precision", precision), ("recall", sensitivity), ("f1", f1)):
+            rows[name] |= _with_ends(score_name, score, calls, slices)
     return pd.DataFrame(rows).T.rename_axis("class").astype({"slices": int}).reset_index()
 
 
@@ -204,16 +180,8 @@ def reliability_curve(slices: pd.DataFrame) -> pd.DataFrame:
     for _, members in binned.groupby("bin"):
         truth = members["truth"].to_numpy(np.float64)
         ends = clustered_interval(truth, members["case"].to_numpy())
-        rows.append(
-            {
-                "probability": members["probability"].mean(),
-                "share": truth.mean(),
-                "low": ends.low,
-                "high": ends.high,
-                "slices": len(members),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((members["probability"].mean(), truth.mean(), ends.low, ends.high, len(members)))
+    return pd.DataFrame(rows, columns=["probability", "share", "low", "high", "slices"])
 
 
 def best_threshold(truth: Bools, probability: Floats) -> float:
@@ -229,10 +197,6 @@ def best_threshold(truth: Bools, probability: Floats) -> float:
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def _ends(score: Score, calls: Calls, slices: pd.DataFrame) -> Interval:
-    return clustered_statistic_interval(lambda weight: score(calls.with_weights(weight)), slices["case"])
-
-
-def _f1(calls: Calls, truth: Bools, called: Bools) -> float:
-    tp, errors = calls.weight[truth & called].sum(), calls.weight[truth != called].sum()
-    return float(2 * tp / (2 * tp + errors)) if tp + errors else np.nan
+def _with_ends(name: str, score: Score, calls: Calls, slices: pd.DataFrame) -> dict[str, float]:
+    ends = clustered_statistic_interval(lambda weight: score(calls.with_weights(weight)), slices["case"])
+    return {name: score(calls), f"{name}_low": ends.low, f"{name}_high": ends.high}

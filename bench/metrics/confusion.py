@@ -27,21 +27,13 @@ def dice_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
     return ratio(2 * tp, 2 * tp + fp + fn)
 
 
-def iou_of(tp: Counts, fp: Counts, fn: Counts) -> Scores:
-    return ratio(tp, tp + fp + fn)
-
-
-def precision_of(tp: Counts, fp: Counts) -> Scores:
-    return ratio(tp, tp + fp)
-
-
-def recall_of(tp: Counts, fn: Counts) -> Scores:
-    return ratio(tp, tp + fn)
-
-
-def specificity_of(tn: Counts, fp: Counts) -> Scores:
-    return ratio(tn, tn + fp)
-
-
-def accuracy_of(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Scores:
-    return ratio(tp + tn, tp + fp + fn + tn)
+def overlap_scores(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> dict[str, Scores]:
+    """Return all scores by name."""
+    return {
+        "dice": dice_of(tp, fp, fn),
+        "iou": ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "accuracy": ratio(tp + tn, tp + fp + fn + tn),
+    }

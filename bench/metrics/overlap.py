@@ -1,4 +1,7 @@
-"""Overlap of two masks: ratios of the pixel counts tp, fp, fn and tn (`bench.metrics.confusion`).
+"""Metrics of pixel counts: overlap of two masks (`bench.metrics.confusion`), and detection of slices with tumour.
+
+A slice is predicted positive when any of its pixels is predicted. The position does not matter: a prediction
+beside the tumour still detects the slice.
 
 A metric with the fact `ranked=False` exists for comparison with published tables. An empty prediction scores high
 on it, so the leaderboard does not show it.
@@ -7,17 +10,9 @@ on it, so the leaderboard does not show it.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.metrics.confusion import (
-    Scores,
-    accuracy_of,
-    dice_of,
-    iou_of,
-    precision_of,
-    ratio,
-    recall_of,
-    specificity_of,
-)
+from bench.metrics.confusion import Scores, dice_of, overlap_scores, ratio
 from bench.registry import metric
 from bench.types import SliceCounts
 
@@ -25,6 +20,11 @@ from bench.types import SliceCounts
 def slice_dice(stack: SliceCounts) -> Scores:
     """Return the Dice of each slice, (S,): NaN for a true-negative slice, 0 for a false-positive or missed one."""
     return dice_of(stack.tp, stack.fp, stack.fn)
+
+
+def _of_stack(score: str, stack: SliceCounts) -> float:
+    counts = (stack.tp.sum(), stack.fp.sum(), stack.fn.sum(), stack.tn.sum())
+    return float(overlap_scores(*counts)[score])
 
 
 @metric(higher=True, unit="")
@@ -42,7 +42,7 @@ def iou(stack: SliceCounts) -> float:
 
     Jaccard 1912; dice / (2 - dice). 0 where the tumour is missed, NaN where both masks are empty.
     """
-    return float(iou_of(stack.tp.sum(), stack.fp.sum(), stack.fn.sum()))
+    return _of_stack("iou", stack)
 
 
 @metric(higher=True, unit="")
@@ -52,7 +52,7 @@ def precision(stack: SliceCounts) -> float:
     NaN where nothing is predicted, even if a tumour is missed. A mean over patients therefore leaves misses out;
     Dice and recall are 0 for them.
     """
-    return float(precision_of(stack.tp.sum(), stack.fp.sum()))
+    return _of_stack("precision", stack)
 
 
 @metric(higher=True, unit="")
@@ -61,7 +61,7 @@ def recall(stack: SliceCounts) -> float:
 
     0 where the tumour is missed, NaN where the patient has no tumour.
     """
-    return float(recall_of(stack.tp.sum(), stack.fn.sum()))
+    return _of_stack("recall", stack)
 
 
 @metric(higher=True, unit="", ranked=False)
@@ -70,13 +70,13 @@ def specificity(stack: SliceCounts) -> float:
 
     NaN where the tumour fills the whole stack.
     """
-    return float(specificity_of(stack.tn.sum(), stack.fp.sum()))
+    return _of_stack("specificity", stack)
 
 
 @metric(higher=True, unit="", ranked=False)
 def accuracy(stack: SliceCounts) -> float:
     """Share of all pixels that are correct; about 0.99 for an empty prediction, so for comparison only."""
-    return float(accuracy_of(stack.tp.sum(), stack.fp.sum(), stack.fn.sum(), stack.tn.sum()))
+    return _of_stack("accuracy", stack)
 
 
 @metric(higher=None, unit="")
@@ -107,3 +107,36 @@ def dice_slices_empty1(stack: SliceCounts) -> float:
     without tumour. For comparison only.
     """
     return float(np.nan_to_num(slice_dice(stack), nan=1.0).mean())
+
+
+def slice_labels(stack: SliceCounts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which slices have tumour and which are predicted positive; both bool (S,)."""
+    return stack.tp + stack.fn > 0, stack.tp + stack.fp > 0
+
+
+@metric(higher=True, unit="")
+def slice_sensitivity(stack: SliceCounts) -> float:
+    """Share of the slices with tumour that are predicted positive; NaN where no slice has tumour."""
+    truth, predicted = slice_labels(stack)
+    return float(ratio((truth & predicted).sum(), truth.sum()))
+
+
+@metric(higher=True, unit="")
+def slice_specificity(stack: SliceCounts) -> float:
+    """Share of the slices without tumour on which nothing is predicted; NaN where every slice has tumour."""
+    truth, predicted = slice_labels(stack)
+    return float(ratio((~truth & ~predicted).sum(), (~truth).sum()))
+
+
+@metric(higher=False, unit="slices")
+def missed_slices(stack: SliceCounts) -> float:
+    """Number of slices with tumour on which nothing is predicted."""
+    truth, predicted = slice_labels(stack)
+    return float((truth & ~predicted).sum())
+
+
+@metric(higher=False, unit="slices")
+def false_positive_slices(stack: SliceCounts) -> float:
+    """Number of slices without tumour on which something is predicted."""
+    truth, predicted = slice_labels(stack)
+    return float((~truth & predicted).sum())

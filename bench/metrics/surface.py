@@ -7,7 +7,7 @@ A prediction on a slice without tumour counts as a false-positive slice instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import hypot
 from typing import TypeAlias
 from weakref import WeakKeyDictionary
@@ -80,18 +80,15 @@ def _stack_distances(stack: Stack) -> list[Directed | None]:
     if stack not in _cache:
         truth, predicted = stack.tp + stack.fn > 0, stack.tp + stack.fp > 0
         both = truth & predicted
-        measured = iter(_measure(stack.truth[both], stack.prediction[both], stack.device))
+        masks = stack.truth[both], stack.prediction[both]
+        if stack.device == "cpu":
+            measured: Iterator[Directed] = map(surface_distances, *masks)
+        else:
+            from bench.metrics._surface_gpu import stack_distances  # PyTorch, which the CPU path does not need
+
+            measured = iter(stack_distances(*masks, stack.device))
         _cache[stack] = [next(measured) if hit else None for hit in predicted[truth]]
     return _cache[stack]
-
-
-def _measure(truth: Mask, prediction: Mask, device: str) -> list[Directed]:
-    """Compute `surface_distances` of each slice: one by one on the CPU, all at once on other devices."""
-    if device == "cpu":
-        return [surface_distances(t, p) for t, p in zip(truth, prediction, strict=True)]
-    from bench.metrics._surface_gpu import stack_distances  # imports PyTorch, which the CPU path does not need
-
-    return stack_distances(truth, prediction, device)
 
 
 _cache: WeakKeyDictionary[Stack, list[Directed | None]] = WeakKeyDictionary()  # an entry is freed with its stack

@@ -5,23 +5,27 @@ All map (B, C, H, W) to (B, C', H', W'). A convolution before a batch norm has n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bench.errors import BadSetting
+
 Upsampling = Literal["transposed", "nearest", "bilinear"]
-
-
-def level_widths(base: int, depth: int) -> list[int]:
-    """Return the channels of each level, from full resolution down: doubled at every downsampling."""
-    return [base * 2**level for level in range(depth + 1)]
+Block = Callable[[int, int], nn.Module]  # of input and output channels
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
     """Build two of (3x3 convolution, batch norm, ReLU) with 'same' padding."""
     return nn.Sequential(*_conv_norm_relu(inputs, outputs), *_conv_norm_relu(outputs, outputs))
+
+
+def pool_and_convolve(inputs: int, outputs: int) -> nn.Sequential:
+    """Build a 2x2 max pooling and a `double_conv`."""
+    return nn.Sequential(nn.MaxPool2d(2), double_conv(inputs, outputs))
 
 
 def upsample(inputs: int, outputs: int, mode: Upsampling) -> nn.Module:
@@ -41,28 +45,34 @@ def _conv_norm_relu(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 class Hourglass(nn.Module):
     """A contracting path and an expanding path with a skip connection at every resolution.
 
-    `contract` has one module per level, from full resolution down; each does its own downsampling. The others are
-    ordered from the coarsest skip up: `expand` upsamples, `merge` follows the concatenation with the skip, and a
-    gate maps (skip, coarser features) to the skip to use.
+    The channels double from `base` at each of `depth` downsamplings. `first` starts the contracting path, `down`
+    continues it and does its own downsampling, and `merge` follows the concatenation of a skip with the coarser
+    features. `gate`, of the channels of a skip and of the coarser features, maps (skip, coarser features) to the
+    skip to use; the skip of full resolution has none.
     """
 
     def __init__(
         self,
-        contract: Iterable[nn.Module],
-        expand: Iterable[nn.Module],
-        merge: Iterable[nn.Module],
-        head: nn.Module,
+        channels: int,
+        base: int,
+        depth: int,
+        up: Upsampling,
         *,
-        gates: Iterable[nn.Module] = (),
+        first: Block = double_conv,
+        down: Block = pool_and_convolve,
+        merge: Block = double_conv,
+        gate: Block | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.contract = nn.ModuleList(contract)
+        levels = [base * 2**level for level in range(depth + 1)]
+        upwards = list(pairwise(reversed(levels)))
+        self.contract = nn.ModuleList([first(channels, base), *(down(a, b) for a, b in pairwise(levels))])
         self.dropout = nn.Dropout(dropout)
-        self.expand = nn.ModuleList(expand)
-        self.gates = nn.ModuleList(gates)
-        self.merge = nn.ModuleList(merge)
-        self.head = head
+        self.expand = nn.ModuleList(upsample(deep, shallow, up) for deep, shallow in upwards)
+        self.gates = nn.ModuleList(gate(shallow, deep) for deep, shallow in upwards[:-1] if gate)
+        self.merge = nn.ModuleList(merge(2 * shallow, shallow) for _, shallow in upwards)
+        self.head = nn.Conv2d(base, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         skips: list[Tensor] = []
@@ -77,3 +87,18 @@ class Hourglass(nn.Module):
             x = merge(torch.cat([skip, up(x)], 1))
         logits: Tensor = self.head(x)
         return logits
+
+
+def refuse_small_images(net: nn.Module, model: str, smallest: int, other: str) -> nn.Module:
+    """Let `net` raise `BadSetting` for images with a side below `smallest` pixels, which suggests `other`."""
+
+    def check(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        height, width = inputs[0].shape[-2:]
+        if min(height, width) < smallest:
+            raise BadSetting(
+                f"model '{model}' needs images of at least {smallest} pixels per side and got {height}x{width}. "
+                f"Raise input.image_size, or choose another model such as {other}."
+            )
+
+    net.register_forward_pre_hook(check)
+    return net

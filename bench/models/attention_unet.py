@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models._blocks import Hourglass, double_conv, level_widths, upsample
+from bench.models._blocks import Hourglass
 from bench.registry import model
 
 
@@ -38,25 +37,11 @@ class AttentionGate(nn.Module):
 
 @model
 def attention_unet(
-    channels: int,
-    *,
-    base: Annotated[int, Field(ge=2)] = 64,
-    depth: Annotated[int, Field(ge=1, le=5)] = 4,
+    channels: int, *, base: Annotated[int, Field(ge=2)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
 ) -> nn.Module:
     """Attention U-Net: skips pass through additive attention gates (Oktay et al. 2018).
 
     `base` is the width of the first of `depth` + 1 levels. Upsampling is a nearest-neighbour resize and a 3x3
     convolution. As in the paper, the skip of full resolution has no gate: its features are too low-level.
     """
-    levels = level_widths(base, depth)
-    upwards = list(pairwise(reversed(levels)))
-    return Hourglass(
-        contract=[
-            double_conv(channels, base),
-            *(nn.Sequential(nn.MaxPool2d(2), double_conv(a, b)) for a, b in pairwise(levels)),
-        ],
-        expand=[upsample(deep, shallow, "nearest") for deep, shallow in upwards],
-        gates=[AttentionGate(shallow, deep, shallow // 2) for deep, shallow in upwards[:-1]],
-        merge=[double_conv(2 * shallow, shallow) for _, shallow in upwards],
-        head=nn.Conv2d(base, 1, 1),
-    )
+    return Hourglass(channels, base, depth, "nearest", gate=lambda skip, g: AttentionGate(skip, g, skip // 2))

@@ -33,8 +33,7 @@ _UNSUITED = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeE
 
 def list_encoders() -> list[tuple[str, str]]:
     """Return every encoder as (name, source), where the source is 'smp' or 'timm (tu-)'."""
-    from_smp = [(name, "smp") for name in smp_encoders]
-    return from_smp + [(f"tu-{name}", "timm (tu-)") for name in timm.list_models()]
+    return [*((name, "smp") for name in smp_encoders), *((f"tu-{n}", "timm (tu-)") for n in timm.list_models())]
 
 
 def build_over_encoder(
@@ -121,11 +120,7 @@ def _unsuited(name: str, encoder: str, error: Exception) -> BadSetting:
 
 
 def _check_and_prune(
-    name: str,
-    encoder: str,
-    net: nn.Module,
-    channels: int,
-    logits_size: Callable[[int, int], tuple[int, int]],
+    name: str, encoder: str, net: nn.Module, channels: int, logits_size: Callable[[int, int], tuple[int, int]]
 ) -> None:
     """Pass one small image through `net`; replace layers that do not affect the logits by `Unused`.
 

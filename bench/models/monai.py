@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import nn
 
 from bench.errors import BadSetting
+from bench.models._blocks import refuse_small_images
 from bench.registry import model
 
 _SMALLEST = 64  # pixels per side: 1/32 of 32 pixels is one, and torch refuses an instance norm of one pixel
@@ -85,8 +86,7 @@ def swin_unetr(
         dropout_path_rate=drop_path,
         use_v2=v2,
     )
-    net.register_forward_pre_hook(_refuse_small)
-    return net
+    return refuse_small_images(net, "swin_unetr", _SMALLEST, "segresnet")
 
 
 def _import_nets(name: str) -> Any:
@@ -100,12 +100,3 @@ def _import_nets(name: str) -> Any:
             "model from `bench list models`."
         )
     return import_module("monai.networks.nets")
-
-
-def _refuse_small(net: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    height, width = inputs[0].shape[-2:]
-    if min(height, width) < _SMALLEST:
-        raise BadSetting(
-            f"model 'swin_unetr' needs images of at least {_SMALLEST} pixels per side and got {height}x{width}. "
-            "Raise input.image_size, or choose another model such as segresnet."
-        )

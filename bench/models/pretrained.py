@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from torch import Tensor, nn
+from torch import nn
 
 from bench.errors import BadSetting, DataError
 
@@ -31,12 +31,11 @@ def hub_offline_if_unreachable() -> Iterator[None]:
 
 
 def _reachable() -> bool:
-    if getproxies():
-        return True  # only the client knows how to connect
     address = urlparse(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=5).close()
+        if not getproxies():  # through a proxy, only the client knows how to connect
+            socket.create_connection((address.hostname or "", port), timeout=5).close()
     except OSError:
         return False
     return True
@@ -81,8 +80,11 @@ def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
         raise DataError(f"the weights file {file} is not a safetensors file ({error}). Give another.") from None
     own = encoder.state_dict()
     for key, tensor in state.items():
-        if key in own and _differs_in_channels(tensor, own[key]):
-            state[key] = _to_channels(tensor, own[key].shape[1])
+        wanted = own.get(key, tensor).shape
+        if tensor.ndim == len(wanted) == 4 and tensor.shape == (wanted[0], 3, *wanted[2:]) != wanted:
+            # From RGB by the rule of smp and timm, which keeps the response to an image with equal channels.
+            repeated = tensor[:, [c % 3 for c in range(wanted[1])]] * (3 / wanted[1])
+            state[key] = tensor.sum(1, keepdim=True) if wanted[1] == 1 else repeated
     try:
         encoder.load_state_dict(dict(state))
     except RuntimeError:
@@ -94,20 +96,3 @@ def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
             f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
             "It must hold the state dict of this encoder."
         ) from None
-
-
-def _differs_in_channels(loaded: Tensor, own: Tensor) -> bool:
-    """Return whether both are weights of one first convolution, `loaded` on RGB and `own` on other channels."""
-    if loaded.ndim != 4 or own.ndim != 4 or loaded.shape[1] != 3 or own.shape[1] == 3:
-        return False
-    return loaded.shape[0] == own.shape[0] and loaded.shape[2:] == own.shape[2:]
-
-
-def _to_channels(rgb: Tensor, channels: int) -> Tensor:
-    """Adapt RGB weights to `channels` by the rule of smp and timm: summed for one, else repeated and scaled.
-
-    The response to an image with equal channels does not change.
-    """
-    if channels == 1:
-        return rgb.sum(1, keepdim=True)
-    return rgb[:, [c % 3 for c in range(channels)]] * (3 / channels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated
 
 import segmentation_models_pytorch as smp
@@ -10,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from bench.errors import BadSetting
-from bench.models._blocks import Hourglass, Upsampling, double_conv, level_widths, upsample
+from bench.models._blocks import Hourglass, Upsampling
 from bench.models.encoders import build_over_encoder
 from bench.registry import model
 
@@ -48,15 +47,4 @@ def unet(
             f"model 'unet': weights = '{weights}' would have no effect without an encoder. "
             "Give it one, such as encoder = resnet34, or leave out the weights."
         )
-    levels = level_widths(base, depth)
-    upwards = list(pairwise(reversed(levels)))
-    return Hourglass(
-        contract=[
-            double_conv(channels, base),
-            *(nn.Sequential(nn.MaxPool2d(2), double_conv(a, b)) for a, b in pairwise(levels)),
-        ],
-        expand=[upsample(deep, shallow, up) for deep, shallow in upwards],
-        merge=[double_conv(2 * shallow, shallow) for _, shallow in upwards],
-        head=nn.Conv2d(base, 1, 1),
-        dropout=dropout,
-    )
+    return Hourglass(channels, base, depth, up, dropout=dropout)

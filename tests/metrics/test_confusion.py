@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from bench.metrics.confusion import accuracy_of, dice_of, iou_of, precision_of, recall_of, specificity_of
+from bench.metrics.confusion import dice_of, overlap_scores
 
 
 def test_scores_keep_the_shape_of_the_counts_and_are_nan_where_undefined() -> None:
     tp, fp, fn, tn = np.array([[3, 0, 0], [0, 2, 0], [1, 0, 0], [4, 6, 8]])
-    assert dice_of(tp, fp, fn) == pytest.approx([6 / 7, 0, nan], nan_ok=True)
-    assert iou_of(tp, fp, fn) == pytest.approx([3 / 4, 0, nan], nan_ok=True)
-    assert precision_of(tp, fp) == pytest.approx([1, 0, nan], nan_ok=True)
-    assert recall_of(tp, fn) == pytest.approx([3 / 4, nan, nan], nan_ok=True)
-    assert specificity_of(tn, fp) == pytest.approx([1, 6 / 8, 1])
-    assert accuracy_of(tp, fp, fn, tn) == pytest.approx([7 / 8, 6 / 8, 1])
+    scores = overlap_scores(tp, fp, fn, tn)
+    assert scores["dice"] == pytest.approx([6 / 7, 0, nan], nan_ok=True)
+    assert scores["iou"] == pytest.approx([3 / 4, 0, nan], nan_ok=True)
+    assert scores["precision"] == pytest.approx([1, 0, nan], nan_ok=True)
+    assert scores["recall"] == pytest.approx([3 / 4, nan, nan], nan_ok=True)
+    assert scores["specificity"] == pytest.approx([1, 6 / 8, 1])
+    assert scores["accuracy"] == pytest.approx([7 / 8, 6 / 8, 1])
     assert dice_of(3, 0, 1) == pytest.approx(6 / 7)
     assert isnan(dice_of(0, 0, 0))
 
@@ -32,9 +33,10 @@ def test_large_pooled_counts_do_not_overflow() -> None:
 def test_scores_agree_with_scikit_learn() -> None:
     truth, prediction = np.random.default_rng(0).random((2, 200)) < 0.4
     (tn, fp), (fn, tp) = metrics.confusion_matrix(truth, prediction)
-    assert dice_of(tp, fp, fn) == pytest.approx(metrics.f1_score(truth, prediction))
-    assert iou_of(tp, fp, fn) == pytest.approx(metrics.jaccard_score(truth, prediction))
-    assert precision_of(tp, fp) == pytest.approx(metrics.precision_score(truth, prediction))
-    assert recall_of(tp, fn) == pytest.approx(metrics.recall_score(truth, prediction))
-    assert specificity_of(tn, fp) == pytest.approx(metrics.recall_score(~truth, ~prediction))
-    assert accuracy_of(tp, fp, fn, tn) == pytest.approx(metrics.accuracy_score(truth, prediction))
+    scores = overlap_scores(tp, fp, fn, tn)
+    assert scores["dice"] == pytest.approx(metrics.f1_score(truth, prediction))
+    assert scores["iou"] == pytest.approx(metrics.jaccard_score(truth, prediction))
+    assert scores["precision"] == pytest.approx(metrics.precision_score(truth, prediction))
+    assert scores["recall"] == pytest.approx(metrics.recall_score(truth, prediction))
+    assert scores["specificity"] == pytest.approx(metrics.recall_score(~truth, ~prediction))
+    assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(truth, prediction))

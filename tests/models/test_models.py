@@ -21,7 +21,7 @@ from bench.errors import BadSetting, BenchError, DataError, UnknownName
 from bench.models.attention_unet import AttentionGate
 from bench.models.encoders import build_over_encoder, list_encoders
 from bench.models.pretrained import hub_offline_if_unreachable
-from bench.models.resunet import residual_unit
+from bench.models.resunet import ResidualUnit
 
 torch.set_num_threads(1)
 
@@ -230,7 +230,7 @@ def test_a_residual_unit_has_the_parameters_counted_by_hand(inputs: int, outputs
     norms = 2 * inputs + 2 * outputs
     convolutions = 9 * inputs * outputs + 9 * outputs * outputs + outputs
     shortcut = 0 if inputs == outputs and stride == 1 else inputs * outputs
-    unit = residual_unit(inputs, outputs, stride)
+    unit = ResidualUnit(inputs, outputs, stride)
     assert parameters(unit) == norms + convolutions + shortcut
     assert unit(torch.zeros(2, inputs, 8, 8)).shape == (2, outputs, 8 // stride, 8 // stride)
 
@@ -239,7 +239,7 @@ def test_a_residual_unit_has_the_parameters_counted_by_hand(inputs: int, outputs
 def test_a_residual_unit_activates_before_it_convolves_and_adds_its_input(x: float, y: float) -> None:
     # A new norm in evaluation mode changes nothing; on one pixel only the centre of a 3x3 kernel counts:
     # 4 + 3 * relu(2 * relu(4)) + 0.5 = 28.5, and -4 + 0 + 0.5 = -3.5.
-    unit = residual_unit(1, 1).eval()
+    unit = ResidualUnit(1, 1).eval()
     convolutions = [m for m in unit.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         for convolution, centre in zip(convolutions, (2.0, 3.0), strict=True):

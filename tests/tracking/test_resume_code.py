@@ -22,7 +22,7 @@ def test_results_depend_on_shared_modules_and_on_the_folders_below_tracking():
         "stats.py",
         "data/loader.py",
         "models/unet.py",
-        "training/losses/combo.py",
+        "training/losses/cross_entropy.py",
     } <= files.keys()
     folders = {name.partition("/")[0] for name in files if "/" in name}
     assert folders == set(RESULT_FOLDERS)
@@ -48,7 +48,7 @@ def test_results_depend_on_the_content_of_plugins(tmp_path):
 @pytest.mark.slow
 def test_results_depend_on_every_module_that_training_imports():
     script = (
-        "import sys, bench.training.cross_validation, bench.data.datasets.lgg, bench.training.losses.combo\n"
+        "import sys, bench.training.cross_validation, bench.data.datasets.lgg, bench.training.losses.overlap\n"
         "for name in sorted(sys.modules):\n"
         "    if name.startswith('bench.'): print(name.removeprefix('bench.').replace('.', '/'))"
     )

@@ -1,6 +1,8 @@
-"""Losses over independent pixels: binary cross-entropy and focal loss.
+"""Binary cross-entropy and focal loss, over independent pixels, and sums of cross-entropy and Dice.
 
-Both use log-sigmoids of the logits, so that large logits do not overflow.
+All use log-sigmoids of the logits, so that large logits do not overflow. The sums combine cross-entropy, which is
+smooth everywhere, with Dice, which ignores the size of the tumour. The literature calls all three "combo loss";
+here each has its own name.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.registry import loss
+from bench.training.losses.overlap import Over, Smooth, dice, soft_dice
+
+Weight = Annotated[float, Field(ge=0, le=1)]
 
 
 @loss
@@ -29,11 +34,7 @@ def bce(
 
 @loss
 def focal(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
-    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0,
+    logits: Tensor, target: Tensor, *, alpha: Weight = 0.25, gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
 ) -> Tensor:
     """Focal loss, -alpha_t (1 - p_t) ** gamma ln p_t: easy pixels hardly count (Lin et al. 2017, equation 5).
 
@@ -45,3 +46,45 @@ def focal(
     margin = logits.float() * (2 * target - 1)  # ln p_t = logsigmoid(margin), ln(1 - p_t) = logsigmoid(-margin)
     weight = alpha * target + (1 - alpha) * (1 - target)
     return (-weight * torch.exp(gamma * F.logsigmoid(-margin)) * F.logsigmoid(margin)).mean()
+
+
+@loss
+def bce_dice(
+    logits: Tensor, target: Tensor, *, bce_weight: Weight = 0.5, smooth: Smooth = 1.0, over: Over = "image"
+) -> Tensor:
+    """bce_weight * cross-entropy + (1 - bce_weight) * Dice loss.
+
+    logits, target: (B, 1, H, W). At 0.5 it is half of `bce_plus_dice`.
+    """
+    return bce_weight * bce(logits, target) + (1 - bce_weight) * dice(logits, target, smooth=smooth, over=over)
+
+
+@loss
+def bce_plus_dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "image") -> Tensor:
+    """Cross-entropy + Dice loss, unweighted: many code bases call it combo or DiceCE loss.
+
+    logits, target: (B, 1, H, W). Twice `bce_dice` at its default weight: the same minimum, twice the gradient.
+    The factor changes SGD and gradient clipping, and hardly changes Adam.
+    """
+    return bce(logits, target) + dice(logits, target, smooth=smooth, over=over)
+
+
+@loss
+def combo(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: Weight = 0.5,
+    beta: Weight = 0.5,
+    smooth: Smooth = 1.0,
+    over: Over = "image",
+) -> Tensor:
+    """alpha * weighted cross-entropy - (1 - alpha) * soft Dice (Taghanaki et al. 2019, equation 3).
+
+    logits, target: (B, 1, H, W). The cross-entropy is the mean of -beta t ln p - (1 - beta) (1 - t) ln(1 - p);
+    `beta` above 0.5 penalises missed pixels more, below 0.5 false positives. Soft Dice is subtracted, as in the
+    paper: the loss of a perfect prediction is alpha - 1, which is negative.
+    """
+    z, t = logits.float(), target.float()
+    entropy = -(beta * t * F.logsigmoid(z) + (1 - beta) * (1 - t) * F.logsigmoid(-z)).mean()
+    return alpha * entropy - (1 - alpha) * soft_dice(logits, target, smooth=smooth, over=over).mean()
