@@ -92,6 +92,6 @@ def phantom(
 @data.command("download")
 def download(folder: Annotated[Path, typer.Argument(help="Folder for the data.")]) -> None:
     """Get the LGG data from Kaggle (needs the extra `data`, a network, and perhaps a Kaggle account)."""
-    from bench.data.datasets.download import download_lgg
+    from bench.data.datasets.lgg import download_lgg
 
     typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")
