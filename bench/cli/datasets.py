@@ -86,6 +86,6 @@ def phantom(
 @data.command("download")
 def download(folder: Annotated[Path, typer.Argument(help="Folder to download to.")]) -> None:
     """Download the LGG data from Kaggle (needs the extra `data`, a network, and possibly a Kaggle account)."""
-    from bench.data.datasets.download import download_lgg
+    from bench.data.datasets.lgg import download_lgg
 
     typer.echo(f"the data is in {download_lgg(folder)}. Next: bench data check {folder}")

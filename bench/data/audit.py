@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from bench.data.audit_layout import Finding, layout_errors, layout_warnings, table_warnings
-from bench.data.readers.checks import BadFile, format_shape
+from bench.data.readers.images import read_image, read_mask
 from bench.data.readers.patient_folders import CHANNELS, scan_folder
-from bench.data.readers.tiff import read_image, read_mask
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.source import BadFile, Pixels, SliceFile, Source, format_shape
 from bench.errors import DataError
 from bench.formatting import join_first
 
@@ -41,13 +40,11 @@ def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, total
     tree = scan_folder(folder)
     total, done = sum(len(scan.slices) for scan in tree.scans.values()), 0
     errors = list(layout_errors(tree, compare_all=True))
-    cases = []
-    for case, scan in tree.scans.items():
-        audited = _CaseAudit(case, scan.slices, CHANNELS)
-        for entry in scan.slices:
+    cases = [_CaseAudit(case, scan.slices, CHANNELS) for case, scan in tree.scans.items()]
+    for audited in cases:
+        for entry in audited.slices:
             errors += audited.check_files(entry)
             tick(done := done + 1, total)
-        cases.append(audited)
     errors += _shared_images(cases)
     warnings = [*layout_warnings(tree), *table_warnings(tree), *_unusual_sizes(cases)]
     warnings += [finding for audited in cases for finding in audited.warnings()]
@@ -102,14 +99,12 @@ class _CaseAudit:
 
     def check_files(self, entry: SliceFile) -> Iterator[Finding]:
         """Read image and mask of one slice independently and add them; yield errors of unusable files."""
-        shape = None
+        image = None
         try:
             image = read_image(entry.image)
+            self.add_image(entry.image, image)
         except BadFile as error:
             yield _unusable_file(error, entry)
-        else:
-            shape = image.shape
-            self.add_image(entry.image, image)
         if entry.mask is None:
             return  # an orphan, which the layout errors name
         try:
@@ -117,8 +112,8 @@ class _CaseAudit:
         except BadFile as error:
             yield _unusable_file(error, entry)
             return
-        if shape is not None and mask.shape != shape[:2]:
-            message = f"{entry.mask} is {format_shape(mask.shape)}, its image {format_shape(shape[:2])}."
+        if image is not None and mask.shape != image.shape[:2]:
+            message = f"{entry.mask} is {format_shape(mask.shape)}, its image {format_shape(image.shape[:2])}."
             yield Finding("mask-size", message, (str(entry.mask), self.case))
         self.add_mask(mask)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data.readers.patient_folders import DataTree, find_conflicting_copy, read_table
+from bench.data.readers.patient_folders import (
+    UNKNOWN,
+    DataTree,
+    find_conflicting_copy,
+    parse_case_name,
+    read_table,
+)
 from bench.errors import DataError
 from bench.formatting import join_first
 
@@ -32,10 +39,13 @@ def layout_errors(tree: DataTree, *, compare_all: bool) -> Iterator[Finding]:
         message = f"{tree.root} mixes a phantom with {join_first(real)}. Keep them in separate folders."
         yield Finding("mixed-phantom", message, tuple(real))
     for case, scan in tree.scans.items():
+        repeated = Counter(s.number for s in scan.slices)
+        without_mask = [s.image for s in scan.slices if s.mask is None]
+        duplicates = [s.image for s in scan.slices if repeated[s.number] > 1]
         kinds = (
-            ("orphan-image", "image(s) without a mask", "Add or remove them.", scan.orphan_images),
+            ("orphan-image", "image(s) without a mask", "Add or remove them.", without_mask),
             ("orphan-mask", "mask(s) without an image", "Add or remove them.", scan.orphan_masks),
-            ("duplicate-number", "images with the same slice number", "Keep one each.", scan.duplicate_numbers),
+            ("duplicate-number", "images with the same slice number", "Keep one each.", duplicates),
         )
         for code, what, fix, paths in kinds:
             if paths:
@@ -54,17 +64,22 @@ def layout_warnings(tree: DataTree) -> Iterator[Finding]:
         message = f"{len(tree.copies)} patient(s) exist more than once; the copies in {parents} are not used."
         yield Finding("doubled-tree", message, tuple(folders))
     for case, scan in tree.scans.items():
-        if scan.gaps:
-            message = f"{case} lacks slice(s) {join_first(scan.gaps)}."
-            yield Finding("slice-gap", message, (case, *map(str, scan.gaps)))
+        numbers = [s.number for s in scan.slices] or [0]
+        if gaps := sorted(set(range(min(numbers), max(numbers))) - set(numbers)):
+            message = f"{case} lacks slice(s) {join_first(gaps)}."
+            yield Finding("slice-gap", message, (case, *map(str, gaps)))
         if scan.slices and (first := scan.slices[0]).number != 1:
             message = f"the slices of {case} start at {first.number}, not at 1."
             yield Finding("numbering", message, (case, str(first.image)))
     for path in tree.unnumbered:
         yield Finding("unnumbered", f"{path} has no slice number and is not used.", (str(path),))
-    for institution, case in tree.single_patient_institutions.items():
-        message = f"institution {institution} has a single patient, {case}, so folds cannot be stratified by it."
-        yield Finding("lone-institution", message, (institution, case))
+    members = defaultdict(list)
+    for case, scan in tree.scans.items():
+        members[parse_case_name(scan.folder)[1]].append(case)
+    for name, (case, *others) in sorted(members.items()):
+        if name != UNKNOWN and not others:
+            message = f"institution {name} has a single patient, {case}, so folds cannot be stratified by it."
+            yield Finding("lone-institution", message, (name, case))
 
 
 def table_warnings(tree: DataTree) -> Iterator[Finding]:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from bench.data.pack import Pack
-from bench.data.pixel_counts import REST, TUMOUR, PixelCounts, count_pixels
+from bench.data.source import Pixels
 
+REST, TUMOUR = 0, 1
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Counts of pixels and slices.
+
+    levels  (P, C, 2, 256): pixels of each patient, channel and class (REST of the head, TUMOUR) at each grey level
+    tumour  (H, W): slices with tumour at a pixel
+    head    (H, W): slices with the head at a pixel
+    """
+
+    levels: NDArray[np.int64]
+    tumour: NDArray[np.int64]
+    head: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,13 +56,20 @@ class Description:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, pd.DataFrame)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, pd.DataFrame)}
 
 
 def describe(pack: Pack) -> Description:
     """Compute the tables of `pack`; every slice is read once."""
-    patients, pixel_counts = _patients(pack.index), count_pixels(pack)
+    table = pack.index.groupby("case", sort=False).agg(
+        institution=("institution", "first"),
+        slices=("slice", "size"),
+        positive_slices=("positive", "sum"),
+        tumour_pixels=("pixels", "sum"),
+        largest_area=("pixels", "max"),
+    )
+    patients = table.assign(positive_share=table["positive_slices"] / table["slices"])
+    pixel_counts = count_pixels(pack)
     return Description(
         _counts(pack, len(patients)),
         _institutions(pack.index, patients),
@@ -57,102 +81,64 @@ def describe(pack: Pack) -> Description:
     )
 
 
-def _patients(index: pd.DataFrame) -> pd.DataFrame:
-    table = index.groupby("case", sort=False).agg(
-        institution=("institution", "first"),
-        slices=("slice", "size"),
-        positive_slices=("positive", "sum"),
-        tumour_pixels=("pixels", "sum"),
-        largest_area=("pixels", "max"),
-    )
-    return table.assign(positive_share=table["positive_slices"] / table["slices"])
-
-
 def _counts(pack: Pack, patients: int) -> pd.DataFrame:
     slices, positive, pixels = len(pack.index), int(pack.index["positive"].sum()), int(pack.index["pixels"].sum())
-    return pd.DataFrame(
-        {
-            "patients": [patients],
-            "slices": [slices],
-            "positive_slices": [positive],
-            "empty_slices": [slices - positive],
-            "positive_share": [positive / slices],
-            "tumour_pixels": [pixels],
-            "tumour_share": [pixels / (slices * pack.masks[0].size)],
-        }
-    )
+    row = {
+        "patients": patients,
+        "slices": slices,
+        "positive_slices": positive,
+        "empty_slices": slices - positive,
+        "positive_share": positive / slices,
+        "tumour_pixels": pixels,
+        "tumour_share": pixels / (slices * pack.masks[0].size),
+    }
+    return pd.DataFrame([row])
 
 
 def _institutions(index: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:
-    members = patients.groupby("institution")
-    return pd.DataFrame(
-        {
-            "patients": members.size(),
-            "slices": members["slices"].sum(),
-            "positive_slices": members["positive_slices"].sum(),
-            "positive_share": members["positive_slices"].sum() / members["slices"].sum(),
-            "median_tumour_area": index[index["positive"]].groupby("institution")["pixels"].median(),
-        }
+    table = patients.groupby("institution").agg(
+        patients=("slices", "size"), slices=("slices", "sum"), positive_slices=("positive_slices", "sum")
+    )
+    areas = index[index["positive"]].groupby("institution")["pixels"]
+    return table.assign(
+        positive_share=table["positive_slices"] / table["slices"], median_tumour_area=areas.median()
     )
 
 
 def _tumours(pack: Pack, patients: pd.DataFrame) -> pd.DataFrame:
-    areas = pack.index.loc[pack.index["positive"], "pixels"].quantile(list(QUANTILES.values())).to_numpy()
-    return pd.DataFrame(
-        {
-            "slice_area": areas,
-            "slice_share": areas / pack.masks[0].size,
-            "patient_pixels": patients["tumour_pixels"].quantile(list(QUANTILES.values())).to_numpy(),
-        },
-        index=pd.Index(QUANTILES, name="quantile"),
-    )
+    shares = list(QUANTILES.values())
+    areas = pack.index.loc[pack.index["positive"], "pixels"].quantile(shares).to_numpy()
+    pixels = patients["tumour_pixels"].quantile(shares).to_numpy()
+    columns = {"slice_area": areas, "slice_share": areas / pack.masks[0].size, "patient_pixels": pixels}
+    return pd.DataFrame(columns, index=pd.Index(QUANTILES, name="quantile"))
 
 
 def _intensity(pack: Pack) -> pd.DataFrame:
-    """Moments and quantiles of the volume of each patient, from its 256 exact bins."""
-    rows = [
-        {"case": case, "channel": channel, **_moments(histogram)}
-        for case in pack.cases
-        for channel, histogram in zip(
-            pack.manifest.channels, pack.histograms[pack.rows([case])].sum(0, dtype=np.int64), strict=True
-        )
-    ]
-    return pd.DataFrame(rows).set_index(["case", "channel"])
+    """Moments and quantiles of the volume of each patient, from its 256 exact bins.
 
-
-def _moments(histogram: NDArray[np.int64]) -> dict[str, float]:
-    values, count = np.arange(256), histogram.sum()
-    mean = float(histogram @ values / count)
-    below = np.cumsum(histogram)
-
-    def quantile(share: float) -> float:
-        """Return the smallest value that at least this share of pixels does not exceed."""
-        return float(np.searchsorted(below, share * count))
-
-    return {
-        "mean": mean,
-        "sd": float(np.sqrt(histogram @ (values - mean) ** 2 / count)),
-        "p1": quantile(0.01),
-        "median": quantile(0.5),
-        "p99": quantile(0.99),
-        "zeros": float(histogram[0] / count),
-    }
+    A quantile is the smallest value that at least this share of the pixels does not exceed.
+    """
+    rows = []
+    for case in pack.cases:
+        histograms = pack.histograms[pack.rows([case])].sum(0, dtype=np.int64)
+        for channel, histogram in zip(pack.manifest.channels, histograms, strict=True):
+            count, mean = histogram.sum(), _mean(histogram)
+            quantiles = np.searchsorted(np.cumsum(histogram), count * np.array((0.01, 0.5, 0.99))).astype(float)
+            sd = np.sqrt(histogram @ (np.arange(256) - mean) ** 2 / count)
+            rows.append((case, channel, mean, sd, *quantiles, histogram[0] / count))
+    columns = ["case", "channel", "mean", "sd", "p1", "median", "p99", "zeros"]
+    return pd.DataFrame(rows, columns=columns).set_index(["case", "channel"])
 
 
 def _contrast(pack: Pack, levels: NDArray[np.int64]) -> pd.DataFrame:
     """Tumour against the rest of the head; NaN if a patient lacks either."""
     rows = [
-        {
-            "case": case,
-            "channel": channel,
-            "tumour_mean": _mean(histograms[TUMOUR]),
-            "rest_mean": _mean(histograms[REST]),
-            "auroc": auroc_of_histograms(histograms[TUMOUR], histograms[REST]),
-        }
+        (case, channel, _mean(tumour), _mean(rest), auroc_of_histograms(tumour, rest))
         for case, patient in zip(pack.cases, levels, strict=True)
-        for channel, histograms in zip(pack.manifest.channels, patient, strict=True)
+        for channel, (rest, tumour) in zip(pack.manifest.channels, patient, strict=True)  # REST, TUMOUR
     ]
-    return pd.DataFrame(rows).set_index(["case", "channel"])
+    columns = ["case", "channel", "tumour_mean", "rest_mean", "auroc"]
+    return pd.DataFrame(rows, columns=columns).set_index(["case", "channel"])
 
 
 def _mean(histogram: NDArray[np.int64]) -> float:
@@ -165,3 +151,45 @@ def auroc_of_histograms(some: NDArray[np.int64], others: NDArray[np.int64]) -> f
     pairs = float(some.sum()) * float(others.sum())
     darker = np.cumsum(others) - others / 2
     return float(some @ darker) / pairs if pairs else np.nan
+
+
+def count_pixels(pack: Pack) -> PixelCounts:
+    """Count the pixels of `pack`, one slice at a time. Patients are in the order of `pack.cases`."""
+    _, height, width, channels = pack.images.shape
+    levels = np.zeros((len(pack.cases), channels, 2, 256), np.int64)
+    tumour, head = (np.zeros((height, width), np.int64) for _ in range(2))
+    for patient, case in enumerate(pack.cases):
+        rows = pack.rows([case])
+        thresholds = [otsu_threshold(histogram) for histogram in pack.histograms[rows].sum(0, dtype=np.int64)]
+        for row in rows:
+            image, mask = np.asarray(pack.images[row]), pack.masks[row].astype(bool)
+            inside = segment_head(image, thresholds)
+            tumour += mask
+            head += inside
+            for kind, region in ((REST, inside & ~mask), (TUMOUR, mask)):
+                for c in range(channels):
+                    counts = cv2.calcHist([image], [c], region.view(np.uint8), [256], [0, 256])
+                    levels[patient, c, kind] += counts.ravel().astype(np.int64)
+    return PixelCounts(levels, tumour, head)
+
+
+def segment_head(image: Pixels, thresholds: Sequence[int]) -> NDArray[np.bool_]:
+    """Return the pixels (H, W) where any channel (H, W, C) exceeds its threshold, with holes filled."""
+    bright = np.zeros(image.shape[:2], np.uint8)
+    for channel, level in enumerate(thresholds):
+        bright |= image[..., channel] > level
+    outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(bright, outlines, -1, 1, cv2.FILLED)
+    return bright.astype(bool)
+
+
+def otsu_threshold(histogram: NDArray[np.int64]) -> int:
+    """Return the last level of the lower class in Otsu's split of a histogram (256,) (Otsu 1979).
+
+    The result is 255, which no pixel exceeds, if all pixels have one level.
+    """
+    below = np.cumsum(histogram)
+    weight = below * (below[-1] - below).astype(float)
+    values = np.cumsum(histogram * np.arange(256))
+    between = (values[-1] * (below / below[-1]) - values) ** 2 / np.where(weight > 0, weight, np.inf)
+    return int(between.argmax()) if between.any() else 255

@@ -24,6 +24,7 @@ from torch import Tensor
 from bench.config import Input
 from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import Pack
+from bench.data.slice_random import SliceRandom
 from bench.data.source import Pixels
 from bench.device import onto
 from bench.errors import BadSetting, did_you_mean
@@ -69,6 +70,10 @@ class SliceLoader:
     def __init__(self, pack: Pack, settings: Input, device: torch.device, *, resident: bool | None = None) -> None:
         self.pack, self.device, self.size, self.patch = pack, device, settings.image_size, settings.patch
         self.channels = channel_numbers(pack.manifest.channels, settings.channels)
+        self.channel_names = [pack.manifest.channels[number] for number in self.channels]  # of one slice
+        height, width = self.shape = pack.masks.shape[1:]  # of the packed slices
+        self._target = (self.size or height, self.size or width)
+        self._resizes = self._target != self.shape
         select_all = self.channels == list(range(len(pack.manifest.channels)))
         # On the device from the start: a list would be copied there, synchronously, for every batch.
         self._selection = slice(None) if select_all else torch.tensor(self.channels, device=device)
@@ -77,24 +82,13 @@ class SliceLoader:
         stats = compute_intensity_stats(pack.histograms, patients, settings.normalise)
         self._stats = [
             torch.from_numpy(v[:, self.channels][self._neighbours].reshape(len(v), -1)).to(device)[..., None, None]
-            for v in (stats.low, stats.high, stats.mean, stats.std)
+            for v in stats
         ]
         self.resident = device.type == "cuda" and _fits_on_gpu(pack, device) if resident is None else resident
         if self.resident:
             # Copied first: PyTorch warns about read-only memory maps.
             self._images = torch.from_numpy(np.array(pack.images)).to(device)
             self._masks = torch.from_numpy(np.array(pack.masks)).to(device)
-
-    @property
-    def channel_names(self) -> list[str]:
-        """The channel names of one slice."""
-        return [self.pack.manifest.channels[number] for number in self.channels]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of the packed slices."""
-        height, width = self.pack.masks.shape[1:]
-        return height, width
 
     def load(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Load images (B, C, H, W) in [0, 1] and masks (B, 1, H, W), float32, at the input size of the model."""
@@ -134,14 +128,6 @@ class SliceLoader:
             images, masks = self._read(rows, _scale)
             return self.normalise(self._resize(images), rows), masks
         return self._read(rows, _scale_and_normalise)
-
-    @property
-    def _target(self) -> tuple[int, int]:
-        return (self.size, self.size) if self.size else self.shape
-
-    @property
-    def _resizes(self) -> bool:
-        return self._target != self.shape
 
     def _resize(self, images: Tensor) -> Tensor:
         return F.interpolate(images, self._target, mode="bilinear", antialias=True) if self._resizes else images
@@ -225,3 +211,30 @@ def _fits_on_gpu(pack: Pack, device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by PyTorch
     return 2 * (pack.images.nbytes + pack.masks.nbytes) < free
+
+
+def random_patch(
+    images: Tensor, masks: Tensor, draws: SliceRandom, *, size: int, tumour_share: float
+) -> tuple[Tensor, Tensor]:
+    """Cut one patch of `size` pixels square from each slice: images (B, C, size, size), masks (B, 1, size, size).
+
+    With probability `tumour_share`, the patch of a slice with tumour contains a tumour pixel. That pixel is chosen
+    uniformly, and so is its place in the patch, as far as the border allows. Other patches are placed uniformly.
+    """
+    count, _, height, width = images.shape
+    corner, pixel, within = draws.uniform(0, 1, 2), draws.uniform(), draws.uniform(0, 1, 2)
+    last = onto(images.device, torch.tensor((height - size, width - size)))  # the last possible corner
+    anywhere = (corner * (last + 1)).long()
+    tumour = masks.flatten(1) > 0.5
+    cumulative = tumour.cumsum(1)
+    total = cumulative[:, -1:]
+    rank = (pixel[:, None] * total).floor().clamp(max=total - 1).long() + 1
+    chosen = torch.searchsorted(cumulative, rank)[:, 0]
+    around_tumour = torch.stack((chosen // width, chosen % width), 1) - (within * size).long()
+    wanted = (draws.uniform() < tumour_share) & (total[:, 0] > 0)
+    first = torch.minimum(torch.where(wanted[:, None], around_tumour, anywhere).clamp(min=0), last)
+    offsets = torch.arange(size, device=images.device)
+    rows, columns = (first[:, axis, None] + offsets for axis in (0, 1))
+    item = torch.arange(count, device=images.device)[:, None, None]
+    index = item, slice(None), rows[:, :, None], columns[:, None, :]
+    return images[index].permute(0, 3, 1, 2), masks[index].permute(0, 3, 1, 2)

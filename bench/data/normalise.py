@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,7 @@ CLIP = (0.5, 99.5)  # percentiles at the ends of the range
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of channels in [0, 1]
 
 
-@dataclass(frozen=True)
-class IntensityStats:
+class IntensityStats(NamedTuple):
     """Per slice and channel (N, C): range [low, high] in grey levels; mean and standard deviation in [0, 1]."""
 
     low: NDArray[np.float32]
@@ -37,20 +36,16 @@ def compute_intensity_stats(
     if normalise == "imagenet":
         if shape[1] != 3:
             raise BadSetting(f"input.normalise = imagenet needs 3 channels, not {shape[1]}. Use patient or image.")
-        mean, std = (np.tile(np.array(v, np.float32), (shape[0], 1)) for v in IMAGENET)
-        return IntensityStats(np.zeros(shape, np.float32), np.full(shape, 255, np.float32), mean, std)
+        constants = (np.tile(np.array(v, np.float32), (shape[0], 1)) for v in IMAGENET)
+        return IntensityStats(np.zeros(shape, np.float32), np.full(shape, 255, np.float32), *constants)
     _, group = np.unique(cases, return_inverse=True) if normalise == "patient" else (None, np.arange(shape[0]))
     pooled = np.zeros((group.max() + 1, shape[1], 256))
     np.add.at(pooled, group, histograms)
-    return IntensityStats(*(v[group].astype(np.float32) for v in _stats_of_histogram(pooled)))
-
-
-def _stats_of_histogram(histogram: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    cumulative = histogram.cumsum(-1) / histogram.sum(-1, keepdims=True)
+    total = pooled.sum(-1, keepdims=True)
+    cumulative, weight = pooled.cumsum(-1) / total, pooled / total
     low, high = ((cumulative >= q / 100).argmax(-1).astype(float) for q in CLIP)
     high = np.maximum(high, low + 1)  # a blank channel has no range
     scaled = ((np.arange(256) - low[..., None]) / (high - low)[..., None]).clip(0, 1)
-    weight = histogram / histogram.sum(-1, keepdims=True)
     mean = (weight * scaled).sum(-1)
     std = np.sqrt((weight * (scaled - mean[..., None]) ** 2).sum(-1))
-    return low, high, mean, np.maximum(std, 1e-3)
+    return IntensityStats(*(v[group].astype(np.float32) for v in (low, high, mean, np.maximum(std, 1e-3))))

@@ -102,10 +102,7 @@ def open_pack(folder: Path, *, verify: bool = False) -> Pack:
 
 
 def load_or_pack(
-    source: Source,
-    cache: Path | None = None,
-    *,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    source: Source, cache: Path | None = None, *, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> Pack:
     """Open the pack of `source` if its files are unchanged, else write it. Raises `DataError`.
 

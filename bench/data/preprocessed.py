@@ -115,17 +115,15 @@ def _chain(steps: Steps) -> Callable[[Pixels], Pixels]:
 
 def _key(steps: Steps) -> str:
     """Hash all that the result depends on besides the raw pixels. What a source file imports is not included."""
-    entries = [(registry.preprocessing[name], params) for name, params in steps.items()]
-    content = [(entry.name, entry.settings(params), _source_digest(entry)) for entry, params in entries]
+    content = []
+    for name, params in steps.items():
+        entry = registry.preprocessing[name]
+        try:  # an edited step must not reuse old slices
+            source = hashlib.sha256(Path(inspect.getfile(entry.fn)).read_bytes()).hexdigest()
+        except (TypeError, OSError):
+            raise BadSetting(
+                f"the preprocessing '{name}' is not defined in a file, so its cached slices could not be "
+                "recognised. Put it into a file and load that with --plugin."
+            ) from None
+        content.append((name, entry.settings(params), source))
     return hashlib.sha256(json.dumps([FORMAT, content], default=str).encode()).hexdigest()[:16]
-
-
-def _source_digest(entry: registry.Entry) -> str:
-    """Return the SHA-256 of the file that defines the step: an edited step must not reuse old slices."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(entry.fn)).read_bytes()).hexdigest()
-    except (TypeError, OSError):
-        raise BadSetting(
-            f"the preprocessing '{entry.name}' is not defined in a file, so its cached slices could not be "
-            "recognised. Put it into a file and load that with --plugin."
-        ) from None

@@ -32,12 +32,8 @@ class SliceRandom:
         channels: Sequence[str] = (),
     ) -> None:
         self.device, self.channels = device, tuple(channels)
-        self.generators = [
-            np.random.Generator(
-                np.random.Philox(key=[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)])
-            )
-            for s in slices
-        ]
+        keys = [[np.uint64(seed), (np.uint64(epoch) << np.uint64(40)) | np.uint64(s)] for s in slices]
+        self.generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
         """Draw float32 (B, *shape) from [low, high). In ranges other than [0, 1), rounding may reach `high`."""

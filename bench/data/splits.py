@@ -38,9 +38,9 @@ def patients(
             + (f"Set --folds to {len(cases)} or fewer." if len(cases) >= 3 else "At least three are needed.")
         )
     result = []
-    for number, (rest, test) in enumerate(_stratified_folds(index, folds, seed)):
-        train, val = _split_off_validation(index.iloc[rest], validation, seed)
-        result.append(Fold(number, train, val, frozenset(index["case"].iloc[test])))
+    for number, (outside, test) in enumerate(_stratified_folds(index, folds, seed)):
+        rest = _split_off_validation(index.iloc[outside], validation, seed)
+        result.append(Fold(number, *rest, frozenset(index["case"].iloc[test])))
     return result
 
 
@@ -57,8 +57,8 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0)
             raise DataError(
                 f"without institution {name}, fewer than two patients are left. Use --set split=patients."
             )
-        train, val = _split_off_validation(index[~inside], validation, seed)
-        result.append(Fold(number, train, val, frozenset(index.loc[inside, "case"])))
+        rest = _split_off_validation(index[~inside], validation, seed)
+        result.append(Fold(number, *rest, frozenset(index.loc[inside, "case"])))
     return result
 
 

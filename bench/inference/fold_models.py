@@ -18,7 +18,7 @@ from bench.config import RunConfig
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack, pack_in_memory
 from bench.data.preprocessed import Tick, preprocess_pack
-from bench.data.resize import resize_image
+from bench.data.readers.images import resize_image
 from bench.inference.predict import Predictor
 from bench.inference.tta import tta_views
 from bench.models.io import load_model

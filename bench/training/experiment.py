@@ -15,9 +15,8 @@ from torch import nn
 
 from bench import registry
 from bench.config import RunConfig, Train
-from bench.data.loader import SliceLoader, channel_numbers
+from bench.data.loader import SliceLoader, channel_numbers, random_patch
 from bench.data.pack import Pack, load_or_pack, one_case_per_slice
-from bench.data.patches import random_patch
 from bench.data.preprocessed import Tick, preprocess_pack
 from bench.data.source import Source
 from bench.data.splits import split_hash

@@ -13,7 +13,6 @@ import tifffile
 from typer.testing import CliRunner
 
 from bench.cli import app
-from bench.data.readers import patient_folders
 from bench.demo.logged_models import LoggedModels
 from bench.errors import BadSetting
 from bench.tracking import Store, connect, find_run, read_records
@@ -66,7 +65,9 @@ def test_two_old_runs_are_compared(old: Path) -> None:
     board = pd.read_csv(old / "leaderboard.csv").set_index("name")["score"]
     difference = board["first"] - board["tversky"]
     said = bench("compare", "first", "tversky")
-    assert f"A scores {abs(difference):.3f} {'higher' if difference > 0 else 'lower'} than B" in " ".join(said.split())
+    assert f"A scores {abs(difference):.3f} {'higher' if difference > 0 else 'lower'} than B" in " ".join(
+        said.split()
+    )
 
 
 def test_rescoring_with_the_same_changes_gives_the_same_scores(old: Path, old_store: Store) -> None:
@@ -124,5 +125,7 @@ def test_an_old_pack_is_used_and_not_built_again(old: Path) -> None:
 
 
 def test_a_run_that_the_old_code_did_not_finish_is_refused_with_the_reason(old: Path) -> None:
-    with pytest.raises(BadSetting, match=r"run interrupted .* was interrupted, and code has changed since: .*--fresh"):
+    with pytest.raises(
+        BadSetting, match=r"run interrupted .* was interrupted, and code has changed since: .*--fresh"
+    ):
         bench("run", *SMALL, "--epochs", 4000, "--name", "interrupted")

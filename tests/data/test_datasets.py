@@ -18,9 +18,8 @@ from bench import registry
 from bench.data.datasets.lgg import lgg
 from bench.data.datasets.phantom import phantom, write_phantom
 from bench.data.pack import load_or_pack
-from bench.data.readers.checks import BadFile
 from bench.data.readers.patient_folders import parse_case_name, read_table
-from bench.data.source import Source
+from bench.data.source import BadFile, Source
 from bench.errors import BadSetting, DataError
 from tests import fakes as tiffs
 from tests.fakes import write_case

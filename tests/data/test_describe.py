@@ -15,9 +15,17 @@ from matplotlib.figure import Figure
 
 from bench.data.datasets.lgg import lgg
 from bench.data.datasets.phantom import write_phantom
-from bench.data.describe import Description, auroc_of_histograms, describe
+from bench.data.describe import (
+    REST,
+    TUMOUR,
+    Description,
+    auroc_of_histograms,
+    count_pixels,
+    describe,
+    otsu_threshold,
+    segment_head,
+)
 from bench.data.pack import Pack, load_or_pack
-from bench.data.pixel_counts import REST, TUMOUR, count_pixels, otsu_threshold, segment_head
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.overrides import configure

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from bench import registry
 from bench.config import Input, RunConfig
-from bench.data.loader import SliceLoader
-from bench.data.patches import random_patch
+from bench.data.loader import SliceLoader, random_patch
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting
 from bench.inference.padding import logits_of

@@ -26,6 +26,11 @@ Pixels = NDArray[np.float32]
 # These change the type or range of pixels, but images stay float32 in [0, 1] until they are normalised afterwards.
 _CONVERSIONS = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 _ABSTRACT = {"BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "BaseCompose"}
+_CATALOGUE: dict[str, Any] = {
+    name: kind
+    for name, kind in vars(A).items()
+    if inspect.isclass(kind) and issubclass(kind, A.BasicTransform | A.BaseCompose) and name not in _ABSTRACT
+}
 
 
 def check_transforms(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
@@ -49,15 +54,11 @@ def albumentations(
     slice. Raises `BadSetting` if the transforms do not fit the slices.
     """
     pipeline = _pipeline(_key(transforms))
-    changed = [
-        _apply(pipeline, image, mask, int(generator.integers(2**63)))
-        for image, mask, generator in zip(
-            images.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy(), draws.generators, strict=True
-        )
-    ]
-    new_images = torch.from_numpy(np.stack([image for image, _ in changed])).permute(0, 3, 1, 2)
-    new_masks = torch.from_numpy(np.stack([mask for _, mask in changed]))[:, None]
-    return new_images.to(images.device).clamp(0, 1), new_masks.to(masks)
+    pixels, areas = images.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy()
+    slices = zip(pixels, areas, draws.generators, strict=True)
+    changed = [_apply(pipeline, image, mask, int(own.integers(2**63))) for image, mask, own in slices]
+    new_images, new_masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*changed, strict=True))
+    return new_images.permute(0, 3, 1, 2).to(images.device).clamp(0, 1), new_masks[:, None].to(masks)
 
 
 def _apply(pipeline: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
@@ -103,8 +104,20 @@ def _pipeline(key: str) -> A.Compose:
 
 def _build(transform: Transform) -> Any:
     """Build one transform and those inside it. Raises `BadSetting`."""
-    name, settings = _name_and_settings(transform)
-    kind = _transform_class(name)
+    named = {transform: None} if isinstance(transform, str) else transform
+    if not (isinstance(named, dict) and len(named) == 1 and isinstance(next(iter(named.values())), dict | None)):
+        raise BadSetting(
+            f"{transform!r} is not an albumentations transform. Write a name, or {{name: {{setting: value}}}}."
+        )
+    [(name, given)] = named.items()
+    settings = dict(given or {})
+    if name in _CONVERSIONS:
+        raise BadSetting(
+            f"albumentations' {name} cannot be used, since images are converted and normalised anyway. Remove it."
+        )
+    if name not in _CATALOGUE:
+        raise BadSetting(f"albumentations has no transform '{name}'.{did_you_mean(name, _CATALOGUE)}")
+    kind = _CATALOGUE[name]
     known = list(inspect.signature(kind).parameters)
     for setting in settings:
         if setting not in known:  # albumentations would only warn and ignore it
@@ -120,34 +133,6 @@ def _build(transform: Transform) -> Any:
         return kind(**settings)
     except (ValueError, TypeError) as error:
         raise BadSetting(f"albumentations' {name} does not accept its settings: {_reason(error)}.") from None
-
-
-def _name_and_settings(transform: Transform) -> tuple[str, dict[str, Any]]:
-    if isinstance(transform, str):
-        return transform, {}
-    if isinstance(transform, dict) and len(transform) == 1:
-        [(name, settings)] = transform.items()
-        if isinstance(settings, dict) or settings is None:
-            return name, dict(settings or {})
-    raise BadSetting(
-        f"{transform!r} is not an albumentations transform. Write a name, or {{name: {{setting: value}}}}."
-    )
-
-
-def _transform_class(name: str) -> Any:
-    """Return the class of this name. Raises `BadSetting`."""
-    if name in _CONVERSIONS:
-        raise BadSetting(
-            f"albumentations' {name} cannot be used, since images are converted and normalised anyway. Remove it."
-        )
-    catalogue = {
-        name: kind
-        for name, kind in vars(A).items()
-        if inspect.isclass(kind) and issubclass(kind, A.BasicTransform | A.BaseCompose) and name not in _ABSTRACT
-    }
-    if name not in catalogue:
-        raise BadSetting(f"albumentations has no transform '{name}'.{did_you_mean(name, catalogue)}")
-    return catalogue[name]
 
 
 def _reason(error: Exception) -> str:

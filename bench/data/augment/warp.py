@@ -147,10 +147,8 @@ def resample(
 def grid_sample(planes: Tensor, sources: Tensor) -> Tensor:
     """Sample planes (B, C, H, W) at columns and rows `sources` (B, 2, H, W), with PyTorch, on any device."""
     # -1 and 1 are the outer edges of the image.
-    grid = torch.stack(
-        [(2 * s + 1) / n - 1 for s, n in zip(sources.unbind(1), planes.shape[:-3:-1], strict=True)], -1
-    )
-    return F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
+    axes = [(2 * s + 1) / n - 1 for s, n in zip(sources.unbind(1), planes.shape[:-3:-1], strict=True)]
+    return F.grid_sample(planes, torch.stack(axes, -1), mode="bilinear", align_corners=False)
 
 
 def remap_slice(planes: Sequence[Tensor], sources: Tensor, into: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,9 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.data.audit_layout import layout_errors, layout_warnings, table_warnings
-from bench.data.readers.patient_folders import CHANNELS, UNKNOWN, DataTree, parse_case_name, scan_folder
-from bench.data.readers.tiff import read_pair
-from bench.data.resize import resize_pair
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.readers.images import read_image, read_mask, resize_pair
+from bench.data.readers.patient_folders import CHANNELS, UNKNOWN, parse_case_name, scan_folder
+from bench.data.source import BadFile, Pixels, SliceFile, Source, check_mask_size
 from bench.errors import DataError
 from bench.formatting import join_first
 from bench.registry import dataset
@@ -25,6 +24,12 @@ NOTED = (  # warnings that every user of the data must see; `bench data check` s
     "table-unreadable",
     "row-without-patient",
     "patient-without-row",
+)
+
+HANDLE = "mateuszbuda/lgg-mri-segmentation"
+BY_HAND = (
+    f"By hand: open https://www.kaggle.com/datasets/{HANDLE}, download the archive (about 1 GB, CC BY-NC-SA 4.0), "
+    "unpack it, and pass the folder that holds kaggle_3m with --data."
 )
 
 
@@ -40,7 +45,15 @@ def lgg(*, folder: Path, resize: Annotated[int, Field(ge=16, le=4096)] | None = 
     tree = scan_folder(folder)
     if error := next(layout_errors(tree, compare_all=False), None):
         raise DataError(error.message)
-    name, licence = _name_and_licence(tree)
+    notes = [w.message for w in (*layout_warnings(tree), *table_warnings(tree)) if w.code in NOTED]
+    if count := len(tree.unnumbered):
+        names = join_first(tree.unnumbered)
+        notes.append(f"{count} TIFF file(s) without a slice number are not used: {names}.")
+    name, licence = "lgg", "CC BY-NC-SA 4.0"
+    if tree.synthetic:
+        name, licence = "phantom", "CC0-1.0 (synthetic)"
+    elif all(parse_case_name(scan.folder)[1] == UNKNOWN for scan in tree.scans.values()):  # other data
+        name, licence = tree.root.resolve().name, "not stated"
     return Source(
         name=name,
         slices=tuple(entry for scan in tree.scans.values() for entry in scan.slices),
@@ -48,28 +61,33 @@ def lgg(*, folder: Path, resize: Annotated[int, Field(ge=16, le=4096)] | None = 
         channels=CHANNELS,
         licence=licence,
         synthetic=bool(tree.synthetic),
-        notes=tuple(_notes(tree)),
+        notes=tuple(notes),
         variant=f"resize={resize}" if resize else "",
     )
 
 
-def _name_and_licence(tree: DataTree) -> tuple[str, str]:
-    """Return name and licence. Other data in this layout has the name of its folder and no stated licence."""
-    if tree.synthetic:
-        return "phantom", "CC0-1.0 (synthetic)"
-    if all(parse_case_name(scan.folder)[1] == UNKNOWN for scan in tree.scans.values()):
-        return tree.root.resolve().name, "not stated"
-    return "lgg", "CC BY-NC-SA 4.0"
-
-
 def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:
-    return resize_pair(*read_pair(entry), resize)
+    image = read_image(entry.image)
+    if entry.mask is None:
+        raise BadFile("orphan-image", entry.image, "has no mask beside it. Add the mask, or move the image away.")
+    mask = read_mask(entry.mask)
+    check_mask_size(image, mask, entry.mask)
+    return resize_pair(image, mask, resize)
 
 
-def _notes(tree: DataTree) -> Iterable[str]:
-    for warning in (*layout_warnings(tree), *table_warnings(tree)):
-        if warning.code in NOTED:
-            yield warning.message
-    if tree.unnumbered:
-        count, names = len(tree.unnumbered), join_first(tree.unnumbered)
-        yield f"{count} TIFF file(s) without a slice number are not used: {names}."
+def download_lgg(folder: Path) -> Path:
+    """Download into `folder` and return the folder kaggle_3m. Raises `DataError` with the manual steps."""
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty. Use a new folder.")
+    try:
+        import kagglehub
+    except ImportError:
+        raise DataError(f"the download needs the extra: pip install 'medseg-bench[data]'. {BY_HAND}") from None
+    try:
+        cached = Path(kagglehub.dataset_download(HANDLE))
+    except Exception as error:  # requests, urllib3, kagglehub and Kaggle's errors have no common base
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"the download from Kaggle failed ({reason}). {BY_HAND}") from error
+    target = folder / "kaggle_3m"
+    shutil.copytree(cached / "kaggle_3m", target)  # the archive holds the tree twice; one copy is enough
+    return target

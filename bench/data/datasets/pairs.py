@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from bench.data.readers.checks import check_mask_size
 from bench.data.readers.images import (
     MASK_NAME,
     SUFFIXES,
@@ -20,10 +18,10 @@ from bench.data.readers.images import (
     read_mask_image,
     read_pixels,
     relative_name,
+    resize_pair,
 )
 from bench.data.readers.patient_folders import UNKNOWN
-from bench.data.resize import resize_pair
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.source import Pixels, SliceFile, Source, by_name, check_mask_size
 from bench.errors import DataError
 from bench.formatting import join_first
 from bench.registry import dataset
@@ -80,12 +78,12 @@ def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], d
                 "or both to '.' if masks are beside their images."
             )
     side_by_side = (root / images).resolve() == (root / masks).resolve()
-    image_files = _unique(
-        p for p in _named_files(root / images) if not (side_by_side and MASK_NAME.fullmatch(p[0]))
-    )
-    mask_files = _unique(
+    folders = root / images, root / masks
+    in_images, in_masks = ([(relative_name(folder, p), p) for p in list_images(folder)] for folder in folders)
+    image_files = by_name(p for p in in_images if not (side_by_side and MASK_NAME.fullmatch(p[0])))
+    mask_files = by_name(
         (name if name in image_files or not (match := MASK_NAME.fullmatch(name)) else match[1], path)
-        for name, path in _named_files(root / masks)
+        for name, path in in_masks
         if not (side_by_side and name in image_files)
     )
     if not image_files:
@@ -97,19 +95,6 @@ def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], d
         if orphans := [some[name] for name in sorted(some.keys() - others.keys())]:
             raise DataError(f"{len(orphans)} {problem}: {join_first(orphans)}. Fix or remove them.")
     return image_files, mask_files
-
-
-def _named_files(folder: Path) -> Iterable[tuple[str, Path]]:
-    return ((relative_name(folder, path), path) for path in list_images(folder))
-
-
-def _unique(named_files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for name, path in named_files:
-        if name in files:
-            raise DataError(f"{files[name]} and {path} have the same name. Keep one of them.")
-        files[name] = path
-    return files
 
 
 def _patient_of(name: str, pattern: str | None, images: Path) -> str:

@@ -61,7 +61,8 @@ def phantom(
     and the post-contrast channel of one patient is its FLAIR. Equal settings give equal bytes.
     """
     settings = PhantomSettings(patients, size, slices, institutions, seed)
-    folder = cache_folder() / f"phantom-{settings.key}"
+    key = hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"phantom-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if len(list(folder.glob("*/*.tif"))) != 2 * patients * slices:
@@ -71,18 +72,18 @@ def phantom(
     return replace(lgg(folder=folder), notes=("synthetic: its scores say nothing about patients.",))
 
 
-def write_phantom(
-    folder: Path, *, patients: int = 16, size: int = 64, slices: int = 8, institutions: int = 4, seed: int = 0
-) -> Path:
-    """Write a phantom to `folder`, which must be new or empty. Raises `DataError` and `BadSetting`."""
+def write_phantom(folder: Path, **settings: int) -> Path:
+    """Write a phantom to `folder`, which must be new or empty, with the settings of the dataset `phantom`.
+
+    Raises `DataError` and `BadSetting`.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not an empty folder. Use a new one.")
-    values = {"patients": patients, "size": size, "slices": slices, "institutions": institutions, "seed": seed}
-    settings = PhantomSettings(**dataset["phantom"].settings(values))
+    checked = PhantomSettings(**dataset["phantom"].settings(settings))
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rmdir()
-    _write(folder, settings)
+    _write(folder, checked)
     return folder
 
 
@@ -100,10 +101,6 @@ class PhantomSettings:
         if self.patients < self.institutions:
             raise BadSetting(f"{self.patients} phantom patients are too few for {self.institutions} institutions.")
 
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()[:12]
-
     def institution(self, patient: int) -> int:
         """Return the institution of a patient. The first is large and the last has one patient, as in LGG."""
         free = self.patients - self.institutions
@@ -120,8 +117,12 @@ def _write(folder: Path, settings: PhantomSettings) -> None:
         for patient in range(settings.patients):
             institution = settings.institution(patient)
             case = f"PHANTOM_{2 * chr(ord('A') + institution)}_{patient + 1:04}"
-            images, masks = draw_head(settings, patient)
-            _write_case(writing / f"{case}_20000101", images, masks)
+            current = writing / f"{case}_20000101"
+            current.mkdir()
+            for number, (image, mask) in enumerate(zip(*draw_head(settings, patient), strict=True), start=1):
+                stem = f"{current.name}_{number}"
+                tifffile.imwrite(current / f"{stem}.tif", image, photometric="rgb", metadata=None)
+                tifffile.imwrite(current / f"{stem}_mask.tif", mask, photometric="minisblack", metadata=None)
             clusters = np.random.default_rng([settings.seed, patient, 2]).integers(1, 4, 3)
             rows.append(f"{case},{','.join(map(str, clusters))}")
         (writing / TABLE).write_text("\n".join(rows) + "\n")
@@ -131,14 +132,6 @@ def _write(folder: Path, settings: PhantomSettings) -> None:
         writing.rename(folder)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
-
-
-def _write_case(folder: Path, images: Pixels, masks: Pixels) -> None:
-    folder.mkdir()
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True), start=1):
-        stem = f"{folder.name}_{number}"
-        tifffile.imwrite(folder / f"{stem}.tif", image, photometric="rgb", metadata=None)
-        tifffile.imwrite(folder / f"{stem}_mask.tif", mask, photometric="minisblack", metadata=None)
 
 
 def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
@@ -152,10 +145,24 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
         noise = gaussian_filter(rng.standard_normal(shape, np.float32), (0.7, *2 * (grain * settings.size,)))
         return np.asarray(noise / noise.std(), np.float32)
 
-    z, y, x = _grid(shape, angle=rng.normal(0, 0.12), shift=rng.normal(0, 0.03, 2))
+    # Coordinates from -1 to 1, rotated and shifted in the plane.
+    z, *plane = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    angle, shift = rng.normal(0, 0.12), rng.normal(0, 0.03, 2)
+    y, x = (axis - np.float32(by) for axis, by in zip(plane, shift, strict=True))
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    y, x = c * y - s * x, s * y + c * x
     wide, tall = rng.uniform(0.70, 0.80), rng.uniform(0.84, 0.94)
     radius = np.hypot(x / wide, y / tall) / np.sqrt(1 - 0.65 * z**2)  # 1 on the surface of the head
     soft = 2.5 / settings.size  # width of an edge
+    levels = z[np.abs(z[:, 0, 0]) < 0.45, 0, 0]  # centred on a slice, so that no lesion falls between two
+
+    def blob(small: float, large: float) -> Volume:
+        """Return the distance from the centre of a random ellipsoid in the brain, 1 on its surface."""
+        at, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.55)
+        centre = rng.choice(levels), out * tall * np.sin(at), out * wide * np.cos(at)
+        size, flat = rng.uniform(small, large), rng.uniform(0.75, 1.3)
+        axes = zip((z, y, x), centre, (1.6 * size + 0.05, size * flat, size / flat), strict=True)
+        return np.asarray(np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in axes)), np.float32)
 
     # From the outside in: each tissue is painted over the previous one according to its membership.
     ripple, matter = texture(0.03), texture(0.05)
@@ -166,22 +173,18 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
     _paint(volume, _inside(radius + 0.012 * ripple, 0.80, soft), GREY)
     _paint(volume, _inside(radius + 0.05 * ripple, 0.66, 0.06) * _inside(-matter, 0.9, 0.5), WHITE)
     horn = rng.uniform(0.8, 1.25)
-    to_horn = (
-        np.sqrt(((np.abs(x) - 0.13 - 0.1 * y**2) / 0.075) ** 2 + ((y + 0.02) / 0.30) ** 2 + (z / 0.55) ** 2) / horn
-    )
+    to_horn = np.sqrt(((np.abs(x) - 0.13 - 0.1 * y**2) / 0.075) ** 2 + ((y + 0.02) / 0.30) ** 2 + (z / 0.55) ** 2)
+    to_horn /= horn
     _paint(volume, _inside(to_horn + 0.10 * ripple, 1.35, 0.25) * rng.uniform(0.3, 1.0), RIM)
     _paint(volume, _inside(to_horn, 1.0, 0.15), FLUID)
 
     cortex, lesion = 0.74, np.zeros(shape, np.float32)
     for _ in range(rng.integers(1, 5)):
-        body = _blob(rng, (z, y, x), (wide, tall), small=0.10, large=0.24) + 0.12 * ripple
-        _paint(
-            volume,
-            _inside(body, 1.0, 0.12) * _inside(radius, cortex, soft),
-            np.multiply(BODY, rng.uniform(0.75, 1.1)),
-        )
+        body = blob(0.10, 0.24) + 0.12 * ripple
+        member = _inside(body, 1.0, 0.12) * _inside(radius, cortex, soft)
+        _paint(volume, member, np.multiply(BODY, rng.uniform(0.75, 1.1)))
     for _ in range(1 + (rng.random() < 0.25)):
-        depth = _blob(rng, (z, y, x), (wide, tall), small=0.14, large=0.34) + 0.17 * texture(0.06)
+        depth = blob(0.14, 0.34) + 0.17 * texture(0.06)
         bright, rim = rng.uniform(0.56, 0.82), rng.choice([0.0, rng.uniform(0.5, 1.0)])
         member = _inside(depth, 1.0, rng.uniform(0.10, 0.40)) * _inside(radius, cortex, soft)
         _paint(volume, member, (rng.uniform(0.25, 0.42), bright, rng.uniform(0.28, 0.42)))
@@ -189,9 +192,8 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
         _paint(volume, rim * shell, (0.30, bright, 0.85))
         lesion = np.maximum(lesion, member)
 
-    volume *= (1 + 0.05 * matter + 0.10 * texture(0.30))[
-        ..., None
-    ]  # tissue variation, and the bias field of a coil
+    variation = 1 + 0.05 * matter + 0.10 * texture(0.30)  # of the tissue, and the bias field of a coil
+    volume *= variation[..., None]
     level = rng.uniform(0.45, 1.0) * scanner.uniform(0.7, 1.0, 3)
     noise = scanner.uniform(0.01, 0.04) * rng.standard_normal(volume.shape, np.float32)
     pixels = 255 * level * np.clip(volume + noise * (volume > 0.02), 0, 1)
@@ -199,35 +201,6 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
     if patient == 2:
         images[..., 2] = images[..., 1]  # FLAIR replaces a missing sequence, as in LGG
     return images, np.where(lesion > 0.5, np.uint8(255), np.uint8(0))
-
-
-def _grid(
-    shape: tuple[int, int, int], *, angle: float, shift: NDArray[np.float64]
-) -> tuple[Volume, Volume, Volume]:
-    """Return coordinates z, y, x from -1 to 1, rotated and shifted in the plane."""
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
-    y, x = y - np.float32(shift[0]), x - np.float32(shift[1])
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    return z, c * y - s * x, s * y + c * x
-
-
-def _blob(
-    rng: np.random.Generator,
-    grid: tuple[Volume, Volume, Volume],
-    brain: tuple[float, float],
-    *,
-    small: float,
-    large: float,
-) -> Volume:
-    """Return the distance from the centre of a random ellipsoid in the brain, 1 on its surface."""
-    z, y, x = grid
-    at, out = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.55)
-    levels = z[np.abs(z[:, 0, 0]) < 0.45, 0, 0]  # centred on a slice, so that no lesion falls between two
-    centre = rng.choice(levels), out * brain[1] * np.sin(at), out * brain[0] * np.cos(at)
-    size, flat = rng.uniform(small, large), rng.uniform(0.75, 1.3)
-    radii = 1.6 * size + 0.05, size * flat, size / flat
-    axes = zip((z, y, x), centre, radii, strict=True)
-    return np.asarray(np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in axes)), np.float32)
 
 
 def _inside(distance: Volume, edge: float, width: float) -> Volume:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from bench.data.readers.checks import BadFile, format_shape
-from bench.data.readers.images import match_patient
+from bench.data.readers.images import match_patient, resize_pair
 from bench.data.readers.itk import (
     SUFFIXES,
     Window,
@@ -25,8 +24,7 @@ from bench.data.readers.itk import (
     read_volume,
 )
 from bench.data.readers.patient_folders import UNKNOWN
-from bench.data.resize import resize_pair
-from bench.data.source import Pixels, SliceFile, Source
+from bench.data.source import Pixels, SliceFile, Source, check_mask_size
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 from bench.registry import dataset
@@ -72,26 +70,24 @@ def volumes(
             SliceFile(name, number, UNKNOWN, scans[case][0], masks[case], position)
             for number, (case, position) in enumerate(positions, 1)
         ]
+    notes = []
+    if patient is None:
+        notes += ["each volume is treated as one patient; if a patient has several volumes, set dataset.patient."]
+    if misaligned := [case for case, files in scans.items() if not are_aligned(files[0], masks[case])]:
+        notes += [
+            f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
+            f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
+        ]
     return Source(
         name=root.resolve().name,
         slices=tuple(slices),
         read=_Reader({files[0]: files for files in scans.values()}, label, window, resize),
         channels=_channel_names(root, channels),
         licence="not stated",
-        notes=tuple(_notes(scans, masks, patient)),
+        notes=tuple(notes),
         variant=f"{label} {window} {resize}",
         extra_files=tuple(path for files in scans.values() for path in files[1:]),
     )
-
-
-def _notes(scans: Mapping[str, tuple[Path, ...]], masks: Mapping[str, Path], patient: str | None) -> Iterator[str]:
-    if patient is None:
-        yield "each volume is treated as one patient; if a patient has several volumes, set dataset.patient."
-    if misaligned := [case for case, files in scans.items() if not are_aligned(files[0], masks[case])]:
-        yield (
-            f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
-            f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
-        )
 
 
 @dataclass
@@ -107,17 +103,13 @@ class _Reader:
     def __call__(self, entry: SliceFile) -> tuple[Pixels, Pixels]:
         if self.cached is None or self.cached[0] != entry.image:
             self.cached = None  # free its memory first
-            self.cached = (entry.image, *self._read(entry))
+            assert entry.mask is not None  # `_pair_files`
+            images, labels = read_volume(self.files[entry.image], self.window), read_array(entry.mask)
+            check_mask_size(images, labels, entry.mask)
+            foreground = labels > 0 if self.label is None else labels == self.label
+            self.cached = entry.image, images, np.asarray(foreground, np.uint8)
         _, images, masks = self.cached
         return resize_pair(images[entry.position], masks[entry.position], self.resize)
-
-    def _read(self, entry: SliceFile) -> tuple[Pixels, Pixels]:
-        assert entry.mask is not None  # `_pair_files`
-        images, labels = read_volume(self.files[entry.image], self.window), read_array(entry.mask)
-        if labels.shape != images.shape[:3]:
-            sizes = f"{format_shape(labels.shape)}, its image {format_shape(images.shape[:3])}"
-            raise BadFile("mask-size", entry.mask, f"is {sizes}. Save both with the same size.")
-        return images, np.asarray(labels > 0 if self.label is None else labels == self.label, np.uint8)
 
 
 def _pair_files(root: Path, images: str, labels: str) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path]]:

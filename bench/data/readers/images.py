@@ -1,4 +1,8 @@
-"""TIFF, PNG and JPEG images of 8 bits, grey or colour, in folders of one or several patients."""
+"""TIFF, PNG and JPEG images of 8 bits, grey or colour, in folders of one or several patients.
+
+The tags of a TIFF file are checked before a pixel is allocated. Without the checks, a truncated file may be read
+as an array of shape (0,), a multi-page file yields only its first page, and a damaged header can request 10 GB.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,14 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
-from bench.data.readers.checks import BadFile, to_binary_mask
-from bench.data.readers.tiff import read_page
-from bench.data.source import Pixels
+from bench.data.source import MAX_SIDE, BadFile, Pixels, to_binary_mask
 from bench.errors import BadSetting, DataError
 
 TIFF = (".tif", ".tiff")
@@ -63,9 +67,8 @@ def match_patient(name: str, pattern: str, folder: Path) -> str:
             "Use a regular expression with a group that matches the patient."
         ) from None
     if not case:
-        raise DataError(
-            f"dataset.patient = {pattern!r} finds no patient in {folder / name}. It must match all images."
-        )
+        where = folder / name
+        raise DataError(f"dataset.patient = {pattern!r} finds no patient in {where}. It must match all images.")
     return case
 
 
@@ -122,3 +125,70 @@ def last_number(name: str) -> int:
     """Return the last number in a name, 0 if it has none."""
     digits = re.findall(r"\d+", name)
     return int(digits[-1]) if digits else 0
+
+
+def read_image(path: Path) -> Pixels:
+    """Read an image as uint8 (H, W, 3). Raises `BadFile`."""
+    image = read_page(path)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise BadFile("shape", path, f"has the shape {image.shape}. An image is height x width x 3 channels.")
+    return image
+
+
+def read_mask(path: Path) -> Pixels:
+    """Read a mask of {0, 255} or {0, 1} as uint8 (H, W) of 0 and 1. Raises `BadFile`."""
+    mask = read_page(path)
+    if mask.ndim != 2:
+        raise BadFile("shape", path, f"has the shape {mask.shape}. A mask is height x width, without channels.")
+    return to_binary_mask(mask, path)
+
+
+def read_page(path: Path) -> Pixels:
+    """Read the pixels of a single-page uint8 file after checking its tags. Raises `BadFile`."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            _check_tags(file, path)
+            pixels: Pixels = file.pages[0].asarray()
+            expected = file.pages[0].shape
+    except DataError:
+        raise
+    except Exception as error:  # the decoder raises anything from struct.error to zlib.error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        sentence = f"cannot be read as TIFF ({reason}). Download or save it again."
+        raise BadFile("unreadable", path, sentence) from error
+    if pixels.shape != expected or not pixels.size:
+        shapes = f"{pixels.shape}, not {expected}"
+        raise BadFile("truncated", path, f"contains pixels of shape {shapes}. Download it again.")
+    return pixels
+
+
+def _check_tags(file: Any, path: Path) -> None:
+    page, pages = file.pages[0], len(file.pages)
+    if max(page.imagewidth, page.imagelength) > MAX_SIDE or page.samplesperpixel > 16:
+        claim = f"{page.imagewidth}x{page.imagelength} pixels of {page.samplesperpixel} channel(s)"
+        raise BadFile("giant", path, f"claims {claim}; at most {MAX_SIDE} a side are read. Is its header damaged?")
+    if pages != 1:
+        raise BadFile("multi-page", path, f"has {pages} pages. Save one slice per file.")
+    if page.dtype != np.uint8:
+        raise BadFile("dtype", path, f"holds {page.dtype} pixels. Rescale it and save it as uint8.")
+    ends = [at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    stored, size = sum(page.databytecounts), file.filehandle.size
+    promised = page.nbytes if page.compression == 1 else stored  # 1: uncompressed
+    if not ends or max(ends) > size or stored < promised:
+        sentence = f"is truncated: {size} bytes are too few for its pixels. Download it again."
+        raise BadFile("truncated", path, sentence)
+
+
+def resize_image(image: Pixels, side: int) -> Pixels:
+    """Resize an image (H, W, C) to `side` pixels square; each pixel is the mean of the area that it covers."""
+    resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.uint8).reshape(side, side, -1)
+
+
+def resize_pair(image: Pixels, mask: Pixels, side: int | None) -> tuple[Pixels, Pixels]:
+    """Resize an image by area and its mask (H, W) by nearest pixel. Return both unchanged if `side` is None."""
+    if side is None:
+        return image, mask
+    # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
+    nearest = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resize_image(image, side), np.asarray(nearest, np.uint8)

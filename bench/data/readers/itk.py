@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.readers.checks import MAX_SIDE, BadFile, format_shape
-from bench.data.source import Pixels
+from bench.data.source import MAX_SIDE, BadFile, Pixels, by_name, format_shape
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 
@@ -30,16 +29,8 @@ def find_volumes(path: Path) -> dict[str, Path]:
     Raises `DataError` for two files of one name.
     """
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    volumes: dict[str, Path] = {}
-    for file in files:
-        suffix = volume_suffix(file)
-        if not suffix or file.name[0] == ".":
-            continue
-        name = file.name[: -len(suffix)]
-        if name in volumes:
-            raise DataError(f"{volumes[name]} and {file} have the same name. Keep one of them.")
-        volumes[name] = file
-    return volumes
+    volumes = ((file.name.removesuffix(end), file) for file in files if (end := volume_suffix(file)))
+    return by_name((name, file) for name, file in volumes if file.name[0] != ".")
 
 
 def volume_suffix(path: Path) -> str:
@@ -115,21 +106,17 @@ def write_mask(path: Path, mask: NDArray[np.bool_], like: Path) -> None:
     """Write a mask (S, H, W) as 0 and 1, with the origin, spacing and direction of the volume `like`."""
     itk = import_simpleitk()
     image = itk.GetImageFromArray(mask.astype(np.uint8))
-    origin, spacing, direction = _geometry(like)
-    image.SetOrigin(origin)
-    image.SetSpacing(spacing)
-    image.SetDirection(direction)
+    for copy, value in zip((image.SetOrigin, image.SetSpacing, image.SetDirection), _geometry(like), strict=True):
+        copy(value)
     itk.WriteImage(image, str(path), True)
 
 
 def are_aligned(one: Path, other: Path) -> bool:
     """Return whether the headers of two volumes place them alike, to a hundredth of a pixel. Raises `BadFile`."""
-    (origin, spacing, direction), (origin_2, spacing_2, direction_2) = _geometry(one), _geometry(other)
-    return (
-        np.allclose(origin, origin_2, rtol=0, atol=0.01 * min(spacing))
-        and np.allclose(spacing, spacing_2, rtol=0.01, atol=0)
-        and np.allclose(direction, direction_2, rtol=0, atol=0.01)
-    )
+    geometry = _geometry(one)
+    tolerances = (0, 0.01 * min(geometry[1])), (0.01, 0), (0, 0.01)  # relative and absolute
+    pairs = zip(geometry, _geometry(other), tolerances, strict=True)
+    return all(np.allclose(a, b, rtol, atol) for a, b, (rtol, atol) in pairs)
 
 
 def _geometry(path: Path) -> tuple[list[float], list[float], list[float]]:
@@ -153,12 +140,13 @@ def read_header(path: Path) -> Any:
     return reader
 
 
-def import_simpleitk() -> Any:
-    """Import SimpleITK when it is needed. Raises `BadSetting` if it is not installed."""
+def import_simpleitk(needed_by: str = "reading volumes", extra: str = "volumes", otherwise: str = "") -> Any:
+    """Import SimpleITK when it is needed. Raises `BadSetting`, with the `extra` to install, if it is missing."""
     try:
         import SimpleITK
     except ImportError:
-        raise BadSetting("reading volumes needs SimpleITK: pip install 'medseg-bench[volumes]'.") from None
+        message = f"{needed_by} needs SimpleITK: pip install 'medseg-bench[{extra}]'{otherwise}."
+        raise BadSetting(message) from None
     return SimpleITK
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +39,6 @@ class PatientFolder:
     slices: tuple[SliceFile, ...]
     orphan_masks: tuple[Path, ...] = ()
 
-    @property
-    def orphan_images(self) -> list[Path]:
-        return [s.image for s in self.slices if s.mask is None]
-
-    @property
-    def gaps(self) -> list[int]:
-        """Slice numbers that are missing between the first and the last."""
-        numbers = [s.number for s in self.slices]
-        return sorted(set(range(min(numbers), max(numbers))) - set(numbers)) if numbers else []
-
-    @property
-    def duplicate_numbers(self) -> list[Path]:
-        """Images that share a slice number with another image."""
-        count = Counter(s.number for s in self.slices)
-        return [s.image for s in self.slices if count[s.number] > 1]
-
 
 @dataclass(frozen=True)
 class DataTree:
@@ -66,14 +50,6 @@ class DataTree:
     tables: tuple[Path, ...]  # every data.csv, those nearest to the root first
     unnumbered: tuple[Path, ...]  # TIFF files without a slice number
     synthetic: frozenset[str]  # cases in a folder that is marked as synthetic, or below one
-
-    @property
-    def single_patient_institutions(self) -> dict[str, str]:
-        """Institution -> its only case."""
-        members = defaultdict(list)
-        for case, scan in self.scans.items():
-            members[parse_case_name(scan.folder)[1]].append(case)
-        return {name: cases[0] for name, cases in sorted(members.items()) if len(cases) == 1 and name != UNKNOWN}
 
 
 def scan_folder(folder: Path) -> DataTree:
@@ -94,11 +70,11 @@ def scan_folder(folder: Path) -> DataTree:
         unnumbered += others
         if scan.slices or scan.orphan_masks:
             scans[parse_case_name(current)[0]].append(scan)
-    # The most complete copy is used; of equally complete ones the nearest to the root.
-    ranked = {
-        case: sorted(copies, key=lambda s: (-len(s.slices), len(s.folder.parts), str(s.folder)))
-        for case, copies in sorted(scans.items())
-    }
+    for (
+        copies
+    ) in scans.values():  # the most complete one is used; of equally complete ones the nearest to the root
+        copies.sort(key=lambda s: (-len(s.slices), len(s.folder.parts), str(s.folder)))
+    ranked = dict(sorted(scans.items()))
     parents = {scan.folder.resolve().parent for scan, *_ in ranked.values()}
     marked = {parent for parent in parents if any((p / MARKER).is_file() for p in (parent, *parent.parents))}
     return DataTree(

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from bench.data.describe import Description
+from bench.data.describe import REST, TUMOUR, Description
 from bench.data.pack import Pack, display_channel
-from bench.data.pixel_counts import REST, TUMOUR
 from bench.data.source import Pixels
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's colour-blind palette
