@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,16 +20,6 @@ from bench.inference.sliding_window import tiled
 from bench.types import SliceCounts, Stack
 
 BATCH_STEP = 8  # batch sizes on a GPU are multiples of it: cuDNN searches its fastest kernels at each new size
-
-
-class PredictsStacks(Protocol):
-    """What scoring needs: a pack, the device for distances, and probabilities (S, H, W) of its rows."""
-
-    @property
-    def pack(self) -> Pack: ...
-    @property
-    def device(self) -> str: ...
-    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -128,6 +117,9 @@ class MeanPredictor:
         mean: NDArray[np.float32] = np.mean([p.probabilities(rows) for p in self.predictors], axis=0)
         self.tick()
         return mean
+
+
+PredictsStacks = Predictor | MeanPredictor
 
 
 def stacks(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from filelock import FileLock
@@ -31,20 +31,13 @@ class ExecutionPlan:
     rates: Mapping[str, float]
 
 
-def choose_execution(
-    experiment: Experiment,
-    loader: SliceLoader,
-    *,
-    rate: Callable[[Experiment, SliceLoader, Execution], float] | None = None,
-) -> ExecutionPlan:
+def choose_execution(experiment: Experiment, loader: SliceLoader) -> ExecutionPlan:
     """Return the plan that the setting `execution` asks for; with 'auto', the fastest way on this device.
 
     A measured plan is cached by model, data shape and hardware. On a CPU nothing is measured: graphs are for GPUs,
-    and compiling must be asked for. `rate(experiment, loader, execution)` returns images per second; by default
-    they are measured.
+    and compiling must be asked for.
     """
-    asked, rate = experiment.config.execution, rate or throughput
-    if asked != "auto":
+    if (asked := experiment.config.execution) != "auto":
         return ExecutionPlan(asked, "asked for", {})
     if experiment.device.type != "cuda":
         return ExecutionPlan("eager", "the device is a CPU", {})
@@ -57,7 +50,7 @@ def choose_execution(
             known = {}
         key = _key(experiment)
         if key not in known:
-            known[key] = _measure(experiment, loader, rate)
+            known[key] = _measure(experiment, loader)
             file.write_text(json.dumps({k: asdict(v) for k, v in known.items()}, indent=1))
     return known[key]
 
@@ -69,21 +62,20 @@ def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution
     once = experiment.config.train.model_copy(
         update={"epochs": 2, "batch_size": min(batch, len(rows)), "freeze_epochs": 0, "positive_fraction": None}
     )
-    loop = experiment.train(experiment.model(0), loader, rows, settings=once, seed=0, execution=execution)
+    shortened = replace(experiment, config=experiment.config.model_copy(update={"train": once}))
+    loop = shortened.train(experiment.model(0), loader, rows, seed=0, execution=execution)
     return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
 
 
-def _measure(
-    experiment: Experiment, loader: SliceLoader, rate: Callable[[Experiment, SliceLoader, Execution], float]
-) -> ExecutionPlan:
-    rates = {how: rate(experiment, loader, how) for how in ("eager", "graph")}
+def _measure(experiment: Experiment, loader: SliceLoader) -> ExecutionPlan:
+    rates = {how: throughput(experiment, loader, how) for how in ("eager", "graph")}
     best: Execution = "graph" if rates["graph"] > rates["eager"] else "eager"
     images = sum(experiment.images_per_fold(fold) for fold in experiment.folds)
     seconds = images / rates[best]
     if seconds < COMPILE_WORTH:
         return ExecutionPlan(best, "the fastest here; too short a run to compile", rates)
     started = time.perf_counter()
-    rates["compile"] = rate(experiment, loader, "compile")
+    rates["compile"] = throughput(experiment, loader, "compile")
     spent = time.perf_counter() - started
     if images / rates["compile"] + spent < seconds:
         return ExecutionPlan("compile", "saves more than compiling costs", rates)

@@ -5,7 +5,7 @@ Each thread has a CUDA stream of its own, or its share of the CPU threads. When 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TypeVar
@@ -58,20 +58,10 @@ class _Stoppable(Watch):
 
     def __init__(self, watch: Watch, stop: Event) -> None:
         self.watch, self.stop = watch, stop
-
-    def say(self, text: str) -> None:
-        self.watch.say(text)
-
-    def fold(self, number: int, of: int, images: int) -> None:
-        self.watch.fold(number, of, images)
+        for name in ("say", "fold", "epoch", "scored"):
+            setattr(self, name, getattr(watch, name))
 
     def images(self, count: int) -> None:
         if self.stop.is_set():
             raise KeyboardInterrupt
         self.watch.images(count)
-
-    def epoch(self, number: int, of: int, loss: float, score: float) -> None:
-        self.watch.epoch(number, of, loss, score)
-
-    def scored(self, number: int, values: Mapping[str, float]) -> None:
-        self.watch.scored(number, values)

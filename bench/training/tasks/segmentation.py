@@ -30,9 +30,9 @@ class Segmentation:
     """The default task. Raises `UnknownName` or `BadSetting` for metrics that cannot be used."""
 
     settings: Evaluate = field(default_factory=Evaluate)
-    name: ClassVar[str] = "segmentation"
-    segments: ClassVar[bool] = True
-    output_shape: ClassVar[None] = None
+    name: ClassVar[str] = "segmentation"  # the fact `task` of a model in the registry
+    segments: ClassVar[bool] = True  # predicts masks, scored patient by patient; otherwise it classifies slices
+    output_shape: ClassVar[None] = None  # height and width of a model's output where that is not the slice's
 
     def __post_init__(self) -> None:
         if registry.metric[self.primary].facts.get("higher") is None:
@@ -43,10 +43,12 @@ class Segmentation:
 
     @property
     def primary(self) -> str:
+        """The score by which validation chooses."""
         return self.settings.primary
 
     @property
     def sign(self) -> int:
+        """+1 where a higher primary score is better, otherwise -1."""
         return 1 if registry.metric[self.primary].facts["higher"] else -1
 
     @cached_property
@@ -56,9 +58,11 @@ class Segmentation:
         return {name: registry.metric[name].bind({}) for name in dict.fromkeys((*names, self.primary))}
 
     def target(self, masks: Tensor) -> Tensor:
+        """Return what the loss compares logits with, for masks (B, 1, H, W)."""
         return masks
 
     def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
+        """Return the primary score of validation patients at threshold 0.5."""
         metric = self.metrics[self.primary]
         inputs: Iterable[SliceCounts]
         if needs_pixels(metric):
@@ -69,6 +73,7 @@ class Segmentation:
         return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
 
     def threshold(self, predictor: PredictsStacks, cases: Iterable[str]) -> float:
+        """Return the threshold that was set, or the best for these validation patients."""
         if self.settings.threshold != "validation":
             return self.settings.threshold
         return choose_threshold(stack for _, _, stack in stacks(predictor, cases, 0.5))
@@ -76,6 +81,7 @@ class Segmentation:
     def score(
         self, predictor: PredictsStacks, cases: Iterable[str], threshold: float
     ) -> Iterator[tuple[CaseScore, Masks]]:
+        """Yield each patient's scores and predicted masks; a task without masks yields none."""
         numbers = predictor.pack.index["slice"].to_numpy()
         for case, rows, stack in stacks(predictor, cases, threshold):
             scored = score_case(case, numbers[rows].tolist(), stack, self.metrics)
@@ -93,13 +99,16 @@ class Segmentation:
     def summarise(
         self, cases: pd.DataFrame, slices: pd.DataFrame, *, with_interval: bool = True
     ) -> dict[str, float]:
+        """Return scores over all patients, from one row per patient and one row per slice."""
         return summarise(cases, with_interval=with_interval)
 
     def tables(self, slices: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+        """Return further tables that a run logs, by name."""
         return {}
 
     def pictures(
         self, pack: Pack, cases: pd.DataFrame, slices: pd.DataFrame, predictions: Mapping[str, Mask]
     ) -> Mapping[str, NDArray[np.uint8]]:
+        """Return pictures that a run logs, RGB (H, W, 3), by name."""
         drawn = overlays(pack, cases, predictions, self.primary, sign=self.sign)
         return {f"overlays/{name}": pixels for name, pixels in drawn.items()}
