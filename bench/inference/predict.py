@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.device import autocast, out_of_memory
-from bench.inference.padding import logits_of
-from bench.inference.sliding_window import tiled
+from bench.inference.sliding_window import logits_of, tiled
 from bench.types import SliceCounts, Stack
 
 BATCH_STEP = 8  # batch sizes on a GPU are multiples of it: cuDNN searches its fastest kernels at each new size

@@ -17,11 +17,10 @@ from bench.data.loader import SliceLoader
 from bench.data.splits import split_table
 from bench.device import configure_torch
 from bench.masks import Masks
-from bench.training.execution import choose_execution, throughput
+from bench.training.execution import choose_execution, inference_costs, throughput
 from bench.training.experiment import Experiment
 from bench.training.fold import FoldWorkspace, run_child_fold
 from bench.training.fold_records import case_table, fold_means, slice_table
-from bench.training.inference_cost import inference_costs
 from bench.training.parallel_folds import run_in_parallel
 from bench.types import SILENT, Fold, FoldResult, Recorder, Watch
 

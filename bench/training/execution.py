@@ -1,16 +1,19 @@
-"""How to execute the training steps of a model on this machine: measured once with a few steps, then cached."""
+"""What is measured of a model on this machine: the fastest way to train it, cached, and its cost in use."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.loader import SliceLoader
 from bench.device import hardware
@@ -20,6 +23,8 @@ from bench.training.step import EAGER_STEPS, Execution
 
 STEPS = 3 * EAGER_STEPS  # timed, after as many untimed ones
 COMPILE_WORTH = 1800.0  # seconds of training above which compiling, 60 to 165 s per model, is tried at all
+REPEATS = 30
+LONG_ENOUGH = 2.0  # seconds, after which five repeats are enough
 
 
 @dataclass(frozen=True)
@@ -88,3 +93,35 @@ def _key(experiment: Experiment) -> str:
     shape = experiment.pack.images.shape[1:3]
     what = (config, experiment.channels, shape, str(torch.__version__), hardware(experiment.device))
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def inference_costs(experiment: Experiment, loader: SliceLoader) -> dict[str, float]:
+    """Return `flops` of one slice (a multiply-add is two; convolutions and matrix products), and latencies in ms.
+
+    The slice is timed from packed bytes to probabilities on the host, tiles and interpolation included.
+    """
+    predictor = replace(experiment.predictor([experiment.model(0).eval()], loader), batch_size=1)
+    rows = experiment.pack.rows(experiment.folds[0].test)[:1]
+
+    def predict_once() -> None:
+        predictor.probabilities(rows, experiment.task.output_shape)
+
+    # The math backend, since the counter does not know every fused attention kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        predict_once()  # warms up as well
+    seconds = time_repeats(predict_once)
+    return {
+        "flops": float(counter.get_total_flops()),
+        "latency_p50_ms": float(np.percentile(seconds, 50)) * 1000,
+        "latency_p95_ms": float(np.percentile(seconds, 95)) * 1000,
+    }
+
+
+def time_repeats(call: Callable[[], None]) -> list[float]:
+    """Return the seconds of up to `REPEATS` calls; copying the result to the host waits for the device."""
+    seconds: list[float] = []
+    while len(seconds) < REPEATS and (len(seconds) < 5 or sum(seconds) < LONG_ENOUGH):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.config import Train
 from bench.device import autocast, out_of_memory
 from bench.errors import TrainingError
-from bench.inference.padding import logits_of
+from bench.inference.sliding_window import logits_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Execution = Literal["eager", "graph", "compile"]  # 'compile': compiled and, on a GPU, captured

@@ -19,8 +19,8 @@ from bench.data.loader import SliceLoader
 from bench.data.normalise import IMAGENET
 from bench.data.source import SliceFile
 from bench.device import configure_torch
-from bench.inference.padding import logits_of
 from bench.inference.predict import Predictor
+from bench.inference.sliding_window import logits_of
 from bench.metrics.overlap import dice
 from bench.training.loop import Recipe
 from bench.training.parallel_folds import run_in_parallel
