@@ -19,7 +19,7 @@ from bench.device import configure_torch
 from bench.masks import Masks
 from bench.training.execution import choose_execution, inference_costs, throughput
 from bench.training.experiment import Experiment
-from bench.training.fold import FoldWorkspace, run_child_fold
+from bench.training.fold import FoldWorkspace, run_fold
 from bench.training.fold_records import case_table, fold_means, slice_table
 from bench.training.parallel_folds import run_in_parallel
 from bench.types import SILENT, Fold, FoldResult, Recorder, Watch
@@ -67,17 +67,11 @@ def cross_validate(
         kept = FoldWorkspace(folder, config.checkpoint_every, watch) if folder else None
         done = kept.load_result() if kept else None
         if done is None:
-            done = run_child_fold(
-                experiment,
-                fold,
-                loader,
-                recorder,
-                name=f"fold {fold.number}",
-                tags={"bench.fold": str(fold.number)},
-                execution=plan.execution,
-                watch=watch,
-                workspace=kept,
-            )
+            how = plan.execution
+            with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
+                done = run_fold(experiment, fold, loader, child, execution=how, watch=watch, workspace=kept)
+            if kept is not None:  # once the child run has ended
+                kept.save_result(*done)
         watch.scored(fold.number, fold_means(experiment, *done))
         return done
 

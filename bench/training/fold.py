@@ -181,26 +181,6 @@ def run_fold(
     return result, masks
 
 
-def run_child_fold(
-    experiment: Experiment,
-    fold: Fold,
-    loader: SliceLoader,
-    recorder: Recorder,
-    *,
-    name: str,
-    tags: Mapping[str, str],
-    execution: Execution,
-    watch: Watch,
-    workspace: FoldWorkspace | None,
-) -> tuple[FoldResult, Masks]:
-    """Run one fold as a child of the recorder's run; keep its result once the child run has ended."""
-    with recorder.child(name, tags) as child:
-        done = run_fold(experiment, fold, loader, child, execution=execution, watch=watch, workspace=workspace)
-    if workspace is not None:
-        workspace.save_result(*done)
-    return done
-
-
 def derive_seed(*parts: object) -> int:
     """Return a seed for something identified by `parts`, such as (run seed, fold): 48 bits of a SHA-256."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6])
