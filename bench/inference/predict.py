@@ -83,9 +83,8 @@ class Predictor:
         while start < len(rows):
             batch = rows[start : start + size]
             try:
-                images, masks = loader.load_normalised(
-                    padded_batch(batch, size) if loader.device.type == "cuda" else batch
-                )
+                padded = padded_batch(batch, size) if loader.device.type == "cuda" else batch
+                images, masks = loader.load_normalised(padded)
                 mean = torch.zeros((len(images), 1, *shape), device=loader.device)
                 for model in self.models:
                     with autocast(loader.device, self.precision):

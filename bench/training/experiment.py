@@ -124,11 +124,9 @@ def source_of(config: RunConfig) -> Source:
 
 def source_like(config: RunConfig, folder: Path) -> Source:
     """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder."""
-    chosen = registry.dataset[config.dataset.name]
+    chosen, how = registry.dataset[config.dataset.name], config.dataset.params
     if "folder" not in chosen.schema.model_fields:
         chosen, how = registry.dataset["lgg"], {}
-    else:
-        how = config.dataset.params
     source: Source = chosen.bind({**how, "folder": folder})()
     return source
 

@@ -16,7 +16,7 @@ from bench.registry import schedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Inner = Annotated[float, Field(gt=0, lt=1)]  # a share that is neither none nor all
-Divisor = Annotated[float, Field(ge=1)]
+Ratio = Annotated[float, Field(ge=1)]
 
 
 @schedule
@@ -39,12 +39,7 @@ def poly(progress: float, scores: Sequence[float], *, power: Annotated[float, Fi
 
 @schedule
 def one_cycle(
-    progress: float,
-    scores: Sequence[float],
-    *,
-    rise: Inner = 0.3,
-    start_div: Divisor = 25.0,
-    final_div: Divisor = 1e4,
+    progress: float, scores: Sequence[float], *, rise: Inner = 0.3, start_div: Ratio = 25.0, final_div: Ratio = 1e4
 ) -> float:
     """One cycle: half a cosine up to the base rate, then half a cosine down to almost zero (Smith 2018).
 

@@ -22,8 +22,8 @@ from bench.device import configure_torch
 from bench.inference.predict import Predictor
 from bench.inference.sliding_window import logits_of
 from bench.metrics.overlap import dice
+from bench.training.cross_validation import run_in_parallel
 from bench.training.loop import Recipe
-from bench.training.parallel_folds import run_in_parallel
 from bench.types import SILENT, Watch
 from benchmarks.speed import warping
 from benchmarks.speed.figure import Side, SpeedFigure, race

@@ -66,12 +66,10 @@ class Segmentation:
     def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
         """Return the primary score of validation patients at threshold 0.5."""
         metric = self.metrics[self.primary]
-        inputs: Iterable[SliceCounts]
         if needs_pixels(metric):
-            inputs = (stack for _, _, stack in stacks(predictor, cases, 0.5))
+            scores = [metric(stack) for _, _, stack in stacks(predictor, cases, 0.5)]
         else:
-            inputs = (counts for _, counts in predictor.case_counts(cases, 0.5))
-        scores = np.array([metric(each) for each in inputs])
+            scores = [metric(counts) for _, counts in predictor.case_counts(cases, 0.5)]
         return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
 
     def threshold(self, predictor: PredictsStacks, cases: Iterable[str]) -> float:
