@@ -19,15 +19,13 @@ from bench.data.pack import Pack
 from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName, did_you_mean
-from bench.inference.fold_models import FoldModels
+from bench.inference.fold_models import VIEWS, FoldModels
 from bench.inference.predict import MeanPredictor, stacks
-from bench.inference.scoring import choose_threshold
-from bench.inference.tta import VIEWS
 from bench.masks import Masks
 from bench.tracking import Run, Store, connect, download_models, find_run, read_table
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
-from bench.training.tasks.segmentation import Segmentation
+from bench.training.tasks.segmentation import Segmentation, choose_threshold
 from bench.types import CaseScore
 
 TAKES = "An ensemble takes segmentation runs that have trained all their folds."

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from bench import registry
 from bench.config import RunConfig
@@ -20,8 +20,31 @@ from bench.data.pack import Pack, pack_in_memory
 from bench.data.preprocessed import Tick, preprocess_pack
 from bench.data.readers.images import resize_image
 from bench.inference.predict import Predictor
-from bench.inference.tta import tta_views
 from bench.models.io import load_model
+
+VIEWS = {  # of test-time augmentation (TTA): quarter turns, and whether mirrored before
+    "none": ((0, False),),
+    "flips": ((0, False), (0, True), (2, False), (2, True)),
+    "turns": tuple((quarters, mirrored) for quarters in range(4) for mirrored in (False, True)),
+}
+
+
+class TurnedModel(nn.Module):
+    """A model of (B, C, H, W) whose input is mirrored or not, then turned, and whose logits are turned back."""
+
+    def __init__(self, model: nn.Module, quarters: int, mirrored: bool) -> None:
+        super().__init__()
+        self.model, self.quarters, self.mirrored = model, quarters, mirrored
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = images.flip(-1) if self.mirrored else images
+        logits: Tensor = self.model(seen.rot90(self.quarters, (-2, -1))).rot90(-self.quarters, (-2, -1))
+        return logits.flip(-1) if self.mirrored else logits
+
+
+def tta_views(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the model in all views of `name`, a key of `VIEWS`; without TTA, the model itself."""
+    return [model] if name == "none" else [TurnedModel(model, *view) for view in VIEWS[name]]
 
 
 class FoldModels:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,21 +15,10 @@ from torch import Tensor, nn
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.device import autocast, out_of_memory
-from bench.inference.padding import logits_of
-from bench.inference.sliding_window import tiled
+from bench.inference.sliding_window import logits_of, tiled
 from bench.types import SliceCounts, Stack
 
 BATCH_STEP = 8  # batch sizes on a GPU are multiples of it: cuDNN searches its fastest kernels at each new size
-
-
-class PredictsStacks(Protocol):
-    """What scoring needs: a pack, the device for distances, and probabilities (S, H, W) of its rows."""
-
-    @property
-    def pack(self) -> Pack: ...
-    @property
-    def device(self) -> str: ...
-    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -95,9 +83,8 @@ class Predictor:
         while start < len(rows):
             batch = rows[start : start + size]
             try:
-                images, masks = loader.load_normalised(
-                    padded_batch(batch, size) if loader.device.type == "cuda" else batch
-                )
+                padded = padded_batch(batch, size) if loader.device.type == "cuda" else batch
+                images, masks = loader.load_normalised(padded)
                 mean = torch.zeros((len(images), 1, *shape), device=loader.device)
                 for model in self.models:
                     with autocast(loader.device, self.precision):
@@ -128,6 +115,9 @@ class MeanPredictor:
         mean: NDArray[np.float32] = np.mean([p.probabilities(rows) for p in self.predictors], axis=0)
         self.tick()
         return mean
+
+
+PredictsStacks = Predictor | MeanPredictor
 
 
 def stacks(

@@ -1,4 +1,4 @@
-"""Sliding-window inference: cover a slice with overlapping tiles and blend their logits.
+"""Run a model on slices of any size: padded, or covered by overlapping tiles whose logits are blended.
 
 Each tile weighs most in its middle (Isensee et al. 2021).
 """
@@ -10,9 +10,20 @@ from functools import lru_cache
 from math import ceil, floor
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from bench.inference.padding import logits_of
+STRIDE = 32  # every model takes sides that are multiples of it
+
+
+def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return logits (B, 1, H, W) float32 for images (B, C, H, W), padded to the model's stride, then cropped."""
+    height, width = images.shape[-2:]
+    bottom, right = -height % STRIDE, -width % STRIDE
+    if bottom or right:
+        images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+    logits: Tensor = model(images)
+    return logits[..., :height, :width].float()
 
 
 def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overlap: float) -> Tensor:

@@ -12,7 +12,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 
 from bench.errors import StoreError
 from bench.files import write_atomically
+from bench.types import SILENT, Watch
 
 
 class Best:
@@ -50,33 +51,22 @@ class Best:
 
 
 class Checkpoints:
-    """The last `KEPT` checkpoints of one fold, in a folder of their own.
-
-    One is due `every` so many seconds (0: after every epoch). `say` receives a sentence about a damaged one.
-    """
+    """The last `KEPT` checkpoints of one fold; one is due `every` so many seconds (0: after every epoch)."""
 
     KEPT = 2
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        every: float = 30.0,
-        say: Callable[[str], None] = lambda text: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.folder, self.every, self.say, self.clock = folder, every, say, clock
-        self._last = clock()
+    def __init__(self, folder: Path, every: float, watch: Watch = SILENT) -> None:
+        self.folder, self.every, self.watch, self._last = folder, every, watch, time.monotonic()
 
     def due(self) -> bool:
-        return self.clock() - self._last >= self.every
+        return time.monotonic() - self._last >= self.every
 
     def save(self, epoch: int, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_state(self.folder / f"epoch-{epoch:06d}.state", state)
         for old in self._all()[self.KEPT :]:
             old.unlink()
-        self._last = self.clock()
+        self._last = time.monotonic()
 
     def latest(self) -> dict[str, Any] | None:
         """Return the newest undamaged checkpoint; None if there is none."""
@@ -84,7 +74,7 @@ class Checkpoints:
             try:
                 return dict(read_state(path))
             except StoreError as error:
-                self.say(f"{error} An older one is used if it exists.")
+                self.watch.say(f"{error} An older one is used if it exists.")
                 path.unlink(missing_ok=True)  # or it would count as one of the newest
         return None
 

@@ -6,9 +6,12 @@ Validation patients choose epoch and threshold; the test patients of a fold are 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from typing import TypeVar
 
 import torch
 
@@ -17,13 +20,14 @@ from bench.data.loader import SliceLoader
 from bench.data.splits import split_table
 from bench.device import configure_torch
 from bench.masks import Masks
-from bench.training.execution import choose_execution, throughput
+from bench.training.execution import choose_execution, inference_costs, throughput
 from bench.training.experiment import Experiment
-from bench.training.fold import FoldWorkspace, run_child_fold
+from bench.training.fold import FoldWorkspace, run_fold
 from bench.training.fold_records import case_table, fold_means, slice_table
-from bench.training.inference_cost import inference_costs
-from bench.training.parallel_folds import run_in_parallel
 from bench.types import SILENT, Fold, FoldResult, Recorder, Watch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,11 @@ def cross_validate(
         kept = FoldWorkspace(folder, config.checkpoint_every, watch) if folder else None
         done = kept.load_result() if kept else None
         if done is None:
-            done = run_child_fold(
-                experiment,
-                fold,
-                loader,
-                recorder,
-                name=f"fold {fold.number}",
-                tags={"bench.fold": str(fold.number)},
-                execution=plan.execution,
-                watch=watch,
-                workspace=kept,
-            )
+            how = plan.execution
+            with recorder.child(f"fold {fold.number}", {"bench.fold": str(fold.number)}) as child:
+                done = run_fold(experiment, fold, loader, child, execution=how, watch=watch, workspace=kept)
+            if kept is not None:  # once the child run has ended
+                kept.save_result(*done)
         watch.scored(fold.number, fold_means(experiment, *done))
         return done
 
@@ -151,3 +149,53 @@ def estimate_seconds(experiment: Experiment, only: int | None = None) -> float:
         + (settings.epochs * len(pack.rows(f.val)) + len(pack.rows(f.test))) * per_slice
         for f in folds
     )
+
+
+def run_in_parallel(
+    work: Callable[[T, Watch], R], items: Sequence[T], at_once: int, device: torch.device, watch: Watch
+) -> list[R]:
+    """Call `work(item, watch)` for every item, `at_once` at a time; return the results in the order of the items.
+
+    Each thread has a CUDA stream of its own, or its share of the CPU threads; device and data are shared. If one
+    raises, or the user interrupts, the others end with a KeyboardInterrupt at their next step, and the
+    first exception is raised.
+    """
+    if at_once == 1 or len(items) == 1:
+        return [work(item, watch) for item in items]
+    stop = Event()
+    threads = torch.get_num_threads()
+    stoppable = _Stoppable(watch, stop)
+
+    def run_one(item: T) -> R:
+        if device.type == "cuda":
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.default_stream(device))  # models may still be copied there
+            with torch.cuda.stream(stream):
+                return work(item, stoppable)
+        torch.set_num_threads(max(1, threads // at_once))
+        return work(item, stoppable)
+
+    with ThreadPoolExecutor(at_once, "bench-fold") as pool:
+        futures = [pool.submit(run_one, item) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [f for f in futures if f in done and f.exception() is not None]
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+    return [future.result() for future in failed or futures]
+
+
+class _Stoppable(Watch):
+    """Passes everything on until `stop` is set, then interrupts its thread."""
+
+    def __init__(self, watch: Watch, stop: Event) -> None:
+        self.watch, self.stop = watch, stop
+        for name in ("say", "fold", "epoch", "scored"):
+            setattr(self, name, getattr(watch, name))
+
+    def images(self, count: int) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.watch.images(count)

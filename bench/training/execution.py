@@ -1,4 +1,4 @@
-"""How to execute the training steps of a model on this machine: measured once with a few steps, then cached."""
+"""What is measured of a model on this machine: the fastest way to train it, cached, and its cost in use."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.loader import SliceLoader
 from bench.device import hardware
@@ -20,6 +23,8 @@ from bench.training.step import EAGER_STEPS, Execution
 
 STEPS = 3 * EAGER_STEPS  # timed, after as many untimed ones
 COMPILE_WORTH = 1800.0  # seconds of training above which compiling, 60 to 165 s per model, is tried at all
+REPEATS = 30
+LONG_ENOUGH = 2.0  # seconds, after which five repeats are enough
 
 
 @dataclass(frozen=True)
@@ -31,20 +36,13 @@ class ExecutionPlan:
     rates: Mapping[str, float]
 
 
-def choose_execution(
-    experiment: Experiment,
-    loader: SliceLoader,
-    *,
-    rate: Callable[[Experiment, SliceLoader, Execution], float] | None = None,
-) -> ExecutionPlan:
+def choose_execution(experiment: Experiment, loader: SliceLoader) -> ExecutionPlan:
     """Return the plan that the setting `execution` asks for; with 'auto', the fastest way on this device.
 
     A measured plan is cached by model, data shape and hardware. On a CPU nothing is measured: graphs are for GPUs,
-    and compiling must be asked for. `rate(experiment, loader, execution)` returns images per second; by default
-    they are measured.
+    and compiling must be asked for.
     """
-    asked, rate = experiment.config.execution, rate or throughput
-    if asked != "auto":
+    if (asked := experiment.config.execution) != "auto":
         return ExecutionPlan(asked, "asked for", {})
     if experiment.device.type != "cuda":
         return ExecutionPlan("eager", "the device is a CPU", {})
@@ -57,7 +55,7 @@ def choose_execution(
             known = {}
         key = _key(experiment)
         if key not in known:
-            known[key] = _measure(experiment, loader, rate)
+            known[key] = _measure(experiment, loader)
             file.write_text(json.dumps({k: asdict(v) for k, v in known.items()}, indent=1))
     return known[key]
 
@@ -69,21 +67,20 @@ def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution
     once = experiment.config.train.model_copy(
         update={"epochs": 2, "batch_size": min(batch, len(rows)), "freeze_epochs": 0, "positive_fraction": None}
     )
-    loop = experiment.train(experiment.model(0), loader, rows, settings=once, seed=0, execution=execution)
+    shortened = replace(experiment, config=experiment.config.model_copy(update={"train": once}))
+    loop = shortened.train(experiment.model(0), loader, rows, seed=0, execution=execution)
     return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
 
 
-def _measure(
-    experiment: Experiment, loader: SliceLoader, rate: Callable[[Experiment, SliceLoader, Execution], float]
-) -> ExecutionPlan:
-    rates = {how: rate(experiment, loader, how) for how in ("eager", "graph")}
+def _measure(experiment: Experiment, loader: SliceLoader) -> ExecutionPlan:
+    rates = {how: throughput(experiment, loader, how) for how in ("eager", "graph")}
     best: Execution = "graph" if rates["graph"] > rates["eager"] else "eager"
     images = sum(experiment.images_per_fold(fold) for fold in experiment.folds)
     seconds = images / rates[best]
     if seconds < COMPILE_WORTH:
         return ExecutionPlan(best, "the fastest here; too short a run to compile", rates)
     started = time.perf_counter()
-    rates["compile"] = rate(experiment, loader, "compile")
+    rates["compile"] = throughput(experiment, loader, "compile")
     spent = time.perf_counter() - started
     if images / rates["compile"] + spent < seconds:
         return ExecutionPlan("compile", "saves more than compiling costs", rates)
@@ -96,3 +93,35 @@ def _key(experiment: Experiment) -> str:
     shape = experiment.pack.images.shape[1:3]
     what = (config, experiment.channels, shape, str(torch.__version__), hardware(experiment.device))
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def inference_costs(experiment: Experiment, loader: SliceLoader) -> dict[str, float]:
+    """Return `flops` of one slice (a multiply-add is two; convolutions and matrix products), and latencies in ms.
+
+    The slice is timed from packed bytes to probabilities on the host, tiles and interpolation included.
+    """
+    predictor = replace(experiment.predictor([experiment.model(0).eval()], loader), batch_size=1)
+    rows = experiment.pack.rows(experiment.folds[0].test)[:1]
+
+    def predict_once() -> None:
+        predictor.probabilities(rows, experiment.task.output_shape)
+
+    # The math backend, since the counter does not know every fused attention kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        predict_once()  # warms up as well
+    seconds = time_repeats(predict_once)
+    return {
+        "flops": float(counter.get_total_flops()),
+        "latency_p50_ms": float(np.percentile(seconds, 50)) * 1000,
+        "latency_p95_ms": float(np.percentile(seconds, 95)) * 1000,
+    }
+
+
+def time_repeats(call: Callable[[], None]) -> list[float]:
+    """Return the seconds of up to `REPEATS` calls; copying the result to the host waits for the device."""
+    seconds: list[float] = []
+    while len(seconds) < REPEATS and (len(seconds) < 5 or sum(seconds) < LONG_ENOUGH):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return seconds

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bench import registry
-from bench.config import RunConfig, Train
+from bench.config import RunConfig
 from bench.data.loader import SliceLoader, channel_numbers, random_patch
 from bench.data.pack import Pack, load_or_pack, one_case_per_slice
 from bench.data.preprocessed import Tick, preprocess_pack
@@ -24,48 +22,34 @@ from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
 from bench.inference.predict import Predictor
 from bench.training.checks import check_folds, check_settings, try_input, try_model
-from bench.training.loop import Augment, Progress, Schedule, steps_per_epoch, train
-from bench.training.step import Execution, Loss
+from bench.training.loop import Augment, Recipe, steps_per_epoch
 from bench.training.tasks import Task
 from bench.training.tasks.presence import Presence
 from bench.training.tasks.segmentation import Segmentation
-from bench.types import SILENT, Epoch, Fold, Watch
+from bench.types import SILENT, Fold, Watch
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Recipe):
     """What a run is made of."""
 
-    config: RunConfig
     raw: Pack  # before preprocessing
     pack: Pack
     folds: tuple[Fold, ...]
     device: torch.device
-    loss: Loss
-    augment: tuple[Augment, ...]
-    schedule: Schedule
     task: Task
     parameters: int
+    leaky: bool  # slices of one patient are on two sides of the split: to show the leak, never to be ranked
 
     @property
     def split_hash(self) -> str:
         return split_hash(self.folds)
 
     @property
-    def leaky(self) -> bool:
-        """Whether slices of one patient are on two sides of the split: to show the leak, never to be ranked."""
-        return _is_leaky(self.config)
-
-    @property
     def channels(self) -> int:
         """Of a model's input: those of a slice and of its neighbours."""
         given = self.config.input
         return len(channel_numbers(self.pack.manifest.channels, given.channels)) * (2 * given.neighbours + 1)
-
-    @property
-    def smallest_batch(self) -> int:
-        """The fewest slices that the model can be trained on."""
-        return int(registry.model[self.config.model.name].facts.get("smallest_batch", 1))
 
     def model(self, seed: int) -> nn.Module:
         """A fresh model on the device, initialised from `seed`."""
@@ -74,38 +58,6 @@ class Experiment:
     def predictor(self, models: Sequence[nn.Module], loader: SliceLoader) -> Predictor:
         """Return what averages these models' probabilities on the loader's slices."""
         return Predictor(models, loader, self.config.evaluate.batch_size, self.config.train.precision)
-
-    def train(
-        self,
-        model: nn.Module,
-        loader: SliceLoader,
-        rows: NDArray[np.int64],
-        *,
-        seed: int,
-        settings: Train | None = None,
-        scores: Sequence[float] = (),
-        execution: Execution = "eager",
-        watch: Watch = SILENT,
-        progress: Progress | None = None,
-    ) -> Iterator[Epoch]:
-        """`bench.training.loop.train` with the parts of this experiment; `settings` are its own unless given."""
-        return train(
-            model,
-            loader,
-            rows,
-            loss=self.loss,
-            augment=self.augment,
-            schedule=self.schedule,
-            settings=settings or self.config.train,
-            seed=seed,
-            scores=scores,
-            execution=execution,
-            target=self.task.target,
-            smallest=self.smallest_batch,
-            tick=watch.images,
-            say=watch.say,
-            progress=progress,
-        )
 
     def images_per_fold(self, fold: Fold) -> int:
         """Training images of one fold at full length."""
@@ -122,12 +74,13 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     for plugin in config.plugins:
         registry.load_plugin(Path(plugin))
     config = config.completed()
-    task, device, leaky = task_of(config), find_device(config.device), _is_leaky(config)
+    task, device, split = task_of(config), find_device(config.device), registry.split[config.split.name]
+    leaky = bool(split.facts.get("leaky"))
     raw = raw_pack(config, tick=watch.packing)
     pack = preprocess_pack(raw, config.input.preprocess, tick=watch.packing)
     if leaky:
         pack = one_case_per_slice(pack)
-    folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
+    folds: list[Fold] = split.bind(config.split.params)(pack.index)
     check_folds(pack, folds, leaky=leaky)
     if only is not None and only not in [f.number for f in folds]:
         raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
@@ -140,8 +93,10 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         loss=registry.loss[config.loss.name].bind(config.loss.params),
         augment=_augmentations(config),
         schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
+        target=task.target,
         task=task,
         parameters=0,
+        leaky=leaky,
     )
     check_settings(experiment)
     images, masks = try_input(experiment)
@@ -168,11 +123,9 @@ def source_of(config: RunConfig) -> Source:
 
 def source_like(config: RunConfig, folder: Path) -> Source:
     """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder."""
-    chosen = registry.dataset[config.dataset.name]
+    chosen, how = registry.dataset[config.dataset.name], config.dataset.params
     if "folder" not in chosen.schema.model_fields:
         chosen, how = registry.dataset["lgg"], {}
-    else:
-        how = config.dataset.params
     source: Source = chosen.bind({**how, "folder": folder})()
     return source
 
@@ -180,12 +133,8 @@ def source_like(config: RunConfig, folder: Path) -> Source:
 def task_of(config: RunConfig) -> Task:
     """What the model of a configuration is asked for. Raises `BenchError`."""
     name = registry.model[config.model.name].facts.get("task", Segmentation.name)
-    kinds: dict[str, type[Segmentation] | type[Presence]] = {k.name: k for k in (Segmentation, Presence)}
+    kinds: dict[str, type[Task]] = {kind.name: kind for kind in (Segmentation, Presence)}
     return kinds[name](config.evaluate)
-
-
-def _is_leaky(config: RunConfig) -> bool:
-    return bool(registry.split[config.split.name].facts.get("leaky"))
 
 
 def _augmentations(config: RunConfig) -> tuple[Augment, ...]:

@@ -24,12 +24,12 @@ from bench.training.step import Execution
 from bench.types import SILENT, CaseScore, Fold, FoldResult, Recorder, Watch
 
 
-class FoldWorkspace:
+class FoldWorkspace(Checkpoints):
     """The folder of one fold: checkpoints while it trains, and its result once it is done."""
 
     def __init__(self, folder: Path, every: float, watch: Watch) -> None:
-        self.file, self.watch, self.started = folder / "result.state", watch, time.perf_counter()
-        self.checkpoints = Checkpoints(folder, every=every, say=watch.say)
+        super().__init__(folder, every, watch)
+        self.file, self.started = folder / "result.state", time.perf_counter()
 
     def save_result(self, result: FoldResult, masks: Masks) -> None:
         scores = [asdict(s) | {"slices": s.slices.to_dict("list")} for s in result.scores]
@@ -53,10 +53,13 @@ class FoldWorkspace:
 class FoldTraining:
     """A model in training on one fold, and everything that a checkpoint must hold."""
 
-    def __init__(self, experiment: Experiment, fold: Fold) -> None:
-        self.started = time.perf_counter()
+    KEPT = ("history", "scores", "step_tags", "peak_memory", "earlier_seconds")
+
+    def __init__(self, experiment: Experiment, fold: Fold, loader: SliceLoader) -> None:
+        self.experiment, self.fold, self.loader, self.started = experiment, fold, loader, time.perf_counter()
         self.seed = derive_seed(experiment.config.seed, fold.number)
         self.model = experiment.model(self.seed)
+        self.predictor = experiment.predictor([self.model], loader)
         self.best = Best()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []  # one row per epoch
@@ -65,14 +68,10 @@ class FoldTraining:
         self.peak_memory, self.earlier_seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        return {
+        return {name: getattr(self, name) for name in self.KEPT} | {
             "progress": self.progress.state(),
             "model": self.model.state_dict(),
             "best": self.best.state(),
-            "history": self.history,
-            "scores": self.scores,
-            "step_tags": self.step_tags,
-            "peak_memory": self.peak_memory,
             "earlier_seconds": self.earlier_seconds + time.perf_counter() - self.started,
         }
 
@@ -80,12 +79,85 @@ class FoldTraining:
         self.progress = Progress(state["progress"])
         self.model.load_state_dict(state["model"])
         self.best.load(state["best"])
-        self.history, self.scores, self.step_tags = state["history"], state["scores"], state["step_tags"]
-        self.peak_memory, self.earlier_seconds = state["peak_memory"], state["earlier_seconds"]
+        for name in self.KEPT:
+            setattr(self, name, state[name])
 
     def out_of_patience(self, patience: int | None) -> bool:
         """Return whether the last `patience` epochs brought no better validation score."""
         return patience is not None and bool(self.scores) and len(self.scores) - self.best.epoch >= patience
+
+    def train(
+        self, recorder: Recorder, execution: Execution, watch: Watch, workspace: FoldWorkspace | None
+    ) -> None:
+        """Train on the training patients; after every epoch, validate, record, and save a checkpoint that is due.
+
+        The model has the weights of the best epoch in the end.
+        """
+        experiment, fold = self.experiment, self.fold
+        task, settings = experiment.task, experiment.config.train
+        if experiment.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(experiment.device)
+        watch.fold(fold.number, len(experiment.folds), experiment.images_per_fold(fold))
+        if workspace is not None and (saved := workspace.latest()) is not None:
+            self.restore(saved)
+            watch.images(sum(row["images"] for row in self.history))
+            watch.say(f"fold {fold.number} continues after epoch {len(self.history)}")
+        epochs = experiment.train(
+            self.model,
+            self.loader,
+            experiment.pack.rows(fold.train),
+            seed=self.seed,
+            scores=self.scores,
+            execution=execution,
+            watch=watch,
+            progress=self.progress,
+        )
+        for epoch in () if self.out_of_patience(settings.patience) else epochs:
+            value = task.validate(self.predictor, fold.val)
+            self.scores.append(task.sign * value)
+            self.best.consider(self.model, self.scores[-1], epoch.number)
+            self.peak_memory = max(self.peak_memory, memory_in_use(experiment.device))
+            row = {
+                "train/loss": epoch.loss,
+                "train/lr": epoch.lr,
+                "train/images_per_second": epoch.images / epoch.seconds,
+                f"val/{task.primary}": value,
+            }
+            self.history.append({"epoch": epoch.number, **row, "images": epoch.images, "seconds": epoch.seconds})
+            recorder.metrics(row, epoch.number)
+            watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
+            self.step_tags = {"plan.steps": epoch.how, "plan.parts_of_a_batch": str(epoch.parts)}
+            if workspace is not None and workspace.due():
+                workspace.save(epoch.number, self.state())
+            if self.out_of_patience(settings.patience):
+                break
+        recorder.tags(self.step_tags)
+        if task.sign > 0 and max(self.scores) == 0:
+            watch.say(
+                f"fold {fold.number} learnt nothing: its validation {task.primary} is 0 after every epoch. "
+                "If most slices are empty, try train.warmup_epochs=1, train.positive_fraction=0.5 or "
+                "loss.over=batch."
+            )
+        self.best.restore(self.model)
+
+    def test(self) -> tuple[FoldResult, Masks]:
+        """Choose the threshold by validation patients, then score the test patients once."""
+        task, history = self.experiment.task, self.history
+        threshold = task.threshold(self.predictor, self.fold.val)
+        tested = list(task.score(self.predictor, self.fold.test, threshold))
+        result = FoldResult(
+            fold=self.fold.number,
+            scores=tuple(score for score, _ in tested),
+            threshold=threshold,
+            best_epoch=self.best.epoch,
+            best_score=task.sign * self.best.score,
+            epochs=len(history),
+            images=sum(row["images"] for row in history),
+            seconds=sum(row["seconds"] for row in history),
+            earlier_seconds=self.earlier_seconds,
+            peak_memory=self.peak_memory,
+        )
+        return result, Masks.joined(masks for _, masks in tested)
 
 
 def run_fold(
@@ -102,118 +174,11 @@ def run_fold(
 
     Returns the result and the predicted masks of the test patients.
     """
-    training = train_fold(
-        experiment, fold, loader, recorder, execution=execution, watch=watch, workspace=workspace
-    )
-    result, masks = test_fold(experiment, fold, loader, training)
+    training = FoldTraining(experiment, fold, loader)
+    training.train(recorder, execution, watch, workspace)
+    result, masks = training.test()
     record_fold(experiment, result, masks, training.model, pd.DataFrame(training.history), recorder)
     return result, masks
-
-
-def run_child_fold(
-    experiment: Experiment,
-    fold: Fold,
-    loader: SliceLoader,
-    recorder: Recorder,
-    *,
-    name: str,
-    tags: Mapping[str, str],
-    execution: Execution,
-    watch: Watch,
-    workspace: FoldWorkspace | None,
-) -> tuple[FoldResult, Masks]:
-    """Run one fold as a child of the recorder's run; keep its result once the child run has ended."""
-    with recorder.child(name, tags) as child:
-        done = run_fold(experiment, fold, loader, child, execution=execution, watch=watch, workspace=workspace)
-    if workspace is not None:
-        workspace.save_result(*done)
-    return done
-
-
-def train_fold(
-    experiment: Experiment,
-    fold: Fold,
-    loader: SliceLoader,
-    recorder: Recorder,
-    *,
-    execution: Execution,
-    watch: Watch,
-    workspace: FoldWorkspace | None,
-) -> FoldTraining:
-    """Train on the training patients; after every epoch, validate, record, and save a checkpoint if one is due.
-
-    The model has the weights of the best epoch in the end.
-    """
-    settings, task = experiment.config.train, experiment.task
-    training = FoldTraining(experiment, fold)
-    if experiment.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(experiment.device)
-    watch.fold(fold.number, len(experiment.folds), experiment.images_per_fold(fold))
-    if workspace is not None and (saved := workspace.checkpoints.latest()) is not None:
-        training.restore(saved)
-        watch.images(sum(row["images"] for row in training.history))
-        watch.say(f"fold {fold.number} continues after epoch {len(training.history)}")
-    predictor = experiment.predictor([training.model], loader)
-    epochs = experiment.train(
-        training.model,
-        loader,
-        experiment.pack.rows(fold.train),
-        seed=training.seed,
-        scores=training.scores,
-        execution=execution,
-        watch=watch,
-        progress=training.progress,
-    )
-    for epoch in () if training.out_of_patience(settings.patience) else epochs:
-        value = task.validate(predictor, fold.val)
-        training.scores.append(task.sign * value)
-        training.best.consider(training.model, training.scores[-1], epoch.number)
-        training.peak_memory = max(training.peak_memory, memory_in_use(experiment.device))
-        row = {
-            "train/loss": epoch.loss,
-            "train/lr": epoch.lr,
-            "train/images_per_second": epoch.images / epoch.seconds,
-            f"val/{task.primary}": value,
-        }
-        training.history.append({"epoch": epoch.number, **row, "images": epoch.images, "seconds": epoch.seconds})
-        recorder.metrics(row, epoch.number)
-        watch.epoch(epoch.number, settings.epochs, epoch.loss, value)
-        training.step_tags = {"plan.steps": epoch.how, "plan.parts_of_a_batch": str(epoch.parts)}
-        if workspace is not None and workspace.checkpoints.due():
-            workspace.checkpoints.save(epoch.number, training.state())
-        if training.out_of_patience(settings.patience):
-            break
-    recorder.tags(training.step_tags)
-    if task.sign > 0 and max(training.scores) == 0:
-        watch.say(
-            f"fold {fold.number} learnt nothing: its validation {task.primary} is 0 after every epoch. If most "
-            "slices are empty, try train.warmup_epochs=1, train.positive_fraction=0.5 or loss.over=batch."
-        )
-    training.best.restore(training.model)
-    return training
-
-
-def test_fold(
-    experiment: Experiment, fold: Fold, loader: SliceLoader, training: FoldTraining
-) -> tuple[FoldResult, Masks]:
-    """Choose the threshold by validation patients, then score the test patients once."""
-    task, history = experiment.task, training.history
-    predictor = experiment.predictor([training.model], loader)
-    threshold = task.threshold(predictor, fold.val)
-    tested = list(task.score(predictor, fold.test, threshold))
-    result = FoldResult(
-        fold=fold.number,
-        scores=tuple(score for score, _ in tested),
-        threshold=threshold,
-        best_epoch=training.best.epoch,
-        best_score=task.sign * training.best.score,
-        epochs=len(history),
-        images=sum(row["images"] for row in history),
-        seconds=sum(row["seconds"] for row in history),
-        earlier_seconds=training.earlier_seconds,
-        peak_memory=training.peak_memory,
-    )
-    return result, Masks.joined(masks for _, masks in tested)
 
 
 def derive_seed(*parts: object) -> int:

@@ -1,4 +1,4 @@
-"""The training loop: a generator that yields an `Epoch` after each pass.
+"""The training loop: `Recipe.train`, a generator that yields an `Epoch` after each pass.
 
 It knows neither validation nor tracking. The caller validates the model, records, keeps the best weights and stops
 early with `break`; `scores` is the caller's list of validation scores, which schedules read.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.config import Train
+from bench import registry
+from bench.config import RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting, TrainingError
 from bench.training.step import Execution, Loss, Stepper
-from bench.types import Epoch
+from bench.types import SILENT, Epoch, Watch
 
 Augment = Callable[[Tensor, Tensor, SliceRandom], tuple[Tensor, Tensor]]
 Schedule = Callable[[float, Sequence[float]], float]
 
 
 class Progress:
-    """The progress of training besides weights and scores: `train` keeps it here and can continue from it.
+    """The progress of training besides weights and scores: `Recipe.train` keeps it here and can continue from it.
 
     `state()` is called between two epochs. On the same device with the same threads, continuing gives the same
     weights as training without interruption.
@@ -65,76 +67,87 @@ class Progress:
             torch.cuda.set_rng_state(state["random_cuda"], step.device)
 
 
-def train(
-    model: nn.Module,
-    loader: SliceLoader,
-    rows: NDArray[np.int64],
-    *,
-    loss: Loss,
-    augment: Sequence[Augment],
-    schedule: Schedule,
-    settings: Train,
-    seed: int,
-    scores: Sequence[float] = (),
-    target: Callable[[Tensor], Tensor] = lambda masks: masks,
-    execution: Execution = "eager",
-    smallest: int = 1,
-    tick: Callable[[int], None] = lambda images: None,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Progress | None = None,
-) -> Iterator[Epoch]:
-    """Train `model` in place on these rows of the pack, yielding after every epoch.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How models are trained. `target` turns masks (B, 1, H, W) into what the loss compares with."""
 
-    With `freeze_epochs` there are two stages, first with a frozen encoder, each with its own rate and its own run
-    of the schedule. `execution`, `smallest` and `say` are those of `bench.training.step.Stepper`. `target` turns
-    masks (B, 1, H, W) into what the loss compares with. `tick(images)` is called after each step. `progress` is
-    where to continue from; `model` and `scores` must be of the same epoch. Raises `TrainingError` on a loss that
-    is not a number, naming the slices of the batch.
-    """
-    positive = loader.pack.index["positive"].to_numpy()[rows]
-    size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
-    stages = (
-        [(1, settings.freeze_epochs, settings.freeze_lr or settings.lr, True)] if settings.freeze_epochs else []
-    )
-    stages.append((settings.freeze_epochs + 1, settings.epochs, settings.lr, False))
-    encoder = _encoder_parameters(model) if settings.freeze_epochs else []
-    progress = progress or Progress()
-    for first, last, rate, frozen in stages:
-        if progress.epoch >= last:
-            continue
-        for parameter in encoder:
-            parameter.requires_grad_(not frozen)
-        step = Stepper(model, loss, settings, rate, loader.device, execution=execution, smallest=smallest, say=say)
-        progress.enter(step, first)
-        length = (last - first + 1) * steps
-        earlier = min(first - 1, len(scores))
-        for epoch in range(max(first, progress.epoch + 1), last + 1):
-            _train_mode(model, frozen)
-            started = time.perf_counter()
-            losses, order = [], _order(rows, positive, settings, seed, epoch)
-            batches = [order[at : at + size] for at in range(0, steps * size, size)]
-            keys = order + len(loader.pack.index) * _times_before(
-                order
-            )  # a repeated slice gets new random numbers
-            units = loader.load_batches(batches)
-            for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
-                done = (epoch - first) * steps + number
-                lr = rate * _warmup(done / steps, settings) * schedule(done / length, scores[earlier:])
-                slice_keys = keys[number * size :][: len(batch)].tolist()
-                draws = SliceRandom(seed, epoch, slice_keys, loader.device, channels=loader.channel_names)
-                for change in augment:
-                    images, masks = change(images, masks, draws)
-                losses.append(step(loader.normalise(images, batch), target(masks), lr))
-                tick(len(batch))
-            values = torch.stack(losses).cpu()  # the only time in an epoch that waits for the device
-            if not values.isfinite().all():
-                first_nan = int((~values.isfinite()).nonzero()[0])
-                raise TrainingError(_not_a_number(loader, batches[first_nan], epoch, first_nan))
-            seconds = time.perf_counter() - started
-            progress.epoch = epoch
-            yield Epoch(
-                epoch, float(values.mean()), lr, sum(map(len, batches)), seconds, how=step.how, parts=step.parts
+    config: RunConfig
+    loss: Loss
+    augment: tuple[Augment, ...]
+    schedule: Schedule
+    target: Callable[[Tensor], Tensor] = lambda masks: masks
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest slices that the model can be trained on."""
+        return int(registry.model[self.config.model.name].facts.get("smallest_batch", 1))
+
+    def train(
+        self,
+        model: nn.Module,
+        loader: SliceLoader,
+        rows: NDArray[np.int64],
+        *,
+        seed: int,
+        scores: Sequence[float] = (),
+        execution: Execution = "eager",
+        watch: Watch = SILENT,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """Train `model` in place on these rows of the pack, yielding after every epoch.
+
+        With `freeze_epochs` there are two stages, first with a frozen encoder, each with its own rate and its own
+        run of the schedule. `execution` is that of `bench.training.step.Stepper`. `watch.images` is called after
+        each step. `progress` is where to continue from; `model` and `scores` must be of the same epoch. Raises
+        `TrainingError` on a loss that is not a number, naming the slices of the batch.
+        """
+        settings, table = self.config.train, loader.pack.index
+        positive = table["positive"].to_numpy()[rows]
+        size, steps = min(settings.batch_size, len(rows)), steps_per_epoch(len(rows), settings.batch_size)
+        freeze, smallest, device = settings.freeze_epochs, self.smallest_batch, loader.device
+        stages = (
+            (1, freeze, settings.freeze_lr or settings.lr, True),
+            (freeze + 1, settings.epochs, settings.lr, False),
+        )
+        encoder = _encoder_parameters(model) if freeze else []
+        progress = progress or Progress()
+        for first, last, rate, frozen in stages:
+            if progress.epoch >= last:
+                continue
+            for parameter in encoder:
+                parameter.requires_grad_(not frozen)
+            step = Stepper(
+                model, self.loss, settings, rate, device, execution=execution, smallest=smallest, say=watch.say
             )
+            progress.enter(step, first)
+            length = (last - first + 1) * steps
+            earlier = min(first - 1, len(scores))
+            for epoch in range(max(first, progress.epoch + 1), last + 1):
+                _train_mode(model, frozen)
+                started = time.perf_counter()
+                losses, order = [], _order(rows, positive, settings, seed, epoch)
+                batches = [order[at : at + size] for at in range(0, steps * size, size)]
+                repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
+                keys = order + len(table) * repeats  # a repeated slice gets new random numbers
+                units = loader.load_batches(batches)
+                for number, (batch, (images, masks)) in enumerate(zip(batches, units, strict=True)):
+                    done = (epoch - first) * steps + number
+                    warmup = min(1.0, (done / steps + 1e-2) / (settings.warmup_epochs or 1e-2))
+                    lr = rate * warmup * self.schedule(done / length, scores[earlier:])
+                    slice_keys = keys[number * size :][: len(batch)].tolist()
+                    draws = SliceRandom(seed, epoch, slice_keys, device, channels=loader.channel_names)
+                    for change in self.augment:
+                        images, masks = change(images, masks, draws)
+                    losses.append(step(loader.normalise(images, batch), self.target(masks), lr))
+                    watch.images(len(batch))
+                values = torch.stack(losses).cpu()  # the only time in an epoch that waits for the device
+                if not values.isfinite().all():
+                    first_nan = int((~values.isfinite()).nonzero()[0])
+                    raise TrainingError(_not_a_number(loader, batches[first_nan], epoch, first_nan))
+                seconds = time.perf_counter() - started
+                progress.epoch = epoch
+                loss = float(values.mean())
+                yield Epoch(epoch, loss, lr, steps * size, seconds, how=step.how, parts=step.parts)
 
 
 def steps_per_epoch(slices: int, batch_size: int) -> int:
@@ -155,19 +168,10 @@ def _order(
     return rng.permutation(np.concatenate(parts))
 
 
-def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return, for each place, how often its row occurs earlier."""
-    return pd.Series(order).groupby(order).cumcount().to_numpy().astype(np.int64)
-
-
 def _draw(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return `count` rows, none repeated before all were used."""
     rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
     return np.concatenate(rounds)[:count] if rounds else rows[:0]
-
-
-def _warmup(epochs_done: float, settings: Train) -> float:
-    return min(1.0, (epochs_done + 1e-2) / settings.warmup_epochs) if settings.warmup_epochs else 1.0
 
 
 def _encoder_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -36,9 +36,8 @@ def _discrimination(slices: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     ordered = slices.sort_values("probability", ascending=False)["truth"].to_numpy(bool)
-    last = np.append(
-        np.diff(np.sort(slices["probability"].to_numpy())[::-1]) != 0, True
-    )  # equal probabilities move together
+    falling = np.sort(slices["probability"].to_numpy())[::-1]
+    last = np.append(np.diff(falling) != 0, True)  # equal probabilities move together
     tp, fp = (np.append(0, side.cumsum()[last]) for side in (ordered, ~ordered))
     positives, negatives = max(tp[-1], 1), max(fp[-1], 1)
     left.plot(fp / negatives, tp / positives, color="#4059ad")

@@ -15,6 +15,8 @@ from pydantic import Field
 from bench.registry import schedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Inner = Annotated[float, Field(gt=0, lt=1)]  # a share that is neither none nor all
+Ratio = Annotated[float, Field(ge=1)]
 
 
 @schedule
@@ -37,12 +39,7 @@ def poly(progress: float, scores: Sequence[float], *, power: Annotated[float, Fi
 
 @schedule
 def one_cycle(
-    progress: float,
-    scores: Sequence[float],
-    *,
-    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3,
-    start_div: Annotated[float, Field(ge=1)] = 25.0,
-    final_div: Annotated[float, Field(ge=1)] = 1e4,
+    progress: float, scores: Sequence[float], *, rise: Inner = 0.3, start_div: Ratio = 25.0, final_div: Ratio = 1e4
 ) -> float:
     """One cycle: half a cosine up to the base rate, then half a cosine down to almost zero (Smith 2018).
 
@@ -60,7 +57,7 @@ def plateau(
     progress: float,
     scores: Sequence[float],
     *,
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    factor: Inner = 0.1,
     patience: Annotated[int, Field(ge=0)] = 10,
     floor: Share = 0.0,
     threshold: Annotated[float, Field(ge=0)] = 1e-4,

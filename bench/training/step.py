@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.config import Train
 from bench.device import autocast, out_of_memory
 from bench.errors import TrainingError
-from bench.inference.padding import logits_of
+from bench.inference.sliding_window import logits_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Execution = Literal["eager", "graph", "compile"]  # 'compile': compiled and, on a GPU, captured
@@ -66,29 +66,26 @@ class Stepper:
         Nothing here waits for the device. Raises `TrainingError` if not even the smallest part fits in memory.
         """
         with self._lock:
-            return self._step_or_replay(images, masks, lr)
-
-    def _step_or_replay(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        if self._graph is not None:
-            self._images.copy_(images)
-            self._masks.copy_(masks)
-            self._graph.replay()
-            return self._value.clone()
-        self._steps += 1
-        if self._side is None:
-            return self._step_in_parts(images, masks)
-        self._side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._side):
-            value = self._step_in_parts(images, masks)
-        torch.cuda.current_stream(self.device).wait_stream(self._side)
-        if self._steps == EAGER_STEPS:
-            self._capture(images, masks)
-        return value
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
+            if self._graph is not None:
+                self._images.copy_(images)
+                self._masks.copy_(masks)
+                self._graph.replay()
+                return self._value.clone()
+            self._steps += 1
+            if self._side is None:
+                return self._step_in_parts(images, masks)
+            self._side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._side):
+                value = self._step_in_parts(images, masks)
+            torch.cuda.current_stream(self.device).wait_stream(self._side)
+            if self._steps == EAGER_STEPS:
+                self._capture(images, masks)
+            return value
 
     def _step_in_parts(self, images: Tensor, masks: Tensor) -> Tensor:
         """Take one step, in as many parts as the memory requires."""
@@ -197,12 +194,8 @@ def _optimizer(
     decay, momentum = settings.weight_decay, settings.momentum
     on_gpu = device.type == "cuda"
     rate = torch.tensor(lr, device=device) if on_gpu else lr
-    match settings.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True, capturable=on_gpu)
-        case "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True, capturable=on_gpu)
-        case "sgd":
-            return torch.optim.SGD(
-                parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
-            )
+    if settings.optimizer == "sgd":
+        nesterov = momentum > 0
+        return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=nesterov, fused=True)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, rate, weight_decay=decay, fused=True, capturable=on_gpu)

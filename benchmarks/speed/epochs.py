@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bench import registry
-from bench.config import Input, Train
+from bench.config import Input, RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.data.normalise import IMAGENET
 from bench.data.source import SliceFile
 from bench.device import configure_torch
-from bench.inference.padding import logits_of
 from bench.inference.predict import Predictor
+from bench.inference.sliding_window import logits_of
 from bench.metrics.overlap import dice
-from bench.training.loop import train
-from bench.training.parallel_folds import run_in_parallel
+from bench.training.cross_validation import run_in_parallel
+from bench.training.loop import Recipe
 from bench.types import SILENT, Watch
 from benchmarks.speed import warping
 from benchmarks.speed.figure import Side, SpeedFigure, race
@@ -97,18 +97,13 @@ def train_epochs(
 ) -> Iterator[int]:
     """Train epoch after epoch; yield the number of images of each."""
     settings = Train.model_validate({"epochs": 10**6, "batch_size": job.batch, "lr": LR})
-    loop = train(
-        model,
-        loader,
-        rows,
+    recipe = Recipe(
+        config=RunConfig(train=settings),
         loss=registry.loss["bce_dice"].bind({}),
-        augment=[registry.augmentation["warp"].bind(warping.OURS)],
+        augment=(registry.augmentation["warp"].bind(warping.OURS),),
         schedule=registry.schedule["constant"].bind({}),
-        settings=settings,
-        seed=0,
-        execution=fastest_execution(problem),
-        tick=watch.images,
     )
+    loop = recipe.train(model, loader, rows, seed=0, execution=fastest_execution(problem), watch=watch)
     return (epoch.images for epoch in loop)
 
 

@@ -35,7 +35,7 @@ from bench.config import Input, RunConfig
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.device import configure_torch
-from bench.training.loop import train
+from bench.training.loop import Recipe
 from benchmarks.speed.figure import Side, SpeedFigure, race
 from benchmarks.speed.problem import BATCH, SpeedProblem
 from benchmarks.speed.work import count_work
@@ -101,17 +101,15 @@ def build_our_training(pack: Pack, device: torch.device, batch: int, steps: int)
     config = RunConfig.model_validate({"train": {"batch_size": batch, "epochs": 10**6}}).completed()
     model: nn.Module = registry.model[config.model.name].bind(config.model.params)(len(pack.manifest.channels))
     model = model.to(device).to(memory_format=torch.channels_last)
-    epochs = train(
-        model,
-        SliceLoader(pack, Input(), device),
-        np.resize(np.arange(len(pack.index)), steps * batch),
+    recipe = Recipe(
+        config=config,
         loss=registry.loss[config.loss.name].bind(config.loss.params),
-        augment=[registry.augmentation[name].bind(params) for name, params in config.augment.items()],
+        augment=tuple(registry.augmentation[name].bind(params) for name, params in config.augment.items()),
         schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
-        settings=config.train,
-        seed=0,
-        execution="graph",  # eager on a CPU
     )
+    rows = np.resize(np.arange(len(pack.index)), steps * batch)
+    # 'graph' is eager on a CPU
+    epochs = recipe.train(model, SliceLoader(pack, Input(), device), rows, seed=0, execution="graph")
     return model, lambda: next(epochs).images
 
 

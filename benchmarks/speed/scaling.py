@@ -20,7 +20,7 @@ from bench import registry
 from bench.config import Component, Input, RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.device import configure_torch
-from bench.training.loop import train
+from bench.training.loop import Recipe
 from bench.training.step import Execution
 from benchmarks.speed.problem import SpeedProblem
 from benchmarks.speed.scaling_laws import AXES, fit_laws
@@ -156,16 +156,18 @@ def _time_points(
         size: SliceLoader(problem.pack, Input(image_size=size), device)
         for size in {point.size for point in points}
     }
+    recipe = Recipe(
+        config=config.model_copy(update={"train": settings}),
+        loss=registry.loss[config.loss.name].bind(config.loss.params),
+        augment=tuple(registry.augmentation[name].bind(params) for name, params in config.augment.items()),
+        schedule=registry.schedule[settings.schedule.name].bind(settings.schedule.params),
+    )
     loops = [
         [
-            train(
+            recipe.train(
                 build_model(grid.models[point.model], channels).to(device),
                 loaders[point.size],
                 rows,
-                loss=registry.loss[config.loss.name].bind(config.loss.params),
-                augment=[registry.augmentation[name].bind(params) for name, params in config.augment.items()],
-                schedule=registry.schedule[settings.schedule.name].bind(settings.schedule.params),
-                settings=settings,
                 seed=fold,
                 execution=execution,
             )

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from bench.inference.scoring import score_case
 from bench.metrics.overlap import dice
 from bench.metrics.surface import hd95
+from bench.training.tasks.segmentation import score_case
 from bench.types import Stack
 from benchmarks.speed.figure import SpeedFigure, one_thread, race
 from benchmarks.speed.problem import SpeedProblem

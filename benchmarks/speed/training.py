@@ -19,7 +19,7 @@ from bench import registry
 from bench.config import Input, Train
 from bench.data.loader import SliceLoader
 from bench.device import configure_torch, keep_memory, return_memory
-from bench.inference.padding import logits_of
+from bench.inference.sliding_window import logits_of
 from bench.training.step import EAGER_STEPS, Execution, Stepper
 from benchmarks.speed.figure import Side, SpeedFigure, one_thread, race
 from benchmarks.speed.problem import BATCH, SpeedProblem

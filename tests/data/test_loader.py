@@ -16,7 +16,7 @@ from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import one_case_per_slice
 from bench.device import autocast
 from bench.errors import BadSetting
-from bench.inference.padding import logits_of
+from bench.inference.sliding_window import logits_of
 from tests.fakes import pack_of, tiny_pack
 
 CPU = torch.device("cpu")

@@ -21,10 +21,9 @@ from bench.data.loader import SliceLoader
 from bench.derived.ensemble import ensemble, fingerprint, fold_threshold, threshold_rule
 from bench.errors import BadSetting, StoreError, UnknownName
 from bench.experiments.run import execute
-from bench.inference.fold_models import FoldModels
+from bench.inference.fold_models import VIEWS, FoldModels, tta_views
 from bench.inference.predict import MeanPredictor, Predictor
 from bench.inference.sliding_window import tiled
-from bench.inference.tta import VIEWS, tta_views
 from bench.masks import to_hundredths
 from bench.overrides import configure
 from bench.tracking import (

@@ -342,7 +342,7 @@ def test_a_run_that_is_gone_on_with_and_then_fails_is_one_run(store, small, monk
         def fold(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("bench.training.fold.run_fold", fold)
+        monkeypatch.setattr("bench.training.cross_validation.run_fold", fold)
         run_cell(small, "small", store.uri, False, True, False)
 
     cell = small.cells[2]

@@ -14,7 +14,7 @@ from bench import registry
 from bench.config import Input
 from bench.data.loader import SliceLoader
 from bench.inference.predict import Predictor, padded_batch, stacks
-from bench.inference.scoring import choose_threshold, needs_pixels, score_case
+from bench.training.tasks.segmentation import choose_threshold, needs_pixels, score_case
 from bench.types import SliceCounts, Stack
 from tests import reference
 from tests.fakes import tiny_pack

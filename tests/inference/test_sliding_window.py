@@ -17,9 +17,8 @@ from bench.config import Input, RunConfig
 from bench.data.loader import SliceLoader, random_patch
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting
-from bench.inference.padding import logits_of
 from bench.inference.predict import Predictor
-from bench.inference.sliding_window import tile_starts, tiled
+from bench.inference.sliding_window import logits_of, tile_starts, tiled
 from bench.overrides import override
 from bench.training.cross_validation import cross_validate
 from bench.training.experiment import resolve

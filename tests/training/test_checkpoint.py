@@ -10,6 +10,7 @@ import resource
 from contextlib import contextmanager
 from math import nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bench.config import RunConfig
 from bench.errors import StoreError
 from bench.models.io import DESCRIPTION, WEIGHTS, load_model, save_model
 from bench.training.checkpoint import Best, Checkpoints, read_state, write_state
+from bench.types import Watch
 
 
 def weight(value: float) -> nn.Module:
@@ -205,11 +207,18 @@ def test_a_checkpoint_is_never_unpickled_into_code(tmp_path, monkeypatch):
     assert not Path("broken-into").exists()
 
 
+def told(said: list[str]) -> Watch:
+    """A watch that keeps what it is told."""
+    watch = Watch()
+    watch.say = said.append
+    return watch
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     """Those of a fold that has taken three, each holding its number, and what they say."""
     said: list[str] = []
-    made = Checkpoints(tmp_path / "fold-0", every=0, say=said.append)
+    made = Checkpoints(tmp_path / "fold-0", 0, told(said))
     for epoch in (1, 2, 3):
         made.save(epoch, {"epoch": epoch})
     return made, said
@@ -230,7 +239,7 @@ def test_the_last_two_are_kept_and_the_newest_is_used(checkpoints):
     assert len(newest(made)) == 2
     assert made.latest() == {"epoch": 3}
     assert said == []
-    assert Checkpoints(made.folder.with_name("fold-1")).latest() is None
+    assert Checkpoints(made.folder.with_name("fold-1"), 0).latest() is None
 
 
 DAMAGES = {
@@ -275,7 +284,7 @@ def test_a_process_that_ends_before_the_last_step_leaves_the_one_before(checkpoi
         patch.setattr(os, step, end)
         with pytest.raises(KeyboardInterrupt):
             made.save(4, {"epoch": 4})
-    assert Checkpoints(made.folder, say=said.append).latest() == {"epoch": 3}
+    assert Checkpoints(made.folder, 0, told(said)).latest() == {"epoch": 3}
     made.save(4, {"epoch": 4})
     assert made.latest() == {"epoch": 4}
     assert said == []
@@ -288,10 +297,12 @@ def test_a_full_disk_leaves_the_one_before(checkpoints):
     assert made.latest() == {"epoch": 3}
 
 
-def test_one_is_due_so_many_seconds_after_the_last(tmp_path):
+def test_one_is_due_so_many_seconds_after_the_last(tmp_path, monkeypatch):
     # The clock is read when all begins, at each question and at each save.
-    made = Checkpoints(tmp_path, every=30, clock=iter((100, 129, 130, 150, 150, 179, 181)).__next__)
+    clock = SimpleNamespace(monotonic=iter((100, 129, 130, 150, 150, 179, 181, 5, 5)).__next__)
+    monkeypatch.setattr("bench.training.checkpoint.time", clock)
+    made = Checkpoints(tmp_path, 30)
     assert [made.due() for _ in range(2)] == [False, True]
     made.save(1, {})
     assert [made.due() for _ in range(3)] == [False, False, True]
-    assert Checkpoints(tmp_path, every=0, clock=iter((5, 5)).__next__).due()
+    assert Checkpoints(tmp_path, 0).due()

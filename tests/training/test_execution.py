@@ -25,8 +25,9 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 class Machine:
     """Says what each way makes of this machine, and remembers what it was asked."""
 
-    def __init__(self, **rates: float) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **rates: float) -> None:
         self.rates, self.asked = rates, []
+        monkeypatch.setattr("bench.training.execution.throughput", self)
 
     def __call__(self, experiment: Experiment, loader: SliceLoader, execution: str) -> float:
         self.asked.append(execution)
@@ -45,56 +46,56 @@ def total(experiment: Experiment) -> int:
     return sum(experiment.images_per_fold(fold) for fold in experiment.folds)
 
 
-def test_on_a_cpu_nothing_is_measured(experiment: Experiment) -> None:
-    machine = Machine()
-    assert choose_execution(experiment, feed_of(experiment), rate=machine) == ExecutionPlan(
-        "eager", "the device is a CPU", {}
-    )
+def test_on_a_cpu_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, experiment: Experiment) -> None:
+    machine = Machine(monkeypatch)
+    assert choose_execution(experiment, feed_of(experiment)) == ExecutionPlan("eager", "the device is a CPU", {})
     assert machine.asked == []
 
 
 @pytest.mark.parametrize("asked", ["eager", "graph", "compile"])
-def test_what_is_asked_for_is_not_measured(experiment: Experiment, asked: str) -> None:
+def test_what_is_asked_for_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, asked: str
+) -> None:
     config = experiment.config.model_copy(update={"execution": asked})
-    plan = choose_execution(on_gpu(replace(experiment, config=config)), feed_of(experiment), rate=Machine())
+    Machine(monkeypatch)
+    plan = choose_execution(on_gpu(replace(experiment, config=config)), feed_of(experiment))
     assert plan == ExecutionPlan(asked, "asked for", {})
 
 
 @pytest.mark.parametrize(("eager", "graph", "best"), [(100, 500, "graph"), (500, 400, "eager")])
 def test_the_fastest_is_chosen_once_and_remembered(
-    experiment: Experiment, eager: float, graph: float, best: str
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, eager: float, graph: float, best: str
 ) -> None:
-    machine = Machine(eager=eager, graph=graph)
-    first = choose_execution(on_gpu(experiment), feed_of(experiment), rate=machine)
+    machine = Machine(monkeypatch, eager=eager, graph=graph)
+    first = choose_execution(on_gpu(experiment), feed_of(experiment))
     assert (first.execution, dict(first.rates)) == (best, {"eager": eager, "graph": graph})
     assert machine.asked == ["eager", "graph"]  # far too short to compile
-    assert choose_execution(on_gpu(experiment), feed_of(experiment), rate=machine) == first
+    assert choose_execution(on_gpu(experiment), feed_of(experiment)) == first
     assert len(machine.asked) == 2
 
 
 def test_another_batch_size_is_measured_anew_and_a_damaged_cache_too(
-    experiment: Experiment, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, tmp_path: Path
 ) -> None:
-    machine = Machine(eager=1e6, graph=2e6)
-    choose_execution(on_gpu(experiment), feed_of(experiment), rate=machine)
+    machine = Machine(monkeypatch, eager=1e6, graph=2e6)
+    choose_execution(on_gpu(experiment), feed_of(experiment))
     choose_execution(
         on_gpu(replace(experiment, config=override(experiment.config, {"train.batch_size": 2}))),
         feed_of(experiment),
-        rate=machine,
     )
     assert len(machine.asked) == 4
     (tmp_path / "plans.json").write_text("{")
-    choose_execution(on_gpu(experiment), feed_of(experiment), rate=machine)
+    choose_execution(on_gpu(experiment), feed_of(experiment))
     assert len(machine.asked) == 6
 
 
 @pytest.mark.parametrize(("gain", "best"), [(1.5, "compile"), (0.9, "graph")])
 def test_compiling_is_tried_where_the_run_is_long_and_kept_where_it_pays(
-    experiment: Experiment, gain: float, best: str
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, gain: float, best: str
 ) -> None:
     slow = total(experiment) / (2 * COMPILE_WORTH)  # images a second that make the run as long as this
-    machine = Machine(eager=slow / 2, graph=slow, compile=slow * gain)
-    assert choose_execution(on_gpu(experiment), feed_of(experiment), rate=machine).execution == best
+    Machine(monkeypatch, eager=slow / 2, graph=slow, compile=slow * gain)
+    assert choose_execution(on_gpu(experiment), feed_of(experiment)).execution == best
 
 
 def test_throughput_trains_a_throwaway_model(experiment: Experiment) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from bench import registry
 from bench.data.loader import SliceLoader
 from bench.overrides import configure
+from bench.training.execution import REPEATS, inference_costs, time_repeats
 from bench.training.experiment import Experiment, resolve
-from bench.training.inference_cost import REPEATS, inference_costs, time_repeats
 
 PHANTOM = {"dataset.patients": 6, "dataset.size": 32, "dataset.slices": 6, "dataset.institutions": 2}
 
@@ -91,5 +91,5 @@ def test_the_median_is_no_longer_than_the_tail(tmp_path, monkeypatch):
 def test_quick_calls_are_repeated_and_slow_ones_are_not(monkeypatch):
     now = iter(range(1000))
     assert len(time_repeats(lambda: None)) == REPEATS
-    monkeypatch.setattr("bench.training.inference_cost.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("bench.training.execution.time.perf_counter", lambda: float(next(now)))
     assert time_repeats(lambda: None) == [1.0] * 5

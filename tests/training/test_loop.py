@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.config import Input, Train
+from bench.config import Input, RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting, TrainingError
 from bench.training.checkpoint import read_state, write_state
-from bench.training.loop import Progress, steps_per_epoch, train
+from bench.training.loop import Progress, Recipe, steps_per_epoch
 from bench.training.schedules import plateau
+from bench.types import Watch
 from tests.fakes import pack_of, tiny_pack
 
 PACK = tiny_pack()
@@ -54,13 +55,14 @@ def mean(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def loop(model: nn.Module, rows=ROWS, loader=FEED, **given):
-    """`train` with plain choices; what is no argument of it is a setting."""
+    """`Recipe.train` with plain choices; what is no argument of it is a setting."""
     named = {"loss": F.binary_cross_entropy_with_logits, "augment": (), "schedule": lambda progress, scores: 1.0}
-    named |= {"seed": 0}
-    names = ("loss", "augment", "schedule", "seed", "scores", "tick", "progress")
-    arguments = {k: given.pop(k) for k in names if k in given}
+    named |= {k: given.pop(k) for k in tuple(named) if k in given}
+    watch = Watch()
+    watch.images = given.pop("tick", watch.images)
+    how = {"seed": 0, "watch": watch} | {k: given.pop(k) for k in ("seed", "scores", "progress") if k in given}
     settings = Train(**({"epochs": 1, "batch_size": 4, "lr": 0.01, "weight_decay": 0} | given))
-    return train(model, loader, rows, **(named | arguments), settings=settings)
+    return Recipe(config=RunConfig(train=settings), **named).train(model, loader, rows, **how)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

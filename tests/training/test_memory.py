@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, psutil, torch
 
 from bench import registry
-from bench.config import Input, Train
+from bench.config import Input, RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.data.pack import Manifest, Pack
 from bench.training.step import Stepper
-from bench.training.loop import train
+from bench.training.loop import Recipe
 from bench.inference.predict import Predictor
 
 folder, slices, side = Path(sys.argv[1]), 512, 512
@@ -46,7 +46,8 @@ loader = SliceLoader(pack, Input(image_size=64), torch.device("cpu"))
 
 def epoch(rows):
     chosen = {"loss": registry.loss["bce_dice"].bind({}), "schedule": registry.schedule["constant"].bind({})}
-    (done,) = train(model, loader, rows, **chosen, augment=augment, settings=Train(epochs=1, batch_size=8), seed=0)
+    config = RunConfig(train=Train(epochs=1, batch_size=8))
+    (done,) = Recipe(config=config, **chosen, augment=augment).train(model, loader, rows, seed=0)
     return done
 
 epoch(np.arange(16))  # what the libraries themselves want is taken before

@@ -8,7 +8,7 @@ from threading import Barrier, Event
 import pytest
 import torch
 
-from bench.training.parallel_folds import run_in_parallel
+from bench.training.cross_validation import run_in_parallel
 from bench.types import SILENT, Watch
 
 CPU = torch.device("cpu")

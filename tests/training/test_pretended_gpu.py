@@ -27,7 +27,7 @@ from bench.inference.predict import Predictor
 from bench.overrides import configure
 from bench.training import step
 from bench.training.experiment import _augmentations, task_of
-from bench.training.loop import train
+from bench.training.loop import Recipe
 from bench.training.step import Stepper
 from tests.fakes import tiny_pack
 from tests.models.test_models import build, every_model, side
@@ -101,17 +101,15 @@ def epoch(model: nn.Module, config: RunConfig, *, size: int = 48, resident: bool
 
     with pytest.MonkeyPatch.context() as patch, copies:
         patch.setattr(Stepper, "_step", watched)
-        loop = train(
-            model,
-            loader,
-            np.arange(2 * STEPS),
+        short = config.train.model_copy(update={"batch_size": 2, "epochs": 1})
+        recipe = Recipe(
+            config=config.model_copy(update={"train": short}),
             loss=loss or registry.loss[config.loss.name].bind(config.loss.params),
             augment=_augmentations(config),
             schedule=registry.schedule["cosine"].bind({}),
-            settings=config.train.model_copy(update={"batch_size": 2, "epochs": 1}),
-            seed=0,
             target=task_of(config).target,
         )
+        loop = recipe.train(model, loader, np.arange(2 * STEPS), seed=0)
         with pytest.raises(DataDependentOutputException):
             next(loop)
     assert steps == [GPU] * STEPS, "waited for before the epoch's end"

@@ -15,7 +15,7 @@ from bench.config import Input, Train
 from bench.data.loader import SliceLoader
 from bench.data.slice_random import SliceRandom
 from bench.errors import TrainingError
-from bench.training.parallel_folds import run_in_parallel
+from bench.training.cross_validation import run_in_parallel
 from bench.training.step import EAGER_STEPS, Stepper
 from bench.types import SILENT, Watch
 from tests.fakes import tiny_pack

@@ -16,9 +16,9 @@ from bench.data.loader import SliceLoader
 from bench.data.splits import patients
 from bench.errors import TrainingError
 from bench.experiments.search.space import Space, Value
+from bench.training.execution import inference_costs
 from bench.training.experiment import Experiment
 from bench.training.fold import derive_seed
-from bench.training.inference_cost import inference_costs
 from bench.training.step import Execution
 from bench.types import SILENT, Fold, Watch
 

@@ -24,7 +24,7 @@ from bench.stats import compare_paired
 from bench.tracking import MlflowRecorder, Tag
 from bench.training.execution import choose_execution
 from bench.training.experiment import resolve
-from bench.training.fold import FoldWorkspace, run_child_fold
+from bench.training.fold import FoldWorkspace, run_fold
 from bench.training.fold_records import case_table, fold_means
 from bench.types import FoldResult
 
@@ -67,17 +67,11 @@ def train_outer_fold(
         return done
     configure_torch(experiment.device, deterministic=config.train.deterministic, threads=config.threads)
     loader = SliceLoader(experiment.pack, experiment.config.input, experiment.device)
-    return run_child_fold(
-        experiment,
-        fold,
-        loader,
-        run.recorder,
-        name=label,
-        tags={Tag.KIND: kind, Tag.FOLD: str(fold.number)},
-        execution=choose_execution(experiment, loader).execution,
-        watch=run.display,
-        workspace=workspace,
-    )
+    how, watch = choose_execution(experiment, loader).execution, run.display
+    with run.recorder.child(label, {Tag.KIND: kind, Tag.FOLD: str(fold.number)}) as child:
+        done = run_fold(experiment, fold, loader, child, execution=how, watch=watch, workspace=workspace)
+    workspace.save_result(*done)  # once the child run has ended
+    return done
 
 
 def score_best(

@@ -16,19 +16,8 @@ from bench.data.pack import Pack
 from bench.errors import BadSetting, did_you_mean
 from bench.inference.predict import Predictor
 from bench.masks import Mask, Masks
-from bench.metrics.classification import (
-    HIGHER,
-    SCORES,
-    Calls,
-    accuracy,
-    best_threshold,
-    confusion_matrix,
-    reliability_curve,
-    report_by_class,
-    sensitivity,
-    specificity,
-    summarise_calls,
-)
+from bench.metrics import classification
+from bench.metrics.classification import SCORES, Calls, confusion_matrix
 from bench.training.plots import presence_pictures
 from bench.types import CaseScore
 
@@ -60,7 +49,7 @@ class Presence:
 
     @property
     def sign(self) -> int:
-        return 1 if self.primary in HIGHER else -1
+        return 1 if self.primary in classification.HIGHER else -1
 
     def target(self, masks: Tensor) -> Tensor:
         """Return (B, 1, 1, 1): 1 where any pixel of the slice, as the model sees it, is tumour."""
@@ -73,14 +62,16 @@ class Presence:
         if self.settings.threshold != "validation":
             return self.settings.threshold
         slices = pd.concat(_classify(predictor, cases, 0.5))
-        return best_threshold(slices["truth"].to_numpy(bool), slices["probability"].to_numpy(np.float64))
+        return classification.best_threshold(
+            slices["truth"].to_numpy(bool), slices["probability"].to_numpy(np.float64)
+        )
 
     def score(
         self, predictor: Predictor, cases: Iterable[str], threshold: float
     ) -> Iterator[tuple[CaseScore, Masks]]:
         for slices in _classify(predictor, cases, threshold):
             calls = Calls.from_table(slices)
-            values = {score.__name__: score(calls) for score in (accuracy, sensitivity, specificity)}
+            values = {name: SCORES[name](calls) for name in ("accuracy", "sensitivity", "specificity")}
             cells = confusion_matrix(slices).to_numpy().ravel().tolist()
             counts = dict(zip(("tp", "fn", "fp", "tn"), cells, strict=True))
             yield CaseScore(str(slices["case"].iloc[0]), values, counts, slices), Masks(())
@@ -88,21 +79,21 @@ class Presence:
     def summarise(
         self, cases: pd.DataFrame, slices: pd.DataFrame, *, with_interval: bool = True
     ) -> dict[str, float]:
-        return summarise_calls(slices, with_interval=with_interval)
+        return classification.summarise_calls(slices, with_interval=with_interval)
 
     def tables(self, slices: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
         """Return the slices, which a cascade needs, confusion matrix, report by class and reliability curve."""
         return {
             "slices": slices,
             "confusion": confusion_matrix(slices).rename_axis("truth").reset_index(),
-            "report": report_by_class(slices),
-            "reliability": reliability_curve(slices),
+            "report": classification.report_by_class(slices),
+            "reliability": classification.reliability_curve(slices),
         }
 
     def pictures(
         self, pack: Pack, cases: pd.DataFrame, slices: pd.DataFrame, predictions: Mapping[str, Mask]
     ) -> Mapping[str, NDArray[np.uint8]]:
-        return presence_pictures(slices, confusion_matrix(slices), reliability_curve(slices))
+        return presence_pictures(slices, confusion_matrix(slices), classification.reliability_curve(slices))
 
 
 def _classify(predictor: Predictor, cases: Iterable[str], threshold: float) -> Iterator[pd.DataFrame]:
