@@ -15,10 +15,9 @@ from optuna.storages import _CachedStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bench.errors import BadSetting, BenchError
-from bench.experiments.search.plan import RETRY_HISTORY, SearchPlan
+from bench.experiments.search.plan import RETRY_HISTORY, SearchPlan, ignore_experimental_warnings
 from bench.experiments.search.space import Space
-from bench.experiments.search.storage import GRACE, ignore_experimental_warnings
-from bench.experiments.search.study import COUNTED, PROBLEM, failed_trials, trials_of
+from bench.experiments.search.storage import COUNTED, GRACE, PROBLEM, failed_trials, trials_of
 from bench.training.fold import derive_seed
 
 MAX_RETRIES = 2  # of a trial whose worker was lost
@@ -52,8 +51,12 @@ def run_trials(
     first_seen: dict[int, float] = {}
     announced = False
     with ignore_experimental_warnings():
-        if owner:
-            _fail_abandoned(study)
+        if (
+            owner
+        ):  # fail trials that an earlier owner on this machine left: if it still ran, it would hold the lock
+            for trial in trials_of(study, TrialState.RUNNING):
+                if trial.user_attrs.get(WORKER, trial.user_attrs.get(QUEUED)) == MACHINE:
+                    study.tell(trial.number, state=TrialState.FAIL)
         fail_stale_trials(study)
         # Optuna's MaxTrialsCallback looks only after a trial: n workers would run up to n - 1 trials too many.
         while True:
@@ -78,7 +81,9 @@ def run_trials(
                 if not announced:
                     say(f"waiting for {running} trials of other workers")
                 announced = True
-                _wait_for_others(study, first_seen)
+                time.sleep(POLL)
+                fail_stale_trials(study)  # of workers that were lost
+                fail_unclaimed(study, first_seen)
             else:
                 break
             after_trial()
@@ -105,20 +110,6 @@ def _run_trial(
     except BenchError as error:
         trial.set_user_attr(PROBLEM, str(error))
         raise
-
-
-def _fail_abandoned(study: Study) -> None:
-    """Fail trials that an earlier owner on this machine left running; if it still ran, it would hold the lock."""
-    for trial in trials_of(study, TrialState.RUNNING):
-        if trial.user_attrs.get(WORKER, trial.user_attrs.get(QUEUED)) == MACHINE:
-            study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _wait_for_others(study: Study, first_seen: dict[int, float]) -> None:
-    """Wait a moment, then fail the trials whose worker was lost."""
-    time.sleep(POLL)
-    fail_stale_trials(study)
-    fail_unclaimed(study, first_seen)
 
 
 def fail_unclaimed(study: Study, first_seen: dict[int, float]) -> None:
