@@ -125,9 +125,8 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
         if channels != len(models.channels):
             raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
         names = [f"{case}#{number}" for number in range(1, slices + 1)]
-        patients.append(
-            _PatientInput(names, partial(itk.read_volume, files, window), partial(write, case, files[0]))
-        )
+        load = partial(itk.read_volume, files, window)
+        patients.append(_PatientInput(names, load, partial(write, case, files[0])))
     return patients
 
 

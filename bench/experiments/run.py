@@ -202,7 +202,6 @@ def _patients(experiment: Experiment) -> int:
 
 def _size(experiment: Experiment, cases: Set[str]) -> str:
     """Return the number of patients and slices of one side of a fold."""
-    rows = experiment.pack.rows(cases)
-    slices = experiment.pack.index.iloc[rows]
+    slices = experiment.pack.index.iloc[experiment.pack.rows(cases)]
     patients = slices["patient" if experiment.leaky else "case"].nunique()
-    return f"{patients} patients / {len(rows)} slices ({slices['positive'].mean():.0%} with tumour)"
+    return f"{patients} patients / {len(slices)} slices ({slices['positive'].mean():.0%} with tumour)"

@@ -60,7 +60,7 @@ class Launcher(Protocol):
 
 
 class InProcess:
-    """Runs one item after another in this process, without protection against a crash. Started items have ended."""
+    """Runs one item after another in this process, without protection against a crash: a started one has ended."""
 
     workers = 1
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import NoReturn
 
 import psutil
 
@@ -95,10 +94,6 @@ def visible_gpus() -> list[str]:
     return names.split(",")[:count] if names else [str(n) for n in range(count)]
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":  # a worker: run one work item, pickled on standard input
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     pickle.load(sys.stdin.buffer)()

@@ -98,9 +98,7 @@ def search_nested(
         resume = next(iter(search_runs(session.store, identity)), None)
         with study_run.open_study_run(session, name, experiment, tags, resume) as run:
             run.recorder.settings(study_run.study_settings(resolved) | {"search.nested": True})
-            tested = [
-                train_outer_fold(inner, best, f"fold {inner.plan.fold}", run, FOLD) for inner, best in winners
-            ]
+            tested = [train_outer_fold(one, best, f"fold {one.plan.fold}", run, FOLD) for one, best in winners]
             record_patients(experiment, run.recorder)
             parameters = max(resolve(best).parameters for _, best in winners)
             costs = {"search_seconds": seconds, "parameters": parameters}

@@ -21,23 +21,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError, UnknownName, did_you_mean
 from bench.experiments.search.plan import SearchPlan, ignore_experimental_warnings
-from bench.tracking import Store, check_reachable, without_password
+from bench.tracking import check_reachable, without_password
 
 HEARTBEAT = 15  # seconds between two heartbeats of a worker
 GRACE = 120  # seconds without a heartbeat after which a trial is failed
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # states of the trials that the budget counts
 PROBLEM = "problem"  # attribute of a failed trial: its error message
-
-
-def choose_storage_url(option: str | None, store: Store) -> str:
-    """Return the URL of --storage, or of `optuna.db` beside a SQLite store. Raises `BadSetting`."""
-    if option is not None:
-        return option
-    if store.folder is None:
-        raise BadSetting(
-            "the tracking store is a server, so the study needs a storage of its own. Give --storage postgresql://..."
-        )
-    return f"sqlite:///{store.folder / 'optuna.db'}"
 
 
 class SqliteStorage(RDBStorage):

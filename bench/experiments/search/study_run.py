@@ -31,7 +31,6 @@ from bench.experiments.search.plan import ResolvedSearch, SearchPlan
 from bench.experiments.search.storage import (
     COUNTED,
     PROBLEM,
-    choose_storage_url,
     failed_trials,
     finished_trials,
     open_storage,
@@ -61,8 +60,16 @@ class Session:
 def open_session(
     storage: str | None, uri: str | None, quiet: bool, evaluator: TrialEvaluator
 ) -> Iterator[Session]:
+    """Connect to the stores; without `storage`, studies are in `optuna.db` beside a SQLite tracking store."""
     store = connect(uri)
-    with Display(quiet=quiet) as display, open_storage(choose_storage_url(storage, store)) as opened:
+    if storage is None:
+        if store.folder is None:
+            raise BadSetting(
+                "the tracking store is a server, so the study needs a storage of its own. "
+                "Give --storage postgresql://..."
+            )
+        storage = f"sqlite:///{store.folder / 'optuna.db'}"
+    with Display(quiet=quiet) as display, open_storage(storage) as opened:
         yield Session(store, opened, display, evaluator)
 
 
@@ -157,9 +164,8 @@ def study_settings(resolved: ResolvedSearch) -> dict[str, Any]:
 def describe_counts(study: Study) -> str:
     """Return '12 trials (9 complete, 3 pruned), 1 failed'."""
     complete, pruned = (len(trials_of(study, state)) for state in COUNTED)
-    failed = len(failed_trials(study))
-    text = f"{complete + pruned} trials ({complete} complete, {pruned} pruned)"
-    return text + (f", {failed} failed" if failed else "")
+    failed = f", {count} failed" if (count := len(failed_trials(study))) else ""
+    return f"{complete + pruned} trials ({complete} complete, {pruned} pruned){failed}"
 
 
 def describe_trial(trial: FrozenTrial, plan: SearchPlan) -> str:

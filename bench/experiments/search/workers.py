@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna import Study, Trial
 from optuna.storages import _CachedStorage, fail_stale_trials
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from bench.errors import BadSetting, BenchError
 from bench.experiments.search.plan import RETRY_HISTORY, SearchPlan, ignore_experimental_warnings
@@ -144,7 +144,9 @@ def _queue_trials(study: Study, *, new: bool) -> None:
     repeated = {number for t in trials for number in t.system_attrs.get(RETRY_HISTORY, ())}
     waiting = any(t.state == TrialState.WAITING for t in trials)
     for trial in trials:
-        if trial.number in repeated or not _is_interrupted(trial):
+        surplus = trial.user_attrs.get(SPARED) == "surplus" and "fixed_params" not in trial.system_attrs
+        settled = surplus or PROBLEM in trial.user_attrs  # otherwise its values are still to be tried
+        if trial.number in repeated or trial.state != TrialState.FAIL or settled:
             continue
         history = [*trial.system_attrs.get(RETRY_HISTORY, ()), trial.number]
         if sum(SPARED not in trials[number].user_attrs for number in history) <= MAX_RETRIES:
@@ -152,12 +154,6 @@ def _queue_trials(study: Study, *, new: bool) -> None:
             waiting = True
     if new and not waiting:
         _queue_trial(study, {})
-
-
-def _is_interrupted(trial: FrozenTrial) -> bool:
-    """Return whether a trial ended without an error of its own and its values are still to be tried."""
-    surplus = trial.user_attrs.get(SPARED) == "surplus" and "fixed_params" not in trial.system_attrs
-    return trial.state == TrialState.FAIL and PROBLEM not in trial.user_attrs and not surplus
 
 
 def _queue_trial(study: Study, system_attrs: dict[str, Any]) -> None:
