@@ -87,9 +87,8 @@ def run_suite(
                     report(cell, RUNNING, f"{cell.name} has lost its worker ({event.reason}) and starts again")
                     continue
                 if event.kind == "given up":
-                    _end_lost(
-                        suite, cell, store, "FAILED", f"its worker was lost {retries + 1} times: {event.reason}"
-                    )
+                    problem = f"its worker was lost {retries + 1} times: {event.reason}"
+                    _end_lost(suite, cell, store, "FAILED", problem)
                 found = cell_state(cell, store)
                 failed += found.state == FAILED
                 report(cell, found.state, _sentence(found))

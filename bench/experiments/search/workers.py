@@ -51,9 +51,7 @@ def run_trials(
     first_seen: dict[int, float] = {}
     announced = False
     with ignore_experimental_warnings():
-        if (
-            owner
-        ):  # fail trials that an earlier owner on this machine left: if it still ran, it would hold the lock
+        if owner:  # an earlier owner on this machine has left these: if it still ran, it would hold the lock
             for trial in trials_of(study, TrialState.RUNNING):
                 if trial.user_attrs.get(WORKER, trial.user_attrs.get(QUEUED)) == MACHINE:
                     study.tell(trial.number, state=TrialState.FAIL)
@@ -157,9 +155,8 @@ def _queue_trials(study: Study, *, new: bool) -> None:
 
 
 def _queue_trial(study: Study, system_attrs: dict[str, Any]) -> None:
-    study.add_trial(
-        create_trial(state=TrialState.WAITING, user_attrs={QUEUED: MACHINE}, system_attrs=system_attrs)
-    )
+    trial = create_trial(state=TrialState.WAITING, user_attrs={QUEUED: MACHINE}, system_attrs=system_attrs)
+    study.add_trial(trial)
 
 
 # Optuna's GridSampler is not used: it has no conditional settings, and it skips points whose trial was interrupted
