@@ -112,8 +112,7 @@ def suite(
     from bench.experiments import suite_page
     from bench.experiments.launch import make_launcher
     from bench.experiments.launch.local import threads_per_worker
-    from bench.experiments.suite import run_suite
-    from bench.experiments.suite_cells import FAILED, states
+    from bench.experiments.suite import FAILED, run_suite, states
     from bench.experiments.suite_file import read_suite
     from bench.overrides import parse_assignment
     from bench.tracking import connect

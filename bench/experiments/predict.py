@@ -15,15 +15,8 @@ import tifffile
 
 from bench.console import Display, console
 from bench.data.pack import display_channel
+from bench.data.readers import itk
 from bench.data.readers.images import find_images, group_by_patient, read_mask_beside, read_slice
-from bench.data.readers.itk import (
-    count_slices_and_channels,
-    find_volumes,
-    group_channels,
-    read_volume,
-    volume_suffix,
-    write_mask,
-)
 from bench.data.source import Pixels
 from bench.device import find_device
 from bench.errors import DataError
@@ -122,17 +115,18 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
     window = models.config.dataset.params.get("window")
 
     def write(case: str, file: Path, out: Path, images: Pixels, masks: Mask) -> None:
-        write_mask(out / f"{case}_mask{volume_suffix(file)}", masks, file)
+        itk.write_mask(out / f"{case}_mask{itk.volume_suffix(file)}", masks, file)
         largest = int(masks.sum((1, 2)).argmax())
         _write_overlay(out / case, images[largest], masks[largest], None)
 
     patients = []
-    for case, files in group_channels(find_volumes(path)).items():
-        slices, channels = count_slices_and_channels(files)
+    for case, files in itk.group_channels(itk.find_volumes(path)).items():
+        slices, channels = itk.count_slices_and_channels(files)
         if channels != len(models.channels):
             raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
         names = [f"{case}#{number}" for number in range(1, slices + 1)]
-        patients.append(_PatientInput(names, partial(read_volume, files, window), partial(write, case, files[0])))
+        load = partial(itk.read_volume, files, window)
+        patients.append(_PatientInput(names, load, partial(write, case, files[0])))
     return patients
 
 

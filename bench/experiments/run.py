@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from bench.analysis.run_summary import headline, model_card
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.derived.base import update_ranks
+from bench.environment import environment_tags
 from bench.errors import BadSetting
-from bench.experiments import run_texts
-from bench.experiments.tracked_run import tracked_run
-from bench.formatting import LEAKY_WARNING, duration
+from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
 from bench.overrides import configure
 from bench.reports.tables import board_table
-from bench.tracking import LEAKY, PARENT, Run, Store, connect, find_run, read_settings
+from bench.tracking import LEAKY, PARENT, MlflowRecorder, Run, Store, connect, find_run, open_run, read_settings
 from bench.tracking.resume import (
     abandon_matching,
     check_name,
@@ -23,10 +24,12 @@ from bench.tracking.resume import (
     find_resumable,
     hash_code,
     remove_workspace,
+    run_lock,
     save_code_hashes,
+    workspace_folder,
 )
 from bench.tracking.tags import Tag, data_tags
-from bench.training.cross_validation import CrossValidationResult, cross_validate, estimate_seconds
+from bench.training.cross_validation import cross_validate, estimate_seconds
 from bench.training.experiment import Experiment, resolve
 
 
@@ -49,8 +52,7 @@ def execute(
     store = connect(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
         experiment = resolve(config, only=only, watch=display)
-        for line in run_texts.announcement(experiment):
-            display.say(line)
+        _announce(experiment, display)
         code = hash_code(experiment.config)
         own = _tags(experiment, only, code) | dict(tags or {})
         if fresh:
@@ -58,39 +60,47 @@ def execute(
         earlier = None if fresh else _resumable(store, own, code, experiment.config, resume)
         if earlier is not None:
             display.say(f"resuming the interrupted run {earlier.info.run_id[:8]}")
-        run_id, result = _train(store, experiment, only, own, code, display, earlier)
-    if experiment.leaky:
         title = experiment.config.title
+        with tracked_run(store, title, experiment, own, display, earlier) as (recorder, workspace):
+            save_code_hashes(workspace, code)
+            recorder.settings(experiment.config.flat())
+            try:
+                result = cross_validate(experiment, recorder, only=only, watch=display, workspace=workspace)
+            except KeyboardInterrupt:
+                display.say("interrupted: finished folds are kept; repeat the command to continue")
+                raise
+            card = model_card(title, _card(experiment, only), {**result.values, **result.costs})
+            recorder.tags({"mlflow.note.content": card})
+        remove_workspace(workspace)
+    if experiment.leaky:
         text = f"{title}: LEAKY, on no leaderboard\n{headline(result.values)}\n{LEAKY_WARNING}"
         console().print(text, markup=False)
     else:
-        console().print(board_table(update_ranks(store, run_id)))
-    return run_id
+        console().print(board_table(update_ranks(store, recorder.run_id)))
+    return recorder.run_id
 
 
-def _train(
-    store: Store,
-    experiment: Experiment,
-    only: int | None,
-    tags: Mapping[str, str],
-    code: Mapping[str, str],
-    display: Display,
-    earlier: Run | None,
-) -> tuple[str, CrossValidationResult]:
-    """Cross-validate inside a run of the store; return its id and the result."""
-    title = experiment.config.title
-    with tracked_run(store, title, experiment, tags, display, earlier) as (recorder, workspace):
-        save_code_hashes(workspace, code)
-        recorder.settings(experiment.config.flat())
-        try:
-            result = cross_validate(experiment, recorder, only=only, watch=display, workspace=workspace)
-        except KeyboardInterrupt:
-            display.say("interrupted: finished folds are kept; repeat the command to continue")
-            raise
-        card = model_card(title, run_texts.card(experiment, only), {**result.values, **result.costs})
-        recorder.tags({"mlflow.note.content": card})
-    remove_workspace(workspace)
-    return recorder.run_id, result
+@contextmanager
+def tracked_run(
+    store: Store, title: str, experiment: Experiment, tags: Mapping[str, str], display: Display, resume: Run | None
+) -> Iterator[tuple[MlflowRecorder, Path]]:
+    """Yield the recorder of the run and its workspace, a folder for checkpoints.
+
+    Raises `BadSetting` if another process has the run. The lock is held until the store knows how the run ended.
+    """
+    manifest = experiment.pack.manifest
+    with ExitStack() as lock, ExitStack() as stack:
+        if resume is not None:  # locked before it is opened, as another process may want to resume it too
+            lock.enter_context(run_lock(workspace_folder(store, resume.info.run_id)))
+        recorder = stack.enter_context(
+            open_run(store, title, manifest.dataset, tags, say=display.say, resume=resume)
+        )
+        workspace = workspace_folder(store, recorder.run_id)
+        if resume is None:
+            lock.enter_context(run_lock(workspace))
+        recorder.tags(environment_tags(experiment.device))
+        recorder.data(manifest.dataset, manifest.key, experiment.pack.profile())
+        yield recorder, workspace
 
 
 def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunConfig, int | None, str]:
@@ -117,10 +127,16 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
     """Print the resolved configuration, the folds and an estimate of the time; train nothing."""
     with Display(quiet=quiet) as display:
         experiment = resolve(config, only=only, watch=display)
-        for line in run_texts.announcement(experiment):
-            display.say(line)
-        for line in run_texts.plan(experiment):
-            console().print(line, markup=False)
+        _announce(experiment, display)
+        config = experiment.config
+        lines = [f"{key} = {value}" for key, value in config.flat().items()]
+        for fold in experiment.folds:
+            parts = (("train", fold.train), ("validation", fold.val), ("test", fold.test))
+            sizes = ", ".join(f"{name} {_size(experiment, cases)}" for name, cases in parts)
+            lines.append(f"fold {fold.number}: {sizes}")
+        parameters = f"{experiment.parameters / 1e6:.1f} M parameters"
+        lines.append(f"split {experiment.split_hash} · {parameters} · fingerprint {config.fingerprint()}")
+        console().print("\n".join(lines), markup=False)
         seconds = estimate_seconds(experiment, only)
     console().print(f"estimated time on {experiment.device}: {duration(seconds)}", markup=False)
 
@@ -146,3 +162,46 @@ def _tags(experiment: Experiment, only: int | None, code: Mapping[str, str]) -> 
         Tag.CODE: digest(code),
     }
     return tags if only is None else tags | {Tag.ONLY: str(only)}
+
+
+def _announce(experiment: Experiment, display: Display) -> None:
+    """Say warnings about the data, then one line on data, folds and model."""
+    manifest, index = experiment.pack.manifest, experiment.pack.index
+    warnings = ((manifest.synthetic, SYNTHETIC_WARNING), (experiment.leaky, LEAKY_WARNING))
+    for line in (*(text for holds, text in warnings if holds), *(f"note: {note}" for note in manifest.notes)):
+        display.say(line)
+    display.say(
+        f"{experiment.config.title}: {_patients(experiment)} patients, {len(index)} slices "
+        f"({index['positive'].mean():.0%} with tumour), {len(experiment.folds)} folds, "
+        f"{experiment.parameters / 1e6:.1f} M parameters, on {experiment.device}"
+    )
+
+
+def _card(experiment: Experiment, only: int | None) -> dict[str, object]:
+    """Return the facts for the model card, by heading."""
+    manifest, config = experiment.pack.manifest, experiment.config
+    rule = "epoch chosen on validation patients, test patients scored once"
+    folds = f"{len(experiment.folds)} folds" + ("" if only is None else f", only fold {only}")
+    return {
+        "Data": f"{manifest.dataset}, {_patients(experiment)} patients, key {manifest.key}"
+        + (", SYNTHETIC" if manifest.synthetic else ""),
+        "Protocol": f"{config.split.name}, {folds}, split {experiment.split_hash}; "
+        + (LEAKY_WARNING if experiment.leaky else rule),
+        "Budget": f"{config.train.epochs} epochs of batch {config.train.batch_size}, seed {config.seed}",
+        "Model": f"{config.model.name} {config.model.params}, {experiment.parameters / 1e6:.1f} M parameters",
+        "Licence of the data": manifest.licence,
+        "Limits": f"research software, not for clinical use; one seed, {_patients(experiment)} patients, one data "
+        "set, nothing known about other scanners or sites; distances are in pixels, in 2D",
+    }
+
+
+def _patients(experiment: Experiment) -> int:
+    """Return the number of patients; the cases of a leaky split are single slices."""
+    return int(experiment.pack.index["patient" if experiment.leaky else "case"].nunique())
+
+
+def _size(experiment: Experiment, cases: Set[str]) -> str:
+    """Return the number of patients and slices of one side of a fold."""
+    slices = experiment.pack.index.iloc[experiment.pack.rows(cases)]
+    patients = slices["patient" if experiment.leaky else "case"].nunique()
+    return f"{patients} patients / {len(slices)} slices ({slices['positive'].mean():.0%} with tumour)"

@@ -1,5 +1,6 @@
 """`bench suite`: run the cells of a benchmark file that are missing.
 
+A cell is recognised in the store by its fingerprint and data, so adding an entry to a file runs that entry alone.
 Cells are spread over the workers of a launcher (`bench.experiments.launch`), and all log to one store. A cell
 whose worker is lost is run again: from its last checkpoint if the workers share the folder of the store (or
 BENCH_CACHE, with a server), otherwise from the start. A SQLite store serves the processes of one machine. With
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,24 +24,22 @@ from bench.derived.cascade import cascade
 from bench.errors import BenchError
 from bench.experiments.launch import InProcess, Launcher, WorkItem, run_items
 from bench.experiments.run import execute
-from bench.experiments.suite_cells import (
-    DONE,
-    FAILED,
-    MISSING,
-    RUNNING,
-    CellState,
-    cell_runs,
-    cell_state,
-    identity,
-    states,
-    to_run,
-)
 from bench.experiments.suite_file import Cell, Parts, Suite
-from bench.tracking import Store, connect, log_failure, search_runs
-from bench.tracking.resume import abandon, workspace_folder
+from bench.tracking import Run, Store, connect, log_failure, search_runs
+from bench.tracking.resume import abandon, is_active, workspace_folder
 from bench.tracking.tags import Tag
 
+DONE, FAILED, MISSING, RUNNING = "done", "failed", "missing", "running"
 Report = Callable[[Cell, str, str], None]  # receives a cell, its state and a sentence
+
+
+@dataclass(frozen=True)
+class CellState:
+    """A cell, its state, and the run that the state comes from."""
+
+    cell: Cell
+    state: str
+    run: Run | None
 
 
 def run_suite(
@@ -62,7 +62,8 @@ def run_suite(
     is lost is run again up to `retries` times. After `max_failures` no further cell is started.
     """
     os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run` has opened one for the whole; each cell opens its own
-    store, report = connect(uri), report or _print
+    store = connect(uri)
+    report = report or (lambda cell, state, text: console().print(text, markup=False))
     if fresh:
         retry = True
         unfinished = [s.cell for s in states(suite, store) if s.state != DONE]
@@ -86,13 +87,49 @@ def run_suite(
                     report(cell, RUNNING, f"{cell.name} has lost its worker ({event.reason}) and starts again")
                     continue
                 if event.kind == "given up":
-                    _end_lost(
-                        suite, cell, store, "FAILED", f"its worker was lost {retries + 1} times: {event.reason}"
-                    )
+                    problem = f"its worker was lost {retries + 1} times: {event.reason}"
+                    _end_lost(suite, cell, store, "FAILED", problem)
                 found = cell_state(cell, store)
                 failed += found.state == FAILED
                 report(cell, found.state, _sentence(found))
     return states(suite, store)
+
+
+def states(suite: Suite, store: Store) -> list[CellState]:
+    """Return the state of each cell."""
+    return [cell_state(cell, store) for cell in suite.cells]
+
+
+def cell_state(cell: Cell, store: Store) -> CellState:
+    """Return 'done' if any run of all folds has finished; otherwise the newest run decides.
+
+    An interrupted run counts as missing, as nothing is wrong with the cell.
+    """
+    runs = cell_runs(cell, store)
+    for run in runs:
+        if run.info.status == "FINISHED":
+            return CellState(cell, DONE, run)
+    if not runs:
+        return CellState(cell, MISSING, None)
+    status = runs[0].info.status
+    if status == "RUNNING" and is_active(store, runs[0]):
+        return CellState(cell, RUNNING, runs[0])
+    return CellState(cell, MISSING if status in ("RUNNING", "KILLED") else FAILED, runs[0])
+
+
+def cell_runs(cell: Cell, store: Store) -> list[Run]:
+    """Return the runs of a cell that were to train all folds, the newest first."""
+    return [r for r in search_runs(store, identity(cell)) if Tag.ONLY not in r.data.tags]
+
+
+def identity(cell: Cell) -> dict[str, str]:
+    """Return the tags by which the runs of a cell are recognised."""
+    return {Tag.FINGERPRINT: cell.fingerprint, Tag.DATA: cell.data.key}
+
+
+def to_run(found: CellState, retry: bool) -> bool:
+    """Return whether a suite should run the cell; with `retry`, failed cells too."""
+    return found.state == MISSING or (retry and found.state == FAILED)
 
 
 def run_cell(suite: Suite, name: str, uri: str, retry: bool, quiet: bool, verbose: bool) -> None:
@@ -121,15 +158,14 @@ def _run(suite: Suite, cell: Cell, store: Store, *, quiet: bool, verbose: bool) 
     if isinstance(cell.what, RunConfig):
         execute(cell.what, uri=store.uri, tags=tags, quiet=quiet, verbose=verbose)
         return
-    runs = {c.name: cell_state(c, store).run for c in suite.cells}
-    gate, model = runs[cell.what.presence], runs[cell.what.segmentation]
-    assert gate is not None  # `_has_parts` has checked that both are done
-    assert model is not None
-    config = next(c.what for c in suite.cells if c.name == cell.what.segmentation)
-    assert isinstance(config, RunConfig)
-    folder = config.dataset.params.get("folder")
+    parts = {c.name: cell_state(c, store) for c in suite.cells}
+    gate, model = parts[cell.what.presence], parts[cell.what.segmentation]
+    assert gate.run is not None  # `_has_parts` has checked that both are done
+    assert model.run is not None
+    assert isinstance(model.cell.what, RunConfig)
+    folder = model.cell.what.dataset.params.get("folder")
     data = Path(folder) if folder else None
-    cascade(gate.info.run_id, model.info.run_id, data=data, name=cell.name, tags=tags, uri=store.uri)
+    cascade(gate.run.info.run_id, model.run.info.run_id, data=data, name=cell.name, tags=tags, uri=store.uri)
 
 
 def _has_parts(suite: Suite, cell: Cell, store: Store, report: Report) -> bool:
@@ -163,10 +199,6 @@ def _run_states(cell: Cell, store: Store) -> set[tuple[str, str, int | None]]:
     """Return id, status and end of every run of a cell: this changes as soon as one is opened or resumed."""
     runs = search_runs(store, identity(cell))
     return {(run.info.run_id, run.info.status, run.info.end_time) for run in runs}
-
-
-def _print(cell: Cell, state: str, text: str) -> None:
-    console().print(text, markup=False)
 
 
 def _sentence(found: CellState) -> str:

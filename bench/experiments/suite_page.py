@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,32 +15,34 @@ from rich.live import Live
 from rich.table import Table
 
 from bench.analysis.board import Board
+from bench.analysis.leaderboard import build_boards
 from bench.analysis.task_rules import rules_of
 from bench.config import RunConfig
 from bench.console import console, frame_table
-from bench.experiments.suite import Report
-from bench.experiments.suite_cells import (
-    DONE,
-    RUNNING,
-    CellState,
-    Estimate,
-    estimates,
-    makespan,
-    progress,
-    states,
-    suite_boards,
-)
-from bench.experiments.suite_file import Cell, Suite
+from bench.errors import BenchError
+from bench.experiments.suite import DONE, RUNNING, CellState, Report, cell_runs, states, to_run
+from bench.experiments.suite_file import Cell, Parts, Suite
 from bench.formatting import NAMES, duration
 from bench.reports.tables import board_markdown, board_table, frame_markdown
-from bench.tracking import LEAKY, Run, Store
+from bench.tracking import LEAKY, Run, Store, read_records, search_runs
 from bench.tracking.tags import Tag, task_name
+from bench.training.cross_validation import estimate_seconds
+from bench.training.experiment import resolve
 
 NOTE = (
     "same definition: our run by the metric with the published definition; per patient: mean Dice over "
     "patients (AUROC over slices for presence), 95% interval; –: not run, or none of our metrics has this "
     "definition. A LEAKY row is no result: slices of its test patients were used for training."
 )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The seconds that a cell would take, None if it would not be run, or the problem that it would fail with."""
+
+    found: CellState
+    seconds: float | None = None
+    problem: str = ""
 
 
 def print_plan(suite: Suite, store: Store, *, retry: bool, workers: int, threads: int | None) -> None:
@@ -74,14 +78,8 @@ def live_report(suite: Suite, store: Store) -> Iterator[Report]:
     current = {s.cell.name: s.state for s in states(suite, store)}
 
     def table() -> Table:
-        rows = [
-            {
-                "entry": c.name,
-                "state": current[c.name],
-                "at": progress(c, store) if current[c.name] == RUNNING else "",
-            }
-            for c in suite.cells
-        ]
+        at = {c.name: progress(c, store) if current[c.name] == RUNNING else "" for c in suite.cells}
+        rows = [{"entry": name, "state": current[name], "at": text} for name, text in at.items()]
         return frame_table(suite.title, pd.DataFrame(rows))
 
     def report(cell: Cell, state: str, text: str) -> None:
@@ -179,3 +177,46 @@ def _score(run: Run) -> str:
     value, low, high = (run.data.metrics.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high"))
     leaky = "LEAKY " if run.data.tags.get(Tag.KIND) == LEAKY else ""
     return f"{leaky}{NAMES[name]} {value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def estimates(suite: Suite, store: Store, *, retry: bool = False, threads: int | None = None) -> list[Estimate]:
+    """Time a training step and a prediction of each cell to run, on this machine with so many threads."""
+    return [_estimate(s, threads) if to_run(s, retry) else Estimate(s) for s in states(suite, store)]
+
+
+def _estimate(found: CellState, threads: int | None) -> Estimate:
+    config = found.cell.what
+    if isinstance(config, Parts):
+        return Estimate(found, 0.0)  # nothing is trained
+    try:
+        config = config.model_copy(update={"threads": config.threads or threads})
+        return Estimate(found, estimate_seconds(resolve(config)))
+    except BenchError as error:
+        return Estimate(found, problem=str(error))
+
+
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    """Return when the last task ends if each in turn goes to the worker that is free first."""
+    free = [0.0] * workers
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def progress(cell: Cell, store: Store) -> str:
+    """Return how far a running cell is, such as 'folds done: 1, epoch 3 of 20'."""
+    run = next((r for r in cell_runs(cell, store) if r.info.status == "RUNNING"), None)
+    if run is None or not isinstance(cell.what, RunConfig):
+        return ""
+    folds = search_runs(store, {"mlflow.parentRunId": run.info.run_id})
+    done = sum(fold.info.status == "FINISHED" for fold in folds)
+    running = [fold.info.run_id for fold in folds if fold.info.status == "RUNNING"]
+    epochs = max((len(store.client.get_metric_history(r, "train/loss")) for r in running), default=0)
+    return f"folds done: {done}, epoch {epochs} of {cell.what.train.epochs}"
+
+
+def suite_boards(found: Sequence[CellState], store: Store) -> list[Board]:
+    """Return the boards of a suite's own finished runs; leaky runs are on none."""
+    ids = {s.run.info.run_id for s in found if s.run is not None and s.state == DONE}
+    keys = {s.cell.data.key for s in found}
+    return build_boards([r for key in keys for r in read_records(store, tags={Tag.DATA: key}) if r.run_id in ids])

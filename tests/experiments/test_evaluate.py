@@ -146,7 +146,7 @@ def test_a_presence_model_leaves_one_table_and_no_masks(tmp_path, capsys):
     assert said["probability"].to_dict() == pytest.approx(probability, abs=1e-6)
     assert said["called"].tolist() == [p >= middle for p in probability.values()]
     assert said["called"].sum() == 3
-    assert "presence.csv tells of 6 images; 3 of them with tumour" in " ".join(capsys.readouterr().out.split())
+    assert "presence.csv lists 6 images; 3 of them with tumour" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("lean", "called"), [(-50, 0), (50, 2)])

@@ -24,8 +24,7 @@ from bench.experiments.launch import Event, InProcess, Launcher, WorkItem, make_
 from bench.experiments.launch.local import LocalLauncher, threads_per_worker
 from bench.experiments.launch.on_ray import connect as connect_ray
 from bench.experiments.run import execute
-from bench.experiments.suite import run_suite
-from bench.experiments.suite_cells import DONE
+from bench.experiments.suite import DONE, run_suite
 from bench.experiments.suite_file import read_suite
 from bench.tracking import Store, connect, find_folds, read_table, search_runs
 from bench.tracking.store import RetryingClient

@@ -14,26 +14,19 @@ from typer.testing import CliRunner
 from bench.cli import app
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.experiments.launch import WorkItem
-from bench.experiments.suite import run_cell, run_suite
-from bench.experiments.suite_cells import (
-    DONE,
-    FAILED,
-    MISSING,
-    RUNNING,
-    estimates,
-    makespan,
-    progress,
-    states,
-    suite_boards,
-)
+from bench.experiments.suite import DONE, FAILED, MISSING, RUNNING, run_cell, run_suite, states
 from bench.experiments.suite_file import Suite, read_suite
 from bench.experiments.suite_page import (
     cell_table,
+    estimates,
     live_report,
+    makespan,
     page,
     plan_table,
+    progress,
     published_table,
     state_counts,
+    suite_boards,
 )
 from bench.stats import interval
 from bench.tracking import Store, connect, find_run, open_run, read_masks, read_table, search_runs

@@ -60,16 +60,14 @@ class Launcher(Protocol):
 
 
 class InProcess:
-    """Runs one item after another in this process, without protection against a crash."""
+    """Runs one item after another in this process, without protection against a crash: a started one has ended."""
 
     workers = 1
 
     def start(self, item: WorkItem) -> StartedWork:
         item()
-        return _Finished()
+        return self
 
-
-class _Finished:
     def poll(self) -> str:
         return ""
 
@@ -126,11 +124,8 @@ def make_launcher(name: str, workers: int | None, options: Mapping[str, Any]) ->
     from bench.experiments.launch.on_ray import RayLauncher
     from bench.experiments.launch.on_slurm import SlurmLauncher
 
-    launchers: dict[str, Callable[..., Launcher]] = {
-        "local": LocalLauncher,
-        "ray": RayLauncher,
-        "slurm": SlurmLauncher,
-    }
+    kinds: tuple[Callable[..., Launcher], ...] = (LocalLauncher, RayLauncher, SlurmLauncher)
+    launchers = dict(zip(("local", "ray", "slurm"), kinds, strict=True))
     if name not in launchers:
         raise UnknownName(f"there is no launcher '{name}'. Choose one of {', '.join(launchers)}.")
     try:

@@ -45,7 +45,7 @@ class _WorkerProcess:
             pickle.dump(item, stdin)
             stdin.seek(0)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bench.experiments.launch.worker"],
+                [sys.executable, "-m", "bench.experiments.launch.local"],
                 stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -92,3 +92,8 @@ def visible_gpus() -> list[str]:
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return names.split(",")[:count] if names else [str(n) for n in range(count)]
+
+
+if __name__ == "__main__":  # a worker: run one work item, pickled on standard input
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    pickle.load(sys.stdin.buffer)()

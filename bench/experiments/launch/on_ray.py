@@ -30,12 +30,13 @@ class RayLauncher:
             connect(self.ray, address)
         resources = self.ray.cluster_resources()
         self.cpus, self.gpus = cpus, gpus if gpus is not None else min(1.0, resources.get("GPU", 0.0))
+        ours = {k: v for k, v in os.environ.items() if k.startswith(("BENCH_", "HF_", "MLFLOW_"))}
         self._run = self.ray.remote(  # `run_items` retries, so that all launchers do the same
             num_cpus=self.cpus,
             num_gpus=self.gpus,
             max_calls=1,
             max_retries=0,
-            runtime_env={"env_vars": _worker_environment() | {"OMP_NUM_THREADS": str(cpus)}},
+            runtime_env={"env_vars": ours | {"OMP_NUM_THREADS": str(cpus)}},
         )(run_item)
 
     @property
@@ -88,11 +89,6 @@ def connect(ray: Any, address: str | None) -> None:
             "that is a node of the cluster. If the cluster needs a token, set RAY_AUTH_MODE=token and put the "
             "output of `ray get-auth-token` on the head into RAY_AUTH_TOKEN or ~/.ray/auth_token."
         ) from None
-
-
-def _worker_environment() -> dict[str, str]:
-    """Return the part of this process's environment that workers on other machines need."""
-    return {k: v for k, v in os.environ.items() if k.startswith(("BENCH_", "HF_", "MLFLOW_"))}
 
 
 def _check_reachable(address: str) -> None:

@@ -64,8 +64,10 @@ class _SlurmJob:
     def poll(self) -> str | None:
         state = "" if self.states is None else self.states.read(self.job.job_id, self.submitted)
         if self.job.paths.result_pickle.exists() or (self.states is None and self.job.done()):
-            error = self.job.exception()
-            return str(self.job.result()) if error is None else _last_line(error)
+            if (error := self.job.exception()) is None:
+                return str(self.job.result())
+            text = str(error)  # with a traceback by submitit, whose last line says what went wrong
+            return (text.rpartition(f"\n{'-' * 22}\n")[0] or text).strip().splitlines()[-1]
         return f"job {self.job.job_id}: {state}, see {self.job.paths.stderr}" if state in ENDED else None
 
     def stop(self) -> None:
@@ -97,9 +99,3 @@ class _JobStates:
 
 def _bad_setting(error: Exception) -> BadSetting:
     return BadSetting(f"--launcher slurm: {' '.join(str(error).split())}")
-
-
-def _last_line(error: Exception) -> str:
-    """Return the last line of the traceback in submitit's error, which says what went wrong."""
-    text = str(error)
-    return (text.rpartition(f"\n{'-' * 22}\n")[0] or text).strip().splitlines()[-1]

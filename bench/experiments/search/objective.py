@@ -105,7 +105,9 @@ class Objective:
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         experiment = replace(self.resolve(self.space.suggest(trial)), folds=self.folds)
         loader = SliceLoader(experiment.pack, experiment.config.input, experiment.device)
-        costs = self._measure_costs(experiment, loader)
+        measured = inference_costs(experiment, loader) if {"flops", "latency"} & set(self.costs) else {}
+        flops, latency = (measured.get(key, math.nan) for key in ("flops", "latency_p50_ms"))
+        costs = {"parameters": experiment.parameters, "flops": flops, "latency": latency}
         means = []
         for fold in self.folds:
             inner = InnerFold(fold.number, fold.train | fold.val, fold.test)
@@ -117,7 +119,7 @@ class Objective:
                     trial.report(best.patients[case], number)
             if best.patients and fold is not self.folds[-1] and trial.should_prune():
                 raise TrialPruned
-        return (sum(means) / len(means), *costs)
+        return (sum(means) / len(means), *(float(costs[name]) for name in self.costs))
 
     def _run_fold(self, trial: Trial, experiment: Experiment, fold: InnerFold, loader: SliceLoader) -> EpochScore:
         """Return the score of the best epoch of an inner fold."""
@@ -141,12 +143,3 @@ class Objective:
                 "Give fewer --inner."
             )
         return best
-
-    def _measure_costs(self, experiment: Experiment, loader: SliceLoader) -> list[float]:
-        measured = inference_costs(experiment, loader) if {"flops", "latency"} & set(self.costs) else {}
-        values = {
-            "parameters": experiment.parameters,
-            "flops": measured.get("flops", math.nan),
-            "latency": measured.get("latency_p50_ms", math.nan),
-        }
-        return [float(values[name]) for name in self.costs]

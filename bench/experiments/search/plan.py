@@ -1,23 +1,36 @@
-"""A search plan, and the sampler and pruner that it asks for."""
+"""A search plan: its sampler and pruner, and everything that it names, loaded and checked before any trial."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from pydantic import Field, ValidationError
 
-from bench.config import Settings
+from bench.config import RunConfig, Settings
+from bench.console import Display
+from bench.data.loader import SliceLoader
+from bench.device import configure_torch
 from bench.errors import BadSetting
-from bench.experiments.search.objective import COSTS
-from bench.experiments.search.storage import ignore_experimental_warnings
+from bench.experiments.search.objective import COSTS, Objective, TrialEvaluator, inner_folds
+from bench.experiments.search.space import Space, Value, build_space
+from bench.overrides import configure
+from bench.tracking.resume import digest, hash_code
+from bench.training.execution import choose_execution
+from bench.training.experiment import Experiment, resolve, task_of
 from bench.training.fold import derive_seed
+from bench.types import Fold
 
 RETRY_HISTORY = "retry_history"  # Optuna's name of the attribute: numbers of the trials that a trial repeats
 
@@ -78,16 +91,14 @@ class PlaceSeededSampler(BaseSampler):
     trials as an uninterrupted one.
     """
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
-        self._sampler = make(seed)
+    def __init__(self, make: Callable[..., BaseSampler], seed: int) -> None:
+        self._make, self._seed, self._sampler = make, seed, make(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         trials = study.get_trials(deepcopy=False)
         original = trial.system_attrs.get(RETRY_HISTORY, [trial.number])[0]
         place = sum(t.number < original and RETRY_HISTORY not in t.system_attrs for t in trials)
-        self._sampler = self._make(derive_seed(self._seed, place) % 2**32)
-        self._sampler.before_trial(study, trial)
+        self._sampler = self._make(seed=derive_seed(self._seed, place) % 2**32)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._sampler.infer_relative_search_space(study, trial)
@@ -102,31 +113,102 @@ class PlaceSeededSampler(BaseSampler):
     ) -> Any:
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self._sampler.after_trial(study, trial, state, values)
-
 
 def make_sampler(plan: SearchPlan) -> BaseSampler:
     """Return the sampler of a plan. For a grid, all values are queued and the sampler is never asked."""
-    kinds: dict[str, Callable[[int], BaseSampler]] = {
-        "tpe": lambda seed: TPESampler(seed=seed),
-        "gp": lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
-        "cmaes": lambda seed: CmaEsSampler(seed=seed, warn_independent_sampling=False),
-        "random": lambda seed: RandomSampler(seed=seed),
-        "grid": lambda seed: RandomSampler(seed=seed),
-    }
+    gp, cmaes = (partial(kind, warn_independent_sampling=False) for kind in (GPSampler, CmaEsSampler))
+    kinds: dict[str, Callable[..., BaseSampler]] = {"tpe": TPESampler, "gp": gp, "cmaes": cmaes}
+    kinds |= {"random": RandomSampler, "grid": RandomSampler}
     return PlaceSeededSampler(kinds[plan.sampler], plan.seed)
 
 
 def make_pruner(plan: SearchPlan, max_epochs: int) -> BasePruner:
     """Return the pruner of a plan; `max_epochs` is the longest that a trial may train."""
-    kinds: dict[str, Callable[[], BasePruner]] = {
-        "none": NopPruner,
-        "median": MedianPruner,
-        "hyperband": lambda: HyperbandPruner(min_resource=1, max_resource=max_epochs),
-        "wilcoxon": WilcoxonPruner,
-    }
+    hyperband = partial(HyperbandPruner, min_resource=1, max_resource=max_epochs)
+    kinds: dict[str, Callable[[], BasePruner]] = {"none": NopPruner, "median": MedianPruner}
+    kinds |= {"hyperband": hyperband, "wilcoxon": WilcoxonPruner}
     with ignore_experimental_warnings():
         return kinds[plan.pruner]()
+
+
+@contextmanager
+def ignore_experimental_warnings() -> Iterator[None]:
+    """Ignore that Optuna calls heartbeats, plots and other features experimental at every use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class ResolvedSearch:
+    """A plan with its space and the experiment of its base settings, loaded and checked.
+
+    `machine` holds settings that may differ between machines: folder and device.
+    """
+
+    plan: SearchPlan
+    machine: Mapping[str, Any]
+    space: Space
+    experiment: Experiment
+
+    @property
+    def outer_fold(self) -> Fold:
+        return next(f for f in self.experiment.folds if f.number == self.plan.fold)
+
+    @property
+    def dependencies(self) -> dict[str, str]:
+        """What the trials depend on beside the plan."""
+        return {
+            "data": self.experiment.pack.manifest.key,
+            "split": self.experiment.split_hash,
+            "code": digest(hash_code(self.experiment.config, also=("experiments/search",))),
+        }
+
+    def configure(self, chosen: Mapping[str, Value]) -> RunConfig:
+        """Return the settings of a trial. Raises `BadSetting` if they are scored differently from the base."""
+        config = configure(*self.plan.base, self.machine, chosen)
+        task, base = task_of(config), self.experiment.task
+        if (task.name, task.primary) != (base.name, base.primary):
+            raise BadSetting(f"it is scored by {task.primary}, the base by {base.primary}. Search one of them.")
+        return config
+
+    def make_objective(self, evaluator: TrialEvaluator, display: Display) -> Objective:
+        """Return the objective of the trials, which has only inner folds."""
+        config = self.experiment.config
+        configure_torch(self.experiment.device, deterministic=config.train.deterministic, threads=config.threads)
+        seed = int(config.split.params.get("seed", 0))
+        folds = inner_folds(self.experiment.pack.index, self.outer_fold, self.plan.inner, seed)
+        inner = replace(self.experiment, folds=folds)
+        return Objective(
+            space=self.space,
+            resolve=lambda chosen: resolve(self.configure(chosen)),
+            folds=folds,
+            pruner=self.plan.pruner,
+            costs=self.plan.costs,
+            execution=choose_execution(inner, SliceLoader(inner.pack, config.input, inner.device)).execution,
+            evaluator=evaluator,
+            watch=display,
+        )
+
+    def set_sampler_and_pruner(self, study: Study) -> None:
+        """Give a study its sampler and pruner, which the storage does not keep."""
+        epochs = self.space.dimensions.get("train.epochs")
+        ends = epochs.ends if epochs else [self.experiment.config.train.epochs]
+        max_epochs = max(end for end in ends if isinstance(end, int))
+        study.sampler, study.pruner = make_sampler(self.plan), make_pruner(self.plan, max_epochs)
+
+
+def resolve_search(plan: SearchPlan, machine: Mapping[str, Any], display: Display) -> ResolvedSearch:
+    """Load and check everything in a plan. Raises `BenchError`."""
+    space = build_space(plan.space)
+    experiment = resolve(configure(*plan.base, machine), only=plan.fold, watch=display)
+    if experiment.leaky:
+        raise BadSetting(
+            f"split={experiment.config.split.name} leaks: its scores cannot choose settings. Use split=patients."
+        )
+    plan = plan.check(experiment.task.primary, experiment.task.name)
+    resolved = ResolvedSearch(plan, machine, space, experiment)
+    space.check(resolved.configure)
+    if plan.sampler == "grid":
+        space.grid()  # raises where a range has no step
+    return resolved

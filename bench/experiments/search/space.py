@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from optuna.trial import BaseTrial
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.config import NOT_DECISIVE, RunConfig, Settings
@@ -19,16 +20,6 @@ Value = bool | int | float | str | None
 When = dict[str, Value | tuple[Value, ...]]
 FIXED = ("dataset", "split", "evaluate", "seed", *NOT_DECISIVE)  # they decide what a score means, or nothing
 _SHORT = re.compile(r"(\S+?)\.\.(\S+)(?: (log)| step (\S+))?")
-
-
-class Suggester(Protocol):
-    """The part of an Optuna trial that suggests values."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
 
 class Range(Settings):
@@ -60,7 +51,7 @@ class Range(Settings):
     def ends(self) -> tuple[Value, ...]:
         return self.low, self.high
 
-    def suggest(self, trial: Suggester, name: str) -> Value:
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
         if self._is_integer:
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
@@ -83,7 +74,7 @@ class Choice(Settings):
     def ends(self) -> tuple[Value, ...]:
         return self.values
 
-    def suggest(self, trial: Suggester, name: str) -> Value:
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
         value: Value = trial.suggest_categorical(name, self.values)
         return value
 
@@ -100,7 +91,7 @@ class Space:
 
     dimensions: Mapping[str, Range | Choice]
 
-    def suggest(self, trial: Suggester) -> dict[str, Value]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Value]:
         """Draw one value of each setting that applies."""
         chosen: dict[str, Value] = {}
         for name, dimension in self.dimensions.items():
@@ -114,14 +105,8 @@ class Space:
         wanted = self.dimensions if names is None else set(names)
         for name, dimension in self.dimensions.items():
             if name in wanted:
-                values = dimension.grid_values(name)
-                points = [
-                    new
-                    for point in points
-                    for new in (
-                        [point | {name: v} for v in values] if _applies(dimension.when, point) else [point]
-                    )
-                ]
+                values = [{name: value} for value in dimension.grid_values(name)]
+                points = [p | one for p in points for one in (values if _applies(dimension.when, p) else [{}])]
         return points
 
     def check(self, configure: Callable[[Mapping[str, Value]], RunConfig]) -> None:

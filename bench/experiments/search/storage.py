@@ -1,37 +1,32 @@
-"""The Optuna storage of studies: a SQLite file beside the tracking store, or a database server."""
+"""Optuna studies and their storage: a SQLite file beside the tracking store, or a database server."""
 
 from __future__ import annotations
 
+import json
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 from urllib.parse import urlparse
 
 import optuna
 from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning
+from optuna import Study
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from bench.errors import BadSetting, StoreError
-from bench.tracking import Store, check_reachable, without_password
+from bench.errors import BadSetting, StoreError, UnknownName, did_you_mean
+from bench.experiments.search.plan import SearchPlan, ignore_experimental_warnings
+from bench.tracking import check_reachable, without_password
 
 HEARTBEAT = 15  # seconds between two heartbeats of a worker
 GRACE = 120  # seconds without a heartbeat after which a trial is failed
-
-
-def choose_storage_url(option: str | None, store: Store) -> str:
-    """Return the URL of --storage, or of `optuna.db` beside a SQLite store. Raises `BadSetting`."""
-    if option is not None:
-        return option
-    if store.folder is None:
-        raise BadSetting(
-            "the tracking store is a server, so the study needs a storage of its own. Give --storage postgresql://..."
-        )
-    return f"sqlite:///{store.folder / 'optuna.db'}"
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # states of the trials that the budget counts
+PROBLEM = "problem"  # attribute of a failed trial: its error message
 
 
 class SqliteStorage(RDBStorage):
@@ -76,13 +71,87 @@ def open_storage(url: str) -> Iterator[RDBStorage]:
         storage.engine.dispose()
 
 
-@contextmanager
-def ignore_experimental_warnings() -> Iterator[None]:
-    """Ignore that Optuna calls heartbeats, plots and other features experimental at every use."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
-
-
 def _lock(url: str) -> FileLock:
     return FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+
+
+def open_study(
+    storage: RDBStorage, name: str, plan: SearchPlan, dependencies: Mapping[str, Any], *, maximize: bool
+) -> Study:
+    """Return the study of this name; create it if it does not exist.
+
+    `dependencies` are what its trials depend on beside the plan. Raises `BadSetting` if one differs from the
+    study's.
+    """
+    score = StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE
+    directions = [score, *(StudyDirection.MINIMIZE for _ in plan.costs)]
+    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    if "key" not in study.user_attrs:
+        study.set_user_attr("key", uuid.uuid4().hex)  # identifies its tracked run
+    if "plan" in study.user_attrs:
+        check_dependencies(study, plan, dependencies)
+        study.set_user_attr("trials", plan.trials)
+        return study
+    with ignore_experimental_warnings():
+        study.set_metric_names(list(plan.objectives))
+    for key, value in {**dependencies, "trials": plan.trials}.items():
+        study.set_user_attr(key, value)
+    study.set_user_attr("plan", plan.model_dump(mode="json"))  # the last one: it shows helpers a complete study
+    return study
+
+
+def load_study(storage: RDBStorage, name: str) -> tuple[Study, SearchPlan]:
+    """Return a study that another process has started, and its plan. Raises `UnknownName`."""
+    names = [s.study_name for s in storage.get_all_studies()]
+    if name not in names:
+        existing = f" The studies are {', '.join(names)}." if names else " It has no studies yet."
+        url = without_password(storage.url)
+        raise UnknownName(f"no study '{name}' in {url}.{did_you_mean(name, names)}{existing}")
+    study = optuna.load_study(study_name=name, storage=storage)
+    if "plan" not in study.user_attrs:
+        raise BadSetting(
+            f"study '{name}' is still being created, or bench search did not create it. Try again in a moment."
+        )
+    return study, SearchPlan.model_validate(study.user_attrs["plan"] | {"trials": study.user_attrs["trials"]})
+
+
+def check_dependencies(study: Study, plan: SearchPlan, dependencies: Mapping[str, Any]) -> None:
+    """Raise `BadSetting` if the plan, data or code differ from those that the study was started with."""
+    stored = study.user_attrs
+    before = stored["plan"] | {key: stored.get(key) for key in dependencies}
+    now = json.loads(plan.model_dump_json()) | dict(dependencies)
+    changed = sorted(key for key in now if key != "trials" and now[key] != before.get(key))
+    if changed:
+        raise BadSetting(
+            f"study '{study.study_name}' was started with a different {' and a different '.join(changed)}, so its "
+            "trials would not be comparable. Change it back, or give another --name."
+        )
+
+
+def trials_of(study: Study, *states: TrialState) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=states)
+
+
+def failed_trials(study: Study) -> list[FrozenTrial]:
+    """Return the trials that failed with an error of their own."""
+    return [t for t in trials_of(study, TrialState.FAIL) if PROBLEM in t.user_attrs]
+
+
+def finished_trials(study: Study, known: set[int]) -> Iterator[FrozenTrial]:
+    """Yield and make `known` the trials that have ended, without those stopped before they drew any value."""
+    new = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and t.number not in known]
+    for trial in new:
+        if trial.params or PROBLEM in trial.user_attrs:
+            yield trial
+            known.add(trial.number)
+
+
+def best_trial(study: Study) -> FrozenTrial | None:
+    """Return the complete trial with the best first objective, or None before any is complete."""
+    return next(iter(ranked(study, trials_of(study, TrialState.COMPLETE))), None)
+
+
+def ranked(study: Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort trials by their first objective, the best first."""
+    sign = -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+    return sorted(trials, key=lambda t: (sign * t.values[0], t.number))

@@ -1,27 +1,45 @@
-"""A study in its tracked run: run all trials, log each as a child run, and the plots at the end."""
+"""A study in its tracked run: run all trials, log each as a child run, and what the study shows at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from optuna import Study
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import matplotlib as draw
 
+from bench.config import RunConfig
 from bench.console import Display
 from bench.errors import BadSetting
+from bench.experiments.run import tracked_run
 from bench.experiments.search.objective import TrialEvaluator
-from bench.experiments.search.outcome import describe_trial, plot_study, trial_table
-from bench.experiments.search.plan import SearchPlan
-from bench.experiments.search.resolve import ResolvedSearch
-from bench.experiments.search.study import PROBLEM, finished_trials, open_study
+from bench.experiments.search.plan import ResolvedSearch, SearchPlan
+from bench.experiments.search.storage import (
+    COUNTED,
+    PROBLEM,
+    failed_trials,
+    finished_trials,
+    open_storage,
+    open_study,
+    ranked,
+    trials_of,
+)
 from bench.experiments.search.workers import queue_grid, run_trials
-from bench.experiments.tracked_run import tracked_run
-from bench.tracking import MlflowRecorder, Run, Store, Tag, search_runs
+from bench.tracking import MlflowRecorder, Run, Store, Tag, connect, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.experiment import Experiment
 
@@ -36,6 +54,23 @@ class Session:
     storage: RDBStorage
     display: Display
     evaluator: TrialEvaluator
+
+
+@contextmanager
+def open_session(
+    storage: str | None, uri: str | None, quiet: bool, evaluator: TrialEvaluator
+) -> Iterator[Session]:
+    """Connect to the stores; without `storage`, studies are in `optuna.db` beside a SQLite tracking store."""
+    store = connect(uri)
+    if storage is None:
+        if store.folder is None:
+            raise BadSetting(
+                "the tracking store is a server, so the study needs a storage of its own. "
+                "Give --storage postgresql://..."
+            )
+        storage = f"sqlite:///{store.folder / 'optuna.db'}"
+    with Display(quiet=quiet) as display, open_storage(storage) as opened:
+        yield Session(store, opened, display, evaluator)
 
 
 @dataclass(frozen=True)
@@ -124,3 +159,97 @@ def study_tags(resolved: ResolvedSearch, name: str) -> dict[str, str]:
 def study_settings(resolved: ResolvedSearch) -> dict[str, Any]:
     plan = resolved.plan.model_dump(mode="json", exclude={"base", "fold"})
     return resolved.experiment.config.flat() | {f"search.{key}": value for key, value in plan.items()}
+
+
+def describe_counts(study: Study) -> str:
+    """Return '12 trials (9 complete, 3 pruned), 1 failed'."""
+    complete, pruned = (len(trials_of(study, state)) for state in COUNTED)
+    failed = f", {count} failed" if (count := len(failed_trials(study))) else ""
+    return f"{complete + pruned} trials ({complete} complete, {pruned} pruned){failed}"
+
+
+def describe_trial(trial: FrozenTrial, plan: SearchPlan) -> str:
+    """Return one line: number, objectives or how the trial ended, and settings."""
+    if trial.state == TrialState.COMPLETE:
+        pairs = zip(plan.objectives, trial.values, strict=True)
+        outcome = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
+    else:
+        end = "pruned" if trial.state == TrialState.PRUNED else "interrupted"
+        outcome = str(trial.user_attrs.get(PROBLEM, end))
+    settings = ", ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+    return f"trial {trial.number}: {outcome} · {settings}"
+
+
+def trial_table(study: Study, plan: SearchPlan) -> pd.DataFrame:
+    """Return the best ten trials, or with several objectives all on the Pareto front."""
+    trials = ranked(study, study.best_trials if plan.costs else trials_of(study, TrialState.COMPLETE))
+    rows = [
+        {"trial": str(t.number)}
+        | dict(zip(plan.objectives, t.values, strict=True))
+        | {name: _short(value) for name, value in t.params.items()}
+        for t in (trials if plan.costs else trials[:10])
+    ]
+    return pd.DataFrame(rows).fillna("")
+
+
+def plot_study(study: Study, plan: SearchPlan, say: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
+    """Plot history, importance, slices, parallel coordinates, and the Pareto front of two or three objectives."""
+    first: dict[str, Any] = {"target_name": plan.objectives[0]}
+    if plan.costs:
+        first["target"] = lambda trial: trial.values[0]
+    plots: dict[str, Callable[[], Any]] = {
+        "history": lambda: draw.plot_optimization_history(study, **first),
+        "importance": lambda: draw.plot_param_importances(study, **first),
+        "slices": lambda: draw.plot_slice(study, **first),
+        "parallel": lambda: draw.plot_parallel_coordinate(study, **first),
+    }
+    if 2 <= len(plan.objectives) <= 3:
+        plots["pareto"] = lambda: draw.plot_pareto_front(study, target_names=list(plan.objectives))
+    images = {}
+    for name, plot in plots.items():
+        try:
+            with warnings.catch_warnings():  # plots are experimental, and a choice that never varied has no width
+                warnings.simplefilter("ignore")
+                figure = np.ravel(plot())[0].figure
+            figure.set_size_inches(max(12, figure.get_size_inches()[0]), 6)
+            images[f"plots/{name}"] = _render(figure)
+        except (ValueError, RuntimeError) as error:  # fewer than two trials, or all with the same value
+            say(f"no plot of {name}: {error}")
+        finally:
+            pyplot.close("all")
+    return images
+
+
+def config_file(config: RunConfig, study: Study, plan: SearchPlan) -> str:
+    """Return the settings as the text of a file for `bench run --config`, without the folder of the data."""
+    flat: dict[str, Any] = {k: v for k, v in config.completed().flat().items() if not k.startswith("run.")}
+    flat.pop("dataset.folder", None)
+    settings = {
+        "name": f"{study.study_name}-best",
+        "seed": config.seed,
+        "searched": len(trials_of(study, *COUNTED)),
+        "plugins": list(config.plugins),
+        "augment": list(config.augment),
+        "input.preprocess": list(config.input.preprocess),
+    }
+    lines = (
+        f"# The best of {describe_counts(study)} of the study {study.study_name}, chosen by the validation",
+        f"# {plan.objectives[0]} of {plan.inner} inner folds without the test patients of fold {plan.fold}.",
+        "# Test it on that fold only: test patients of the other folds took part in the choice.",
+        "#",
+        f"#   bench run --config FILE --fold {plan.fold}",
+        *(f"{key}: {json.dumps(value)}" for key, value in (settings | flat).items()),
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _render(figure: Figure) -> NDArray[np.uint8]:
+    """Return the figure as (H, W, 3), large enough for the names of settings beyond its border."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", bbox_inches="tight")
+        pixels = np.frombuffer(file.getvalue(), np.uint8)
+    return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

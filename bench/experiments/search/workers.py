@@ -12,13 +12,12 @@ from typing import Any
 
 from optuna import Study, Trial
 from optuna.storages import _CachedStorage, fail_stale_trials
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from bench.errors import BadSetting, BenchError
-from bench.experiments.search.plan import RETRY_HISTORY, SearchPlan
+from bench.experiments.search.plan import RETRY_HISTORY, SearchPlan, ignore_experimental_warnings
 from bench.experiments.search.space import Space
-from bench.experiments.search.storage import GRACE, ignore_experimental_warnings
-from bench.experiments.search.study import COUNTED, PROBLEM, failed_trials, trials_of
+from bench.experiments.search.storage import COUNTED, GRACE, PROBLEM, failed_trials, trials_of
 from bench.training.fold import derive_seed
 
 MAX_RETRIES = 2  # of a trial whose worker was lost
@@ -52,8 +51,10 @@ def run_trials(
     first_seen: dict[int, float] = {}
     announced = False
     with ignore_experimental_warnings():
-        if owner:
-            _fail_abandoned(study)
+        if owner:  # an earlier owner on this machine has left these: if it still ran, it would hold the lock
+            for trial in trials_of(study, TrialState.RUNNING):
+                if trial.user_attrs.get(WORKER, trial.user_attrs.get(QUEUED)) == MACHINE:
+                    study.tell(trial.number, state=TrialState.FAIL)
         fail_stale_trials(study)
         # Optuna's MaxTrialsCallback looks only after a trial: n workers would run up to n - 1 trials too many.
         while True:
@@ -78,7 +79,9 @@ def run_trials(
                 if not announced:
                     say(f"waiting for {running} trials of other workers")
                 announced = True
-                _wait_for_others(study, first_seen)
+                time.sleep(POLL)
+                fail_stale_trials(study)  # of workers that were lost
+                fail_unclaimed(study, first_seen)
             else:
                 break
             after_trial()
@@ -105,20 +108,6 @@ def _run_trial(
     except BenchError as error:
         trial.set_user_attr(PROBLEM, str(error))
         raise
-
-
-def _fail_abandoned(study: Study) -> None:
-    """Fail trials that an earlier owner on this machine left running; if it still ran, it would hold the lock."""
-    for trial in trials_of(study, TrialState.RUNNING):
-        if trial.user_attrs.get(WORKER, trial.user_attrs.get(QUEUED)) == MACHINE:
-            study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _wait_for_others(study: Study, first_seen: dict[int, float]) -> None:
-    """Wait a moment, then fail the trials whose worker was lost."""
-    time.sleep(POLL)
-    fail_stale_trials(study)
-    fail_unclaimed(study, first_seen)
 
 
 def fail_unclaimed(study: Study, first_seen: dict[int, float]) -> None:
@@ -153,7 +142,9 @@ def _queue_trials(study: Study, *, new: bool) -> None:
     repeated = {number for t in trials for number in t.system_attrs.get(RETRY_HISTORY, ())}
     waiting = any(t.state == TrialState.WAITING for t in trials)
     for trial in trials:
-        if trial.number in repeated or not _is_interrupted(trial):
+        surplus = trial.user_attrs.get(SPARED) == "surplus" and "fixed_params" not in trial.system_attrs
+        settled = surplus or PROBLEM in trial.user_attrs  # otherwise its values are still to be tried
+        if trial.number in repeated or trial.state != TrialState.FAIL or settled:
             continue
         history = [*trial.system_attrs.get(RETRY_HISTORY, ()), trial.number]
         if sum(SPARED not in trials[number].user_attrs for number in history) <= MAX_RETRIES:
@@ -163,16 +154,9 @@ def _queue_trials(study: Study, *, new: bool) -> None:
         _queue_trial(study, {})
 
 
-def _is_interrupted(trial: FrozenTrial) -> bool:
-    """Return whether a trial ended without an error of its own and its values are still to be tried."""
-    surplus = trial.user_attrs.get(SPARED) == "surplus" and "fixed_params" not in trial.system_attrs
-    return trial.state == TrialState.FAIL and PROBLEM not in trial.user_attrs and not surplus
-
-
 def _queue_trial(study: Study, system_attrs: dict[str, Any]) -> None:
-    study.add_trial(
-        create_trial(state=TrialState.WAITING, user_attrs={QUEUED: MACHINE}, system_attrs=system_attrs)
-    )
+    trial = create_trial(state=TrialState.WAITING, user_attrs={QUEUED: MACHINE}, system_attrs=system_attrs)
+    study.add_trial(trial)
 
 
 # Optuna's GridSampler is not used: it has no conditional settings, and it skips points whose trial was interrupted

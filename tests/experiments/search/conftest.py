@@ -12,8 +12,7 @@ import optuna
 import pytest
 
 from bench.experiments.search.plan import SearchPlan, make_pruner, make_sampler
-from bench.experiments.search.storage import open_storage
-from bench.experiments.search.study import open_study
+from bench.experiments.search.storage import open_storage, open_study
 from bench.overrides import configure
 from bench.training.experiment import Experiment, resolve
 from tests.experiments.search.fakes import BASE

@@ -11,7 +11,7 @@ import optuna
 
 from bench.experiments.search.objective import EpochScore
 from bench.experiments.search.plan import SearchPlan, make_plan
-from bench.experiments.search.study import COUNTED
+from bench.experiments.search.storage import COUNTED
 
 BASE = {
     "dataset": {"name": "phantom", "patients": 9, "size": 32, "slices": 6, "institutions": 2},

@@ -19,10 +19,9 @@ from bench.analysis.board_rows import search_trials
 from bench.cli import app
 from bench.errors import BadSetting
 from bench.experiments import search as searching
+from bench.experiments.search.command import OUTER
 from bench.experiments.search.objective import EpochScore
-from bench.experiments.search.outer_fold import OUTER
-from bench.experiments.search.storage import open_storage
-from bench.experiments.search.study import load_study
+from bench.experiments.search.storage import load_study, open_storage
 from bench.experiments.search.study_run import STUDY, TRIAL
 from bench.overrides import configure, load_settings
 from bench.tracking import PARENT, Tag, connect, find_run, read_table, search_runs

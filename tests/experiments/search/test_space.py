@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import BadSetting, BenchError
 from bench.experiments.search import read_search_file
-from bench.experiments.search.resolve import resolve_search
+from bench.experiments.search.plan import resolve_search
 from bench.experiments.search.space import build_space
 from bench.overrides import configure
 from tests.experiments.search.fakes import BASE, small_plan

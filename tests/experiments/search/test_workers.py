@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.errors import BadSetting, StoreError, TrainingError, UnknownName
 from bench.experiments.search.plan import SearchPlan, make_sampler
 from bench.experiments.search.space import build_space
-from bench.experiments.search.storage import open_storage
-from bench.experiments.search.study import load_study
+from bench.experiments.search.storage import load_study, open_storage
 from bench.experiments.search.workers import SurplusTrial, fail_unclaimed, queue_grid, run_trials
 from tests.experiments.search.fakes import draw_x, points, small_plan
 
