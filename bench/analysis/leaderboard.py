@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.board_rows import CONFIGURATION, RUN, build_row, one_per_seed, row_key
 from bench.analysis.filters import filter_records
 from bench.analysis.score_facts import lower_is_better
@@ -129,7 +129,7 @@ def _check_column(name: str | None, boards: Sequence[Board]) -> None:
         raise UnknownName(f"no column '{name}'; there are {', '.join(numbers)}.{did_you_mean(name, numbers)}")
 
 
-def _pareto_front(board: Board, cost: str) -> tuple[Row, ...]:
+def _pareto_front(board: Board, cost: str) -> tuple[BoardRow, ...]:
     """Keep rows that no other row matches in score and cost while being better in one of the two."""
     points: NDArray[np.float64] = np.array(
         [(-row.score if board.higher_is_better else row.score, _column(row, cost)) for row in board.rows],
@@ -143,17 +143,17 @@ def _pareto_front(board: Board, cost: str) -> tuple[Row, ...]:
     return tuple(front)
 
 
-def _sorted_rows(board: Board, column: str) -> tuple[Row, ...]:
+def _sorted_rows(board: Board, column: str) -> tuple[BoardRow, ...]:
     """Sort by a column, best first, rows without it last; equal rows stay in the order of their ranks."""
     own = column in ("score", "low", "high")
     low = lower_is_better(column) or (own and not board.higher_is_better)
 
-    def badness(row: Row) -> float:
+    def badness(row: BoardRow) -> float:
         value = _column(row, column)
         return math.inf if math.isnan(value) else value if low else -value
 
     return tuple(sorted(board.rows, key=badness))
 
 
-def _column(row: Row, name: str) -> float:
+def _column(row: BoardRow, name: str) -> float:
     return float(row.flat().get(name, math.nan))

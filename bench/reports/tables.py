@@ -14,7 +14,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.score_facts import digits_of
 from bench.formatting import (
     NAMES,
@@ -37,7 +37,7 @@ class Column:
     """A column of a board: its heading, the text of a cell, its meaning, and the field with its number, if any."""
 
     heading: str
-    cell: Callable[[Row], str]
+    cell: Callable[[BoardRow], str]
     meaning: str
     field: str = ""
 

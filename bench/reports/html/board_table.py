@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.score_facts import lower_is_better
 from bench.reports.html_document import escaped
 from bench.reports.tables import RANK, RUN, Column, cost_columns, score_columns
@@ -49,7 +49,7 @@ def _heading(column: Column, largest_first: bool) -> str:
     return f'<th scope="col"{kind}{order}{tip}><button type="button">{escaped(column.heading)}</button></th>'
 
 
-def _cell(column: Column, row: Row, values: Mapping[str, Any]) -> str:
+def _cell(column: Column, row: BoardRow, values: Mapping[str, Any]) -> str:
     text = escaped(column.cell(row))
     if column is RUN:
         return name_cell(column.cell(row))

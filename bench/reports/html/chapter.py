@@ -16,7 +16,7 @@ from bench.reports.html import figures
 from bench.reports.html.board_data import BoardData
 from bench.reports.html.board_table import board_columns, name_cell, sortable_table
 from bench.reports.html.figures import format_score, score_name
-from bench.reports.html.gallery_controls import explain_order, gallery_html
+from bench.reports.html.gallery import explain_order, gallery_html
 from bench.reports.html_document import definition_list, escaped
 from bench.reports.tables import legend
 
