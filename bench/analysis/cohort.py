@@ -78,7 +78,8 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
 
     Raises `BadSetting` without two comparable runs, or if they have a single fold.
     """
-    runs = {r.run_id: r for r in records if _is_trained_segmentation(r) and "dice" in r.cases}
+    trained = [r for r in records if not scored_by_slice(r.tags) and not is_derived(r.tags, r.settings)]
+    runs = {r.run_id: r for r in trained if "dice" in r.cases}
     boards = [board for board in build_boards(list(runs.values())) if len(board.rows) > 1]
     board = max(boards, key=_informativeness, default=None)
     if board is None:
@@ -111,10 +112,6 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
         seed_variance=float(np.mean(seed_variances)) if seed_variances else None,
         training=max(0.0, float(np.median(excesses))),  # robust to one model that fails in one fold
     )
-
-
-def _is_trained_segmentation(record: RunRecord) -> bool:
-    return not scored_by_slice(record.tags) and not is_derived(record.tags, record.settings)
 
 
 def _informativeness(board: Board) -> tuple[bool, bool, int, int]:

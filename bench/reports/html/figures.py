@@ -16,7 +16,7 @@ from bench.analysis.calibration import Trust
 from bench.analysis.score_facts import digits_of
 from bench.analysis.significance import MeanRanks
 from bench.formatting import NAMES, between, decimal, letter
-from bench.reports.dataset.figures import HUES, SHADES
+from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import (
     COLOURS,
     FAINT,
@@ -27,7 +27,6 @@ from bench.reports.html.svg import (
     element,
     line,
     line_style,
-    shortened,
     svg_image,
     text,
 )
@@ -156,7 +155,8 @@ def draw_heat_map(
     order = np.lexsort((np.array(cases), means if higher else -means))  # NaN comes last
     wide = float(np.clip((WIDTH - NAME) / len(cases), 8, 30))
     swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(sorted(set(institutions)))}
-    low, high = (0.0, 1.0) if _is_share(scores) else (float(np.nanmin(scores)), float(np.nanmax(scores)))
+    low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
+    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     top, labels = 30, 18 + 5.6 * min(max(map(len, cases)), 22)
     parts = []
     for number, column in enumerate(order.tolist()):
@@ -180,10 +180,6 @@ def draw_heat_map(
     return svg_image(width, foot + 40, "score of each patient in each row", *names, *parts, key)
 
 
-def _is_share(scores: Floats) -> bool:
-    return bool(np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1)
-
-
 def _shade(value: float, low: float, high: float, higher: bool) -> str:
     """Return a colour: dark is bad, white is undefined."""
     if not np.isfinite(value):
@@ -197,11 +193,9 @@ def _colour_key(low: float, high: float, higher: bool, name: str, x: float, y: f
         element("rect", x=x + 4.0 * at, y=y, width=4.4, height=12, fill=_shade(value, low, high, higher))
         for at, value in enumerate(np.linspace(low, high, 50))
     ]
-    ends = [
-        text(x, y + 28, f"{low:.3g}", class_="tick"),
-        text(x + 200, y + 28, f"{high:.3g}", text_anchor="end", class_="tick"),
-    ]
-    return "".join((*steps, *ends, text(x + 100, y + 28, name, text_anchor="middle")))
+    first = text(x, y + 28, f"{low:.3g}", class_="tick")
+    last = text(x + 200, y + 28, f"{high:.3g}", text_anchor="end", class_="tick")
+    return "".join((*steps, first, last, text(x + 100, y + 28, name, text_anchor="middle")))
 
 
 def _swatch_key(swatches: Mapping[str, str], x: float, y: float) -> str:
@@ -239,15 +233,12 @@ def _reliability(names: Mapping[int, str], tables: Mapping[int, pd.DataFrame], u
     parts.append(plot.curve([0, 1], [0, 1], stroke=FAINT, stroke_dasharray="2 4"))
     for at, table in tables.items():
         share = table[unit] / table[unit].max()
+        x, y, style = table["probability"].to_numpy(), table["share"].to_numpy(), line_style(at)
         dots = [
-            element(
-                "circle", cx=plot.x(x), cy=plot.y(y), r=float(2 + 4 * np.sqrt(size)), fill=line_style(at)["stroke"]
-            )
-            for x, y, size in zip(table["probability"], table["share"], share, strict=True)
+            element("circle", cx=plot.x(a), cy=plot.y(b), r=float(2 + 4 * np.sqrt(size)), fill=style["stroke"])
+            for a, b, size in zip(x, y, share, strict=True)
         ]
-        curve = plot.curve(
-            table["probability"].to_numpy(), table["share"].to_numpy(), **line_style(at), stroke_width=2
-        )
+        curve = plot.curve(x, y, **style, stroke_width=2)
         parts.append(element("g", curve, *dots, data_row=at, data_tip=names[at]))
     return "".join(parts)
 
@@ -258,7 +249,7 @@ def _legend(names: Mapping[int, str], x: float, y: float) -> tuple[str, float]:
     for number, (at, name) in enumerate(names.items()):
         down = y + 20 * number
         swatch = line(x, down - 4, x + 26, down - 4, **line_style(at), stroke_width=2.5)
-        parts.append(element("g", swatch, text(x + 32, down, shortened(name)), data_row=at, data_tip=name))
+        parts.append(element("g", swatch, text(x + 32, down, shortened(name, 30)), data_row=at, data_tip=name))
     return "".join(parts), y + 20 * len(names)
 
 
