@@ -39,7 +39,7 @@ def one_per_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def build_row(
-    runs: Sequence[RunRecord], ranked: RankedModel, group_by: str, every: Sequence[RunRecord]
+    runs: Sequence[RunRecord], ranked: RankedModel, every: Sequence[RunRecord], group_by: str
 ) -> BoardRow:
     """Build the row of `runs`, which are those of `every` that count."""
     newest = runs[0]

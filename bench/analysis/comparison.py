@@ -106,10 +106,8 @@ def compare_cases(
         if primary not in cases:
             raise BadSetting(f"run {side.name} has no {primary} per patient. Choose another --primary.")
     if unequal := set(cases_a["case"]) ^ set(cases_b["case"]):
-        raise BadSetting(
-            f"the runs did not test the same patients ({len(unequal)} in only one run, such as {min(unequal)}). "
-            "Run all folds of both."
-        )
+        others = f"{len(unequal)} in only one run, such as {min(unequal)}"
+        raise BadSetting(f"the runs did not test the same patients ({others}). Run all folds of both.")
     table = _join_scores(cases_a, cases_b, primary, groups)
     defined = np.isfinite(table[["a", "b"]].to_numpy(np.float64)).all(axis=1)
     patients, others = table[defined], table[~defined]
@@ -143,9 +141,8 @@ def scale_of(primary: str) -> MetricScale:
     """Return how to read a metric. Raises `BenchError` if it is unknown or has no better direction."""
     facts = registry.metric[primary].facts
     if facts.get("higher") is None:
-        raise BadSetting(
-            f"neither high nor low values of '{primary}' are better. Choose another --primary, such as dice."
-        )
+        problem = f"neither high nor low values of '{primary}' are better"
+        raise BadSetting(f"{problem}. Choose another --primary, such as dice.")
     unit = facts.get("unit", "")
     return MetricScale(primary, facts["higher"], unit, ROPE.get(unit, 0.01), digits_of(primary))
 

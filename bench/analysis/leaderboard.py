@@ -85,10 +85,8 @@ def _build_board(task: str, records: Sequence[RunRecord], primary: str | None, g
         rows.setdefault(row_key(record, group_by), []).append(record)
     contenders = [one_per_seed(runs) for runs in rows.values()]
     left_out, ranked = rules.rank(contenders, score)
-    made = [
-        build_row(runs, each, group_by, every)
-        for every, runs, each in zip(rows.values(), contenders, ranked, strict=True)
-    ]
+    of_rows = zip(contenders, ranked, rows.values(), strict=True)
+    made = [build_row(runs, each, every, group_by) for runs, each, every in of_rows]
     tags = records[0].tags
     return Board(
         task=task,
@@ -108,9 +106,8 @@ def _check_primary(primary: str | None, records: Sequence[RunRecord]) -> None:
     by_task = {task: [r for r in records if task_name(r.tags) == task] for task in RULES}
     scores = list(dict.fromkeys(s for task, group in by_task.items() for s in rules_of(task).scores(group)))
     if primary is not None and primary not in scores:
-        raise UnknownName(
-            f"cannot rank by '{primary}'; there are {', '.join(scores)}.{did_you_mean(primary, scores)}"
-        )
+        known = ", ".join(scores)
+        raise UnknownName(f"cannot rank by '{primary}'; there are {known}.{did_you_mean(primary, scores)}")
 
 
 def _check_group_by(group_by: str, records: Sequence[RunRecord]) -> None:
@@ -131,16 +128,14 @@ def _check_column(name: str | None, boards: Sequence[Board]) -> None:
 
 def _pareto_front(board: Board, cost: str) -> tuple[BoardRow, ...]:
     """Keep rows that no other row matches in score and cost while being better in one of the two."""
-    points: NDArray[np.float64] = np.array(
-        [(-row.score if board.higher_is_better else row.score, _column(row, cost)) for row in board.rows],
-        np.float64,
-    )
-    front = []
-    for row, point in zip(board.rows, points, strict=True):
+    sign = -1 if board.higher_is_better else 1
+    points = np.array([(sign * row.score, _column(row, cost)) for row in board.rows], np.float64)
+
+    def is_best(point: NDArray[np.float64]) -> bool:
         beaten = (points <= point).all(1) & (points < point).any(1)
-        if not beaten.any() and not np.isnan(point).any():
-            front.append(row)
-    return tuple(front)
+        return not beaten.any() and not np.isnan(point).any()
+
+    return tuple(row for row, point in zip(board.rows, points, strict=True) if is_best(point))
 
 
 def _sorted_rows(board: Board, column: str) -> tuple[BoardRow, ...]:

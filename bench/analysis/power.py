@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -98,9 +99,8 @@ def power_table(
     rows = []
     for count in sorted(set(models)):
         tests = count * (count - 1) // 2
-        gaps = {
-            name: smallest_gap(pair.residuals, patients=n, power=power, tests=tests) for name, pair, n in columns
-        }
+        smallest = partial(smallest_gap, power=power, tests=tests)
+        gaps = {name: smallest(pair.residuals, patients=n) for name, pair, n in columns}
         for number in sorted(set(seeds)) if cohort.seed_variance is not None else [1]:
             factor = cohort.relative_spread(number)
             scaled = {name: gap * factor for name, gap in gaps.items()}  # a test on ranks does not depend on scale

@@ -169,7 +169,7 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 def board_html(board: Board) -> str:
     """Return a board as an HTML table with all columns."""
-    columns = (*score_columns(board)[:-1], *COSTS, ID)
+    columns = (*score_columns(board)[:-1], *cost_columns(board)[2:])
     head = "".join(f'<th scope="col" title="{escaped(c.meaning)}">{escaped(c.heading)}</th>' for c in columns)
     rows = ("".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) for row in board.rows)
     body = "".join(f"<tr>{cells}</tr>" for cells in rows)

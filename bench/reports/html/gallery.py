@@ -48,7 +48,7 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
     hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices)
     tumour = truth.sum((1, 2))
     errors = size + tumour - 2 * hits
-    differing = pairwise_differences(bits)
+    differing = {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
     losses = [_dice_loss(count, size[[a, b]]) for (a, b), count in differing.items()]
     disagreement = float(np.mean(losses)) if losses else None
     chosen = choose_slices(sum(differing.values(), np.zeros_like(tumour)), tumour, errors.sum(0))
@@ -69,10 +69,8 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
         }
         for at, why in sorted(chosen.items())
     ]
-    about = (
-        f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on {np.count_nonzero(tumour)} of "
-        f"{len(rows)} slices, {tumour.sum():,} pixels"
-    )
+    about = f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on "
+    about += f"{np.count_nonzero(tumour)} of {len(rows)} slices, {tumour.sum():,} pixels"
     data = {
         "case": plain(case),
         "about": plain(about),
@@ -82,11 +80,6 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
         "slices": slices,
     }
     return PatientView(case, disagreement, tuple(dice.tolist()), data)
-
-
-def pairwise_differences(bits: Pixels) -> dict[tuple[int, int], Counts]:
-    """For each pair of models, count the pixels of each slice (S,) that only one of them predicts."""
-    return {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
 
 
 def choose_slices(differing: Counts, tumour: Counts, errors: Counts) -> dict[int, str]:
@@ -172,12 +165,10 @@ def explain_order(several: bool) -> str:
 
 def gallery_html(name: str, rows: Sequence[str], patients: Sequence[PatientView]) -> str:
     """Return the controls, an empty stage, and one JSON script per patient, which is read when it is chosen."""
-    labels = [
-        f"{p.data['case']} · "
-        + (f"disagreement {p.data['disagreement']} · " if p.disagreement is not None else "")
-        + f"mean Dice {decimal(float(np.mean(p.dice)))}"
-        for p in patients
-    ]
+    labels = []
+    for p in patients:
+        disagreement = "" if p.disagreement is None else f"disagreement {p.data['disagreement']} · "
+        labels.append(f"{p.data['case']} · {disagreement}mean Dice {decimal(float(np.mean(p.dice)))}")
     index = {"rows": [plain(row) for row in rows], "cases": [p.data["case"] for p in patients], "patients": labels}
     data = "".join(_json(f"{name}-{at}", p.data) for at, p in enumerate(patients))
     return f"""
