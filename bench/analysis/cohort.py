@@ -69,8 +69,8 @@ class CohortSpread:
 
 def residuals(a: ArrayLike, b: ArrayLike) -> Floats:
     """Return the differences of two runs on the same patients, minus their mean."""
-    d: Floats = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return d - float(d.mean())
+    d = np.subtract(a, b, dtype=np.float64)
+    return np.asarray(d - d.mean())
 
 
 def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
@@ -83,11 +83,9 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
     boards = [board for board in build_boards(list(runs.values())) if len(board.rows) > 1]
     board = max(boards, key=_informativeness, default=None)
     if board is None:
-        raise BadSetting(
-            "power is estimated from finished segmentation runs with different settings on the same patients and "
-            f"split: no two of the {len(runs)} runs fit. Make two, such as `bench run --model unet` and "
-            "`--model resunet`."
-        )
+        needed = "finished segmentation runs with different settings on the same patients and split"
+        example = "Make two, such as `bench run --model unet` and `--model resunet`."
+        raise BadSetting(f"power is estimated from {needed}: no two of the {len(runs)} runs fit. {example}")
     row_of = {run: number for number, row in enumerate(board.rows) for run in row.runs}
     dice = pd.DataFrame({run: runs[run].cases.set_index("case")["dice"] for run in row_of})
     dice = dice.drop(index=list(board.left_out)).dropna(axis=1)

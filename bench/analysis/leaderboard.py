@@ -113,10 +113,8 @@ def _check_primary(primary: str | None, records: Sequence[RunRecord]) -> None:
 def _check_group_by(group_by: str, records: Sequence[RunRecord]) -> None:
     known = {CONFIGURATION, RUN}.union(*(record.settings for record in records))
     if group_by not in known:
-        raise UnknownName(
-            f"cannot group by '{group_by}', which no run has. Give configuration, run, or a setting such as "
-            f"model.name.{did_you_mean(group_by, known)}"
-        )
+        advice = f"Give configuration, run, or a setting such as model.name.{did_you_mean(group_by, known)}"
+        raise UnknownName(f"cannot group by '{group_by}', which no run has. {advice}")
 
 
 def _check_column(name: str | None, boards: Sequence[Board]) -> None:

@@ -131,8 +131,7 @@ def bootstrap_run_weights(rng: np.random.Generator, runs: int, resamples: int) -
     With several runs one fewer is drawn, as drawing all would underestimate their spread (Rao and Wu 1988).
     """
     count = max(1, runs - 1)
-    weight: Floats = rng.multinomial(count, np.full(runs, 1 / runs), size=resamples) / count
-    return weight
+    return np.asarray(rng.multinomial(count, np.full(runs, 1 / runs), size=resamples) / count)
 
 
 def wilcoxon_pairs(patients: Floats) -> tuple[Floats, Floats]:

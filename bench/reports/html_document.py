@@ -28,10 +28,8 @@ def html_document(title: str, parts: Iterable[str], *, style: str = "", script: 
     The page needs no other file. Its policy allows no script but `script`, and no images but those inside it.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+    policy += "base-uri 'none'; form-action 'none'"
     body = "\n".join(part for part in parts if part)
     script_element = f"<script>{script}</script>\n" if script else ""
     return f"""<!DOCTYPE html>

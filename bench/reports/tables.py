@@ -113,6 +113,11 @@ def cost_columns(board: Board) -> tuple[Column, ...]:
     return (RANK, RUN, *COSTS, ID)
 
 
+def board_columns(board: Board) -> tuple[Column, ...]:
+    """Return score columns, then cost columns, without repeating any."""
+    return (*score_columns(board)[:-1], *cost_columns(board)[2:])
+
+
 def _comparison_columns(board: Board, digits: int) -> tuple[Column, ...]:
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
     over = "over patients (and seeds)"
@@ -169,7 +174,7 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 def board_html(board: Board) -> str:
     """Return a board as an HTML table with all columns."""
-    columns = (*score_columns(board)[:-1], *cost_columns(board)[2:])
+    columns = board_columns(board)
     head = "".join(f'<th scope="col" title="{escaped(c.meaning)}">{escaped(c.heading)}</th>' for c in columns)
     rows = ("".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) for row in board.rows)
     body = "".join(f"<tr>{cells}</tr>" for cells in rows)

@@ -168,8 +168,7 @@ def tumour_share_by_depth(pack: Pack) -> NDArray[np.float64]:
     """Return the share of patients with tumour on the slice nearest to each of `DEPTHS`."""
     stacks = [pack.index["positive"].to_numpy()[pack.rows([case])] for case in pack.cases]
     positive = np.array([stack[np.rint(DEPTHS * (len(stack) - 1)).astype(int)] for stack in stacks], float)
-    share: NDArray[np.float64] = positive.mean(0)
-    return share
+    return np.asarray(positive.mean(0))
 
 
 def _draw_tumour_levels(pack: Pack, description: Description) -> Figure:
@@ -197,8 +196,7 @@ def _standardised_levels(head: NDArray[np.int64]) -> NDArray[np.float64]:
     values, count = np.arange(256), np.maximum(head.sum(1), 1)
     deviation = values - (head @ values / count)[:, None]
     sd = np.sqrt((head * deviation**2).sum(1) / count)
-    levels: NDArray[np.float64] = deviation / np.where(sd > 0, sd, 1)[:, None]
-    return levels
+    return np.asarray(deviation / np.where(sd > 0, sd, 1)[:, None])
 
 
 def _draw_densities(

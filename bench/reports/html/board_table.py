@@ -9,12 +9,7 @@ from typing import Any
 from bench.analysis.board import Board, BoardRow
 from bench.analysis.score_facts import lower_is_better
 from bench.reports.html_document import escaped
-from bench.reports.tables import RANK, RUN, Column, cost_columns, score_columns
-
-
-def board_columns(board: Board) -> tuple[Column, ...]:
-    """Return score columns, then cost columns, without repeating any."""
-    return (*score_columns(board)[:-1], *cost_columns(board)[2:])
+from bench.reports.tables import RANK, RUN, Column, board_columns
 
 
 def sortable_table(board: Board) -> str:

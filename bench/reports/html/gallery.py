@@ -144,18 +144,15 @@ def _packed(mask: Mask) -> Pixels:
 
 
 def _count(bits: Pixels) -> Counts:
-    counted: Counts = np.bitwise_count(bits).sum(-1, dtype=np.int64)
-    return counted
+    return np.asarray(np.bitwise_count(bits).sum(-1, dtype=np.int64))
 
 
 def explain_order(several: bool) -> str:
     """Explain the order of the patients, and which of their slices are shown."""
-    first = (
-        "Patients on whom the models disagree most come first: disagreement is 1 - Dice between two models over "
-        "the whole stack, averaged over all pairs of models."
-        if several
-        else "Patients with the lowest Dice come first."
-    )
+    first = "Patients with the lowest Dice come first."
+    if several:
+        first = "Patients on whom the models disagree most come first: disagreement is 1 - Dice between two "
+        first += "models over the whole stack, averaged over all pairs of models."
     return (
         f"{first} The slices shown have {'the most pixels on which models differ, ' if several else ''}the most "
         "errors and the largest tumour. Below each mask is its Dice on that slice and on the whole patient. "

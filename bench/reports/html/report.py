@@ -81,9 +81,8 @@ def write_report(
 def render_report(title: str, boards: Sequence[BoardData]) -> str:
     """Return the complete page, with one chapter per board."""
     created = f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}"
-    contents = "".join(
-        f'<li><a href="#board-{number}">{escaped(data.board.title)}</a></li>' for number, data in enumerate(boards)
-    )
+    titles = (escaped(data.board.title) for data in boards)
+    contents = "".join(f'<li><a href="#board-{at}">{title}</a></li>' for at, title in enumerate(titles))
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f'<p class="lead">Made {created} by medseg-bench {escaped(__version__)}, <code>bench report</code>. '

@@ -40,7 +40,7 @@ def svg_image(width: float, height: float, label: str, *children: str) -> str:
     return f'<div class="wide">{element("svg", *children, role="img", aria_label=label, **attributes)}</div>'
 
 
-def line_style(row: int) -> dict[str, object]:
+def row_style(row: int) -> dict[str, object]:
     """Return the colour and dashes that distinguish the lines of a row."""
     return {
         "stroke": COLOURS[row % len(COLOURS)],
@@ -50,8 +50,8 @@ def line_style(row: int) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class AxisScale:
-    """A linear map from values to pixels."""
+class Axis:
+    """One axis of a plot: a linear map from values to pixels."""
 
     low: float
     high: float
@@ -72,8 +72,8 @@ class AxisScale:
 class Plot:
     """Axes with grid lines and names; `x` and `y` map values to pixels."""
 
-    x: AxisScale
-    y: AxisScale
+    x: Axis
+    y: Axis
 
     def frame(self, x_name: str, y_name: str, *, whole: bool = False) -> str:
         x, y = self.x, self.y
