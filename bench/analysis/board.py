@@ -1,4 +1,4 @@
-"""A leaderboard as plain values: a `Board` of `Row`s, with the notes that a reader needs."""
+"""A leaderboard as plain values: a `Board` of `BoardRow`s, with the notes that a reader needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.analysis.task_rules import TaskRules, rules_of
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """One configuration on a board: a run, or the mean of several runs that differ only in their seeds.
 
     `score` is the board's primary metric and `low` to `high` its 95% interval; `difference` to `rank_high` are
@@ -83,7 +83,7 @@ class Board:
     synthetic: bool
     post_hoc: bool
     left_out: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BoardRow, ...]
 
     @property
     def rules(self) -> TaskRules:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bench.analysis.board import Row
+from bench.analysis.board import BoardRow
 from bench.analysis.ranking import RankedModel
 from bench.analysis.score_facts import COSTS
 from bench.tracking.tags import Tag, is_derived
@@ -38,14 +38,16 @@ def one_per_seed(records: Sequence[RunRecord]) -> list[RunRecord]:
     return [record for record in records if record.run_id in chosen.values()]
 
 
-def build_row(runs: Sequence[RunRecord], ranked: RankedModel, group_by: str, every: Sequence[RunRecord]) -> Row:
+def build_row(
+    runs: Sequence[RunRecord], ranked: RankedModel, every: Sequence[RunRecord], group_by: str
+) -> BoardRow:
     """Build the row of `runs`, which are those of `every` that count."""
     newest = runs[0]
     seeds = sorted({run.settings.get("run.seed", "?") for run in runs})
     own_name = group_by in (CONFIGURATION, RUN) or len({run.name for run in runs}) == 1
     logged = sorted({n for run in runs for n in run.metrics if "/" not in n and not n.startswith("rank")})
     trained = not is_derived(newest.tags, newest.settings)
-    return Row(
+    return BoardRow(
         rank=ranked.rank,
         name=newest.name if own_name else _setting(newest, group_by) or "none",
         model=_common(runs, "model.name") or "?",

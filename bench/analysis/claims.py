@@ -13,9 +13,8 @@ from bench.analysis.ranking import ALPHA
 from bench.formatting import between
 from bench.stats import FoldComparison, PairedComparison
 
-MAX_UNDEFINED = (
-    0.05  # share of patients: beyond it nothing is claimed, as a model's predictions decide who has a score
-)
+# share of patients: beyond it nothing is claimed, as a model's predictions decide who has a score
+MAX_UNDEFINED = 0.05
 SURE = 0.95  # posterior probability from which two ways of training are called equal
 
 
@@ -98,17 +97,14 @@ def conclude_from_patients(paired: PairedComparison, losses: float, scale: Metri
     if max(abs(low), abs(high)) < scale.rope:
         negligible = f"differences below {scale.rope:g} are negligible"
         return f"they are equal in practice on patients like these, as {negligible}", ""
-    if low <= 0 <= high and paired.p >= ALPHA:
-        return "no difference is shown", ""
     if low <= 0 <= high:
-        return "ranks favour one run and the mean does not, so neither is called better", ""
+        disagree = "ranks favour one run and the mean does not, so neither is called better"
+        return "no difference is shown" if paired.p >= ALPHA else disagree, ""
     if ahead != scale.favoured(scale.sign * (paired.wins - losses)):
         return f"{ahead} is better in the mean, but not in most patients", ""
     if paired.p >= ALPHA:
-        return (
-            f"{ahead} is better in the mean, but by rank no difference is shown: a few patients may explain it",
-            "",
-        )
+        doubt = "but by rank no difference is shown: a few patients may explain it"
+        return f"{ahead} is better in the mean, {doubt}", ""
     return f"{ahead}'s models are better on patients like these", ahead
 
 
@@ -149,9 +145,8 @@ def list_caveats(a: Side, b: Side) -> list[str]:
     caveats = [f"Budgets differ, which may explain the difference: {'; '.join(unequal)}."] if unequal else []
     for name, side in (("A", a), ("B", b)):
         if side.derived:
-            caveats.append(
-                f"{name} is derived from other runs: their cost and initial weights are part of its budget."
-            )
+            parts = "their cost and initial weights are part of its budget"
+            caveats.append(f"{name} is derived from other runs: {parts}.")
         if side.post_hoc:
             caveats.append(f"{name} was changed after its test scores were seen, which may make it look too good.")
     return caveats

@@ -69,8 +69,8 @@ class CohortSpread:
 
 def residuals(a: ArrayLike, b: ArrayLike) -> Floats:
     """Return the differences of two runs on the same patients, minus their mean."""
-    d: Floats = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return d - float(d.mean())
+    d = np.subtract(a, b, dtype=np.float64)
+    return np.asarray(d - d.mean())
 
 
 def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
@@ -78,15 +78,14 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
 
     Raises `BadSetting` without two comparable runs, or if they have a single fold.
     """
-    runs = {r.run_id: r for r in records if _is_trained_segmentation(r) and "dice" in r.cases}
+    trained = [r for r in records if not scored_by_slice(r.tags) and not is_derived(r.tags, r.settings)]
+    runs = {r.run_id: r for r in trained if "dice" in r.cases}
     boards = [board for board in build_boards(list(runs.values())) if len(board.rows) > 1]
     board = max(boards, key=_informativeness, default=None)
     if board is None:
-        raise BadSetting(
-            "power is estimated from finished segmentation runs with different settings on the same patients and "
-            f"split: no two of the {len(runs)} runs fit. Make two, such as `bench run --model unet` and "
-            "`--model resunet`."
-        )
+        needed = "finished segmentation runs with different settings on the same patients and split"
+        example = "Make two, such as `bench run --model unet` and `--model resunet`."
+        raise BadSetting(f"power is estimated from {needed}: no two of the {len(runs)} runs fit. {example}")
     row_of = {run: number for number, row in enumerate(board.rows) for run in row.runs}
     dice = pd.DataFrame({run: runs[run].cases.set_index("case")["dice"] for run in row_of})
     dice = dice.drop(index=list(board.left_out)).dropna(axis=1)
@@ -111,10 +110,6 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
         seed_variance=float(np.mean(seed_variances)) if seed_variances else None,
         training=max(0.0, float(np.median(excesses))),  # robust to one model that fails in one fold
     )
-
-
-def _is_trained_segmentation(record: RunRecord) -> bool:
-    return not scored_by_slice(record.tags) and not is_derived(record.tags, record.settings)
 
 
 def _informativeness(board: Board) -> tuple[bool, bool, int, int]:

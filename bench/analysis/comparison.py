@@ -29,11 +29,7 @@ from bench.stats import (
     interval,
 )
 
-ROPE = {
-    "": 0.01,
-    "pixels": 1.0,
-    "slices": 0.1,
-}  # the largest negligible mean difference, by the unit of the metric
+ROPE = {"": 0.01, "pixels": 1.0, "slices": 0.1}  # largest negligible mean difference, by unit
 EXTREMES = 5  # patients shown with the largest gains, and with the largest losses
 
 
@@ -81,17 +77,8 @@ class Comparison:
     def ties(self) -> float:
         return max(0.0, 1 - self.paired.wins - self.losses)
 
-    @property
-    def largest_gains(self) -> pd.DataFrame:
-        """The patients with the largest differences in favour of A."""
-        return self._extremes(1)
-
-    @property
-    def largest_losses(self) -> pd.DataFrame:
-        """The patients with the largest differences in favour of B."""
-        return self._extremes(-1)
-
-    def _extremes(self, side: int) -> pd.DataFrame:
+    def largest(self, side: int) -> pd.DataFrame:
+        """Return the patients with the largest differences in favour of A (side 1) or B (side -1)."""
         order = self.patients.assign(gain=side * self.scale.sign * self.patients["difference"])
         order = order[order["gain"] > 0].sort_values(["gain", "case"], ascending=[False, True])
         return order.drop(columns="gain").head(EXTREMES)
@@ -99,8 +86,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values, with None for NaN."""
         values = asdict(self) | {"ties": self.ties, "patients": self.patients.to_dict("records")}
-        plain: dict[str, Any] = _nan_to_none(values)
-        return plain
+        return dict(nan_to_none(values))
 
 
 def compare_cases(
@@ -120,10 +106,8 @@ def compare_cases(
         if primary not in cases:
             raise BadSetting(f"run {side.name} has no {primary} per patient. Choose another --primary.")
     if unequal := set(cases_a["case"]) ^ set(cases_b["case"]):
-        raise BadSetting(
-            f"the runs did not test the same patients ({len(unequal)} in only one run, such as {min(unequal)}). "
-            "Run all folds of both."
-        )
+        others = f"{len(unequal)} in only one run, such as {min(unequal)}"
+        raise BadSetting(f"the runs did not test the same patients ({others}). Run all folds of both.")
     table = _join_scores(cases_a, cases_b, primary, groups)
     defined = np.isfinite(table[["a", "b"]].to_numpy(np.float64)).all(axis=1)
     patients, others = table[defined], table[~defined]
@@ -157,9 +141,8 @@ def scale_of(primary: str) -> MetricScale:
     """Return how to read a metric. Raises `BenchError` if it is unknown or has no better direction."""
     facts = registry.metric[primary].facts
     if facts.get("higher") is None:
-        raise BadSetting(
-            f"neither high nor low values of '{primary}' are better. Choose another --primary, such as dice."
-        )
+        problem = f"neither high nor low values of '{primary}' are better"
+        raise BadSetting(f"{problem}. Choose another --primary, such as dice.")
     unit = facts.get("unit", "")
     return MetricScale(primary, facts["higher"], unit, ROPE.get(unit, 0.01), digits_of(primary))
 
@@ -181,9 +164,8 @@ def _join_scores(a: pd.DataFrame, b: pd.DataFrame, primary: str, groups: pd.Data
     table = a[["case", "fold"]].assign(a=a[primary], tumour_pixels=a["tp"] + a["fn"])
     table = table.merge(b[["case", primary]].rename(columns={primary: "b"}), on="case", validate="1:1")
     table["difference"] = np.round(table["a"] - table["b"], 12)  # smaller differences are rounding errors
-    if groups is not None:
-        table = table.join(groups, on="case")
-    return table[["case", "fold", "a", "b", "difference", "tumour_pixels", *([] if groups is None else groups)]]
+    table = table[["case", "fold", "a", "b", "difference", "tumour_pixels"]]
+    return table if groups is None else table.join(groups, on="case")
 
 
 def _compare_folds(patients: pd.DataFrame, folds: int, scale: MetricScale) -> FoldComparison:
@@ -195,21 +177,17 @@ def _compare_folds(patients: pd.DataFrame, folds: int, scale: MetricScale) -> Fo
 def _compare_groups(patients: pd.DataFrame, kinds: Sequence[str], scale: MetricScale) -> Iterator[GroupDifference]:
     groups = (("tumour size", size_groups(patients["tumour_pixels"])), *((k, patients[k]) for k in kinds))
     for kind, names in groups:
-        if names.nunique() > 1:
-            for name, members in patients.groupby(names, observed=True):
-                yield _group_difference(kind, str(name), members, scale)
+        for name, members in patients.groupby(names, observed=True) if names.nunique() > 1 else ():
+            d = members["difference"]
+            a, b, difference = (float(members[column].mean()) for column in ("a", "b", "difference"))
+            wins = float((scale.sign * d > 0).mean())
+            yield GroupDifference(kind, str(name), len(members), a, b, difference, interval(d), wins)
 
 
-def _group_difference(kind: str, name: str, members: pd.DataFrame, scale: MetricScale) -> GroupDifference:
-    d = members["difference"]
-    wins = float((scale.sign * d > 0).mean())
-    means = float(members["a"].mean()), float(members["b"].mean())
-    return GroupDifference(kind, name, len(members), *means, float(d.mean()), interval(d), wins)
-
-
-def _nan_to_none(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
+    """Return plain values with None for NaN, as JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(each) for key, each in value.items()}
+        return {key: nan_to_none(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_none(each) for each in value]
+        return [nan_to_none(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import eq, ge, gt, le, lt, ne
 from typing import Any
 
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.types import RunRecord
 
-OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "=": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
 
 def filter_records(records: Sequence[RunRecord], where: Sequence[str]) -> list[RunRecord]:
@@ -30,16 +23,13 @@ def filter_records(records: Sequence[RunRecord], where: Sequence[str]) -> list[R
     for condition in where:
         parsed = re.fullmatch(r"\s*([\w./-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", condition)
         if parsed is None:
-            raise BadSetting(
-                f"'{condition}' is not a condition. Write one such as model=unet or cost/parameters<5e6."
-            )
+            examples = "model=unet or cost/parameters<5e6"
+            raise BadSetting(f"'{condition}' is not a condition. Write one such as {examples}.")
         key, sign, wanted = parsed.groups()
         if records and all(_lookup(record, key) is None for record in records):
             known = {name for record in records for name in _facts(record)}
-            raise UnknownName(
-                f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
-                f"{did_you_mean(key, known)}"
-            )
+            problem = f"no run has '{key}'. Give a score, a cost, or a setting such as model.name."
+            raise UnknownName(f"{problem}{did_you_mean(key, known)}")
         kept = [record for record in kept if _holds(_lookup(record, key), sign, wanted)]
     return kept
 

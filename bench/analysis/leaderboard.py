@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.board_rows import CONFIGURATION, RUN, build_row, one_per_seed, row_key
 from bench.analysis.filters import filter_records
 from bench.analysis.score_facts import lower_is_better
@@ -85,10 +85,8 @@ def _build_board(task: str, records: Sequence[RunRecord], primary: str | None, g
         rows.setdefault(row_key(record, group_by), []).append(record)
     contenders = [one_per_seed(runs) for runs in rows.values()]
     left_out, ranked = rules.rank(contenders, score)
-    made = [
-        build_row(runs, each, group_by, every)
-        for every, runs, each in zip(rows.values(), contenders, ranked, strict=True)
-    ]
+    of_rows = zip(contenders, ranked, rows.values(), strict=True)
+    made = [build_row(runs, each, every, group_by) for runs, each, every in of_rows]
     tags = records[0].tags
     return Board(
         task=task,
@@ -108,18 +106,15 @@ def _check_primary(primary: str | None, records: Sequence[RunRecord]) -> None:
     by_task = {task: [r for r in records if task_name(r.tags) == task] for task in RULES}
     scores = list(dict.fromkeys(s for task, group in by_task.items() for s in rules_of(task).scores(group)))
     if primary is not None and primary not in scores:
-        raise UnknownName(
-            f"cannot rank by '{primary}'; there are {', '.join(scores)}.{did_you_mean(primary, scores)}"
-        )
+        known = ", ".join(scores)
+        raise UnknownName(f"cannot rank by '{primary}'; there are {known}.{did_you_mean(primary, scores)}")
 
 
 def _check_group_by(group_by: str, records: Sequence[RunRecord]) -> None:
     known = {CONFIGURATION, RUN}.union(*(record.settings for record in records))
     if group_by not in known:
-        raise UnknownName(
-            f"cannot group by '{group_by}', which no run has. Give configuration, run, or a setting such as "
-            f"model.name.{did_you_mean(group_by, known)}"
-        )
+        advice = f"Give configuration, run, or a setting such as model.name.{did_you_mean(group_by, known)}"
+        raise UnknownName(f"cannot group by '{group_by}', which no run has. {advice}")
 
 
 def _check_column(name: str | None, boards: Sequence[Board]) -> None:
@@ -129,31 +124,29 @@ def _check_column(name: str | None, boards: Sequence[Board]) -> None:
         raise UnknownName(f"no column '{name}'; there are {', '.join(numbers)}.{did_you_mean(name, numbers)}")
 
 
-def _pareto_front(board: Board, cost: str) -> tuple[Row, ...]:
+def _pareto_front(board: Board, cost: str) -> tuple[BoardRow, ...]:
     """Keep rows that no other row matches in score and cost while being better in one of the two."""
-    points: NDArray[np.float64] = np.array(
-        [(-row.score if board.higher_is_better else row.score, _column(row, cost)) for row in board.rows],
-        np.float64,
-    )
-    front = []
-    for row, point in zip(board.rows, points, strict=True):
+    sign = -1 if board.higher_is_better else 1
+    points = np.array([(sign * row.score, _column(row, cost)) for row in board.rows], np.float64)
+
+    def is_best(point: NDArray[np.float64]) -> bool:
         beaten = (points <= point).all(1) & (points < point).any(1)
-        if not beaten.any() and not np.isnan(point).any():
-            front.append(row)
-    return tuple(front)
+        return not beaten.any() and not np.isnan(point).any()
+
+    return tuple(row for row, point in zip(board.rows, points, strict=True) if is_best(point))
 
 
-def _sorted_rows(board: Board, column: str) -> tuple[Row, ...]:
+def _sorted_rows(board: Board, column: str) -> tuple[BoardRow, ...]:
     """Sort by a column, best first, rows without it last; equal rows stay in the order of their ranks."""
     own = column in ("score", "low", "high")
     low = lower_is_better(column) or (own and not board.higher_is_better)
 
-    def badness(row: Row) -> float:
+    def badness(row: BoardRow) -> float:
         value = _column(row, column)
         return math.inf if math.isnan(value) else value if low else -value
 
     return tuple(sorted(board.rows, key=badness))
 
 
-def _column(row: Row, name: str) -> float:
+def _column(row: BoardRow, name: str) -> float:
     return float(row.flat().get(name, math.nan))

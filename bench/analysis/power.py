@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,55 +27,47 @@ MODELS = (2, 5, 10, 20)
 PRECISION = 0.0005  # of a gap
 
 
-def estimate_power(
-    residuals: ArrayLike,
-    gap: float,
-    *,
-    patients: int,
-    tests: int = 1,
-    alpha: float = ALPHA,
-    simulations: int = 1000,
-    seed: int = 0,
-) -> float:
-    """Return the share of simulated studies where Wilcoxon's p (normal approximation) is below alpha / tests.
+def simulate_studies(residuals: ArrayLike, patients: int, simulations: int = 1000, seed: int = 0) -> Floats:
+    """Draw the differences (simulations, patients) between two equally good models.
 
-    A study draws residuals of patients, flips their signs at random (either model may be the first) and adds the
-    gap to each. `tests` is the number of comparisons: alpha / tests is the level of the first and strictest step
-    of Holm.
+    A study draws residuals of patients and flips their signs at random, as either model may be the first.
     """
-    return _detection_rate(_simulate_studies(residuals, patients, simulations, seed), gap, alpha / tests)
+    rng = np.random.default_rng(seed)
+    both_signs: Floats = np.concatenate((np.asarray(residuals), -np.asarray(residuals)))
+    return both_signs[rng.integers(len(both_signs), size=(simulations, patients))]
+
+
+def detection_rate(studies: Floats, gap: float, tests: int = 1) -> float:
+    """Return the share of studies where Wilcoxon's p (normal approximation) is below 0.05 / tests.
+
+    The gap is added to each difference. `tests` is the number of comparisons: 0.05 / tests is the level of the
+    first and strictest step of Holm.
+    """
+    p = stats.wilcoxon(studies + gap, axis=1, method="asymptotic", keepdims=True).pvalue
+    return float((p < ALPHA / tests).mean())
 
 
 def smallest_gap(
-    residuals: ArrayLike,
-    *,
-    patients: int,
-    power: float = 0.8,
-    tests: int = 1,
-    alpha: float = ALPHA,
-    simulations: int = 1000,
-    seed: int = 0,
+    residuals: ArrayLike, *, patients: int, power: float = 0.8, tests: int = 1, simulations: int = 1000
 ) -> float:
     """Return the gap that a share `power` of studies detects, to 0.0005; infinite if above 1."""
-    studies = _simulate_studies(residuals, patients, simulations, seed)
+    studies = simulate_studies(residuals, patients, simulations)
     low, high = 0.0, 1.0
-    if _detection_rate(studies, high, alpha / tests) < power:
+    if detection_rate(studies, high, tests) < power:
         return math.inf
     while high - low > PRECISION:
         middle = (low + high) / 2
-        low, high = (low, middle) if _detection_rate(studies, middle, alpha / tests) >= power else (middle, high)
+        low, high = (low, middle) if detection_rate(studies, middle, tests) >= power else (middle, high)
     return high
 
 
-def smallest_training_gap(
-    spread: float, *, folds: int, power: float = 0.8, tests: int = 1, alpha: float = ALPHA
-) -> float:
+def smallest_training_gap(spread: float, *, folds: int, power: float = 0.8, tests: int = 1) -> float:
     """Return the gap that the corrected resampled t-test detects in a share `power` of studies.
 
     `spread` is the standard deviation of the mean differences of folds, averaged over seeds. The test corrects the
     standard error of their mean, so the noncentral t has unit scale. Infinite if the gap is above 1.
     """
-    critical = float(stats.t.isf(alpha / tests / 2, folds - 1))
+    critical = float(stats.t.isf(ALPHA / tests / 2, folds - 1))
     error = spread * math.sqrt(1 / folds + 1 / (folds - 1))
     noncentrality = optimize.brentq(lambda x: stats.nct.sf(critical, folds - 1, x) - power, 0, 100 * critical)
     gap = float(noncentrality) * error
@@ -106,9 +99,8 @@ def power_table(
     rows = []
     for count in sorted(set(models)):
         tests = count * (count - 1) // 2
-        gaps = {
-            name: smallest_gap(pair.residuals, patients=n, power=power, tests=tests) for name, pair, n in columns
-        }
+        smallest = partial(smallest_gap, power=power, tests=tests)
+        gaps = {name: smallest(pair.residuals, patients=n) for name, pair, n in columns}
         for number in sorted(set(seeds)) if cohort.seed_variance is not None else [1]:
             factor = cohort.relative_spread(number)
             scaled = {name: gap * factor for name, gap in gaps.items()}  # a test on ranks does not depend on scale
@@ -118,27 +110,14 @@ def power_table(
 
 
 def _check_study(patients: int, folds: int, seeds: Sequence[int], models: Sequence[int], power: float) -> None:
+    possible = ALPHA < power < 1
     problems = {
         f"a study needs 2 or more folds, not {folds}. Give --folds 2 or more.": folds < 2,
         f"{patients} patients cannot fill {folds} folds. Give more --patients or fewer --folds.": patients < folds,
         f"a study needs at least one seed, not {min(seeds)}. Give --seeds 1 or more.": min(seeds) < 1,
         f"a comparison needs two models, not {min(models)}. Give --models 2 or more.": min(models) < 2,
-        f"a power of {power:g} is out of range. Give --power between 0.05 and 1, such as 0.8.": not ALPHA
-        < power
-        < 1,
+        f"a power of {power:g} is out of range. Give --power between 0.05 and 1, such as 0.8.": not possible,
     }
     for problem, occurs in problems.items():
         if occurs:
             raise BadSetting(problem)
-
-
-def _simulate_studies(residuals: ArrayLike, patients: int, simulations: int, seed: int) -> Floats:
-    """Draw differences (simulations, patients) between two equally good models."""
-    rng = np.random.default_rng(seed)
-    both_signs: Floats = np.concatenate((np.asarray(residuals), -np.asarray(residuals)))
-    return both_signs[rng.integers(len(both_signs), size=(simulations, patients))]
-
-
-def _detection_rate(studies: Floats, gap: float, alpha: float) -> float:
-    p = stats.wilcoxon(studies + gap, axis=1, method="asymptotic", keepdims=True).pvalue
-    return float((p < alpha).mean())

@@ -42,9 +42,7 @@ class RankedModel:
     ranks: tuple[int, int]
 
 
-def rank_models(
-    scores: Sequence[ArrayLike], *, higher: bool = True, level: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> list[RankedModel]:
+def rank_models(scores: Sequence[ArrayLike], *, higher: bool = True, resamples: int = 9999) -> list[RankedModel]:
     """Rank models by their mean score and return them in the order of `scores`.
 
     The scores of a model are (runs, patients) or (patients,), where runs are seeds of one configuration. The score
@@ -53,35 +51,25 @@ def rank_models(
     `ValueError` for unequal patients or undefined scores.
     """
     runs = [np.atleast_2d(np.asarray(s, np.float64)) for s in scores]
-    if len({r.shape[1] for r in runs}) > 1:
-        raise ValueError(
-            f"models were scored on unequal numbers of patients: {sorted({r.shape[1] for r in runs})}"
-        )
+    if len(counts := {r.shape[1] for r in runs}) > 1:
+        raise ValueError(f"models were scored on unequal numbers of patients: {sorted(counts)}")
     if not all(np.isfinite(r).all() for r in runs):
         raise ValueError("a score is not defined: replace it or leave the patient out first")
     patients = np.stack([r.mean(0) for r in runs])
     means, leader = patients.mean(1), int(np.argmax(patients.mean(1) * (1 if higher else -1)))
-    resampled = bootstrap_means(runs, resamples=resamples, seed=seed)
+    resampled = bootstrap_means(runs, resamples=resamples)
 
     def interval_of(model: int, reference: int | None) -> Interval:
         """Return the interval of a mean, or of its difference from the mean of a reference model."""
         if len(runs[model]) > 1 or (reference is not None and len(runs[reference]) > 1):
             values = resampled[model] if reference is None else resampled[model] - resampled[reference]
-            return percentile_interval(values, level)
+            return percentile_interval(values)
         values = patients[model] if reference is None else np.round(patients[model] - patients[reference], 12)
-        return interval(values, level=level, resamples=resamples, seed=seed)
+        return interval(values, resamples=resamples)
 
     p, rank_sums = wilcoxon_pairs(patients)
-    return rank_from_resamples(
-        means,
-        resampled,
-        p,
-        [interval_of(m, None) for m in range(len(runs))],
-        [interval_of(m, leader) for m in range(len(runs))],
-        rank_sums=rank_sums,
-        higher=higher,
-        level=level,
-    )
+    intervals, differences = ([interval_of(m, other) for m in range(len(runs))] for other in (None, leader))
+    return rank_from_resamples(means, resampled, p, intervals, differences, rank_sums=rank_sums, higher=higher)
 
 
 def rank_from_resamples(
@@ -143,8 +131,7 @@ def bootstrap_run_weights(rng: np.random.Generator, runs: int, resamples: int) -
     With several runs one fewer is drawn, as drawing all would underestimate their spread (Rao and Wu 1988).
     """
     count = max(1, runs - 1)
-    weight: Floats = rng.multinomial(count, np.full(runs, 1 / runs), size=resamples) / count
-    return weight
+    return np.asarray(rng.multinomial(count, np.full(runs, 1 / runs), size=resamples) / count)
 
 
 def wilcoxon_pairs(patients: Floats) -> tuple[Floats, Floats]:

@@ -13,14 +13,8 @@ import numpy as np
 import pandas as pd
 
 from bench import registry
-from bench.analysis.ranking import (
-    RankedModel,
-    bootstrap_p_values,
-    bootstrap_run_weights,
-    percentile_interval,
-    rank_from_resamples,
-    rank_models,
-)
+from bench.analysis import ranking
+from bench.analysis.ranking import RankedModel, percentile_interval
 from bench.metrics.aggregate import NOT_METRICS
 from bench.metrics.classification import HIGHER, SCORES, Calls
 from bench.stats import Interval
@@ -84,7 +78,7 @@ class SegmentationRules:
         left_out = tuple(case for case, ok in zip(cases, defined, strict=True) if not ok)
         if not defined.any():
             return left_out, [_unranked(1) for _ in contenders]
-        ranked = rank_models([each[:, defined] for each in kept], higher=self.higher_is_better(score))
+        ranked = ranking.rank_models([each[:, defined] for each in kept], higher=self.higher_is_better(score))
         return left_out, _with_unranked(scored, ranked)
 
 
@@ -118,7 +112,7 @@ class PresenceRules:
                 place = pd.Index(cases).get_indexer(run.slices["case"])
                 own.append(SCORES[score](calls))
                 drawn[number] = [SCORES[score](calls.with_weights(w[place].astype(np.float64))) for w in weights]
-            draws[row] = (drawn * bootstrap_run_weights(rng, len(runs), RESAMPLES).T).sum(0)
+            draws[row] = (drawn * ranking.bootstrap_run_weights(rng, len(runs), RESAMPLES).T).sum(0)
             values.append(float(np.mean(own)))
         scored = np.isfinite(values)
         if not scored.any():
@@ -127,16 +121,14 @@ class PresenceRules:
         draws = draws[:, np.isfinite(draws).all(0)]  # in a draw without positives the score may be undefined
         leader = int(np.argmax(means if higher else -means))
         kept = [runs for runs, ok in zip(contenders, scored, strict=True) if ok]
-        intervals = [
-            _logged_interval(runs, score) or percentile_interval(d) for runs, d in zip(kept, draws, strict=True)
-        ]
+        drawn_of = zip(kept, draws, strict=True)
+        intervals = [_logged_interval(runs, score) or percentile_interval(d) for runs, d in drawn_of]
         differences = [percentile_interval(d - draws[leader]) for d in draws]
         if len(cases) < 2:  # a single patient has no spread
             intervals = differences = [Interval(math.nan, math.nan)] * len(means)
-        p = bootstrap_p_values(means, draws, len(cases))
-        return (), _with_unranked(
-            scored, rank_from_resamples(means, draws, p, intervals, differences, higher=higher)
-        )
+        p = ranking.bootstrap_p_values(means, draws, len(cases))
+        ranked = ranking.rank_from_resamples(means, draws, p, intervals, differences, higher=higher)
+        return (), _with_unranked(scored, ranked)
 
 
 RULES: dict[str, TaskRules] = {rules.name: rules for rules in (SegmentationRules(), PresenceRules())}

@@ -65,9 +65,8 @@ def compare(
         except BenchError as error:
             if data is not None:
                 raise
-            display.say(
-                f"missing sequences are left out, because the data set is not available: {plain(str(error))}"
-            )
+            reason = f"the data set is not available: {plain(str(error))}"
+            display.say(f"missing sequences are left out, because {reason}")
     comparison = compare_cases(*cases, sides=(_side(runs[0]), _side(runs[1])), primary=primary, groups=groups)
     if runs[0].data.tags.get(Tag.SYNTHETIC) == "true":
         comparison = replace(comparison, claim=f"{comparison.claim} {SYNTHETIC_WARNING}")
@@ -100,8 +99,8 @@ def print_comparison(comparison: Comparison) -> None:
     for name, side in (("A", comparison.a), ("B", comparison.b)):
         out.print(f"{name}: {side.name} ({side.run_id[:8]})", markup=False, soft_wrap=True)
     for title, rows, caption in (
-        (f"{metric} of patients: the fitted models", _patient_rows(comparison), CAPTIONS["patients"]),
-        ("means of folds: the training procedures", _fold_rows(comparison), CAPTIONS["folds"]),
+        (f"{metric} of patients: the fitted models", [_patient_row(comparison)], CAPTIONS["patients"]),
+        ("means of folds: the training procedures", [_fold_row(comparison)], CAPTIONS["folds"]),
         ("where each is better", _group_rows(comparison), CAPTIONS["strata"]),
         ("patients with the largest gains and losses of A", _extreme_rows(comparison), ""),
     ):
@@ -113,72 +112,57 @@ def print_comparison(comparison: Comparison) -> None:
     out.print(plain(comparison.claim), markup=False, soft_wrap=True)
 
 
-def _patient_rows(comparison: Comparison) -> list[dict[str, str]]:
+def _patient_row(comparison: Comparison) -> dict[str, str]:
     digits, paired = comparison.scale.digits, comparison.paired
-    return [
-        {
-            "patients": str(paired.n),
-            "A": decimal(comparison.means[0], digits),
-            "B": decimal(comparison.means[1], digits),
-            "A - B": signed(paired.difference, digits),
-            "95% interval": _ends(paired.interval, digits),
-            "Wilcoxon p": p_value(paired.p),
-            "A better": f"{paired.wins:.0%}",
-            "ties": f"{comparison.ties:.0%}",
-            "B better": f"{comparison.losses:.0%}",
-            "rank-biserial": signed(comparison.rank_biserial, 2),
-            "d_z": signed(comparison.d_z, 2),
-        }
-    ]
+    return {
+        "patients": str(paired.n),
+        **_means(*comparison.means, paired.difference, digits),
+        "95% interval": _ends(paired.interval, digits),
+        "Wilcoxon p": p_value(paired.p),
+        "A better": f"{paired.wins:.0%}",
+        "ties": f"{comparison.ties:.0%}",
+        "B better": f"{comparison.losses:.0%}",
+        "rank-biserial": signed(comparison.rank_biserial, 2),
+        "d_z": signed(comparison.d_z, 2),
+    }
 
 
-def _fold_rows(comparison: Comparison) -> list[dict[str, str]]:
+def _fold_row(comparison: Comparison) -> dict[str, str]:
     digits, folds = comparison.scale.digits, comparison.procedure
-    return [
-        {
-            "folds": str(folds.n),
-            "A - B": signed(folds.difference, digits),
-            "95% interval": _ends(folds.interval, digits),
-            "p": p_value(folds.p),
-            "P(A better)": decimal(folds.better, 2),
-            f"P(within {comparison.scale.rope:g})": decimal(folds.same, 2),
-            "P(B better)": decimal(folds.worse, 2),
-        }
-    ]
+    return {
+        "folds": str(folds.n),
+        "A - B": signed(folds.difference, digits),
+        "95% interval": _ends(folds.interval, digits),
+        "p": p_value(folds.p),
+        "P(A better)": decimal(folds.better, 2),
+        f"P(within {comparison.scale.rope:g})": decimal(folds.same, 2),
+        "P(B better)": decimal(folds.worse, 2),
+    }
 
 
 def _group_rows(comparison: Comparison) -> list[dict[str, str]]:
     digits = comparison.scale.digits
     return [
-        {
-            "patients by": group.kind,
-            "": group.name,
-            "n": str(group.n),
-            "A": decimal(group.a, digits),
-            "B": decimal(group.b, digits),
-            "A - B": signed(group.difference, digits),
-            "95% interval": _ends(group.interval, digits),
-            "A better": f"{group.wins:.0%}",
-        }
+        {"patients by": group.kind, "": group.name, "n": str(group.n)}
+        | _means(group.a, group.b, group.difference, digits)
+        | {"95% interval": _ends(group.interval, digits), "A better": f"{group.wins:.0%}"}
         for group in comparison.strata
     ]
 
 
 def _extreme_rows(comparison: Comparison) -> list[dict[str, str]]:
-    digits = comparison.scale.digits
     return [
-        {
-            "A": effect,
-            "patient": row["case"],
-            "fold": str(row["fold"]),
-            "A's": decimal(row["a"], digits),
-            "B's": decimal(row["b"], digits),
-            "A - B": signed(row["difference"], digits),
-            "tumour pixels": f"{row['tumour_pixels']:,}",
-        }
-        for effect, rows in (("gains", comparison.largest_gains), ("loses", comparison.largest_losses))
-        for row in rows.to_dict("records")
+        {"A": effect, "patient": row["case"], "fold": str(row["fold"])}
+        | _means(row["a"], row["b"], row["difference"], comparison.scale.digits, "A's", "B's")
+        | {"tumour pixels": f"{row['tumour_pixels']:,}"}
+        for effect, side in (("gains", 1), ("loses", -1))
+        for row in comparison.largest(side).to_dict("records")
     ]
+
+
+def _means(a: float, b: float, difference: float, digits: int, *names: str) -> dict[str, str]:
+    first, second = names or ("A", "B")
+    return {first: decimal(a, digits), second: decimal(b, digits), "A - B": signed(difference, digits)}
 
 
 def _ends(interval: Interval, digits: int) -> str:

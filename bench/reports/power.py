@@ -30,9 +30,8 @@ def show_power(
     cohort = measure_spread(read_records(connect(uri)))
     patients = cohort.patients if patients is None else patients
     folds = cohort.folds if folds is None else folds
-    table = power_table(
-        cohort, patients=patients, folds=folds, seeds=(*SEEDS, seeds), models=(*MODELS, models), power=power
-    )
+    counts = {"seeds": (*SEEDS, seeds), "models": (*MODELS, models)}
+    table = power_table(cohort, patients=patients, folds=folds, **counts, power=power)
     study = {"patients": patients, "folds": folds, "seeds": seeds, "models": models}
     for line in summarise_power(cohort, table, **study, power=power):
         console().print(plain(line), markup=False, soft_wrap=True)
@@ -47,9 +46,8 @@ def summarise_power(
     """Return the result in sentences, with the data that it is based on."""
     seeds = seeds if cohort.seed_variance is not None else 1
     row = table[(table["models"] == models) & (table["seeds"] == seeds)].iloc[0]
-    gap, low, high, retrained = (
-        _dice(row[name]) for name in (f"{patients} patients", "from", "to", "after training again")
-    )
+    names = (f"{patients} patients", "from", "to", "after training again")
+    gap, low, high, retrained = (_dice(row[name]) for name in names)
     compared = "two models" if models == 2 else f"any two of {models} models"
     typical = cohort.pair_at(0.5)
     training = f"{folds} folds, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
@@ -61,10 +59,8 @@ def summarise_power(
         f"To claim that a recipe would be better again if it were retrained, the difference must be {retrained}.",
     ]
     if cohort.seed_variance is None:
-        lines.append(
-            "The effect of more seeds is unknown, because no settings were run with two seeds. Run one of them "
-            "again with another --seed."
-        )
+        unknown = "The effect of more seeds is unknown, because no settings were run with two seeds."
+        lines.append(f"{unknown} Run one of them again with another --seed.")
     else:
         share = f"{cohort.seed_share:.0%}"
         lines.append(f"Seeds cause {share} of the variance of a difference; more seeds reduce only this share.")

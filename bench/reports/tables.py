@@ -14,7 +14,8 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
+from bench.analysis.comparison import nan_to_none
 from bench.analysis.score_facts import digits_of
 from bench.formatting import (
     NAMES,
@@ -37,7 +38,7 @@ class Column:
     """A column of a board: its heading, the text of a cell, its meaning, and the field with its number, if any."""
 
     heading: str
-    cell: Callable[[Row], str]
+    cell: Callable[[BoardRow], str]
     meaning: str
     field: str = ""
 
@@ -99,10 +100,11 @@ def score_columns(board: Board) -> tuple[Column, ...]:
     """Return the columns of ranks, scores and their uncertainty."""
     name = board.primary
     digits = digits_of(name)
-    first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), _meaning(board), "score")
-    dice = () if name == board.rules.headline else (_score(board.rules.headline, NAMES[board.rules.headline], ""),)
+    headline = board.rules.headline
+    first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), board.rules.meaning, "score")
+    dice = () if name == headline else (_score(headline, NAMES[headline], ""),)
     false_positives = (FALSE_POSITIVES,) if board.counts_healthy else ()
-    compared = _comparison_columns(board.task, digits)
+    compared = _comparison_columns(board, digits)
     return (RANK, RUN, first, *compared, *dice, *SCORES[board.task], *false_positives, ID)
 
 
@@ -111,37 +113,30 @@ def cost_columns(board: Board) -> tuple[Column, ...]:
     return (RANK, RUN, *COSTS, ID)
 
 
-def _comparison_columns(task: str, digits: int) -> tuple[Column, ...]:
-    how, test = ("over all slices", "bootstrap") if task == "presence" else ("paired by patient", "Wilcoxon")
+def board_columns(board: Board) -> tuple[Column, ...]:
+    """Return score columns, then cost columns, without repeating any."""
+    return (*score_columns(board)[:-1], *cost_columns(board)[2:])
+
+
+def _comparison_columns(board: Board, digits: int) -> tuple[Column, ...]:
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
+    over = "over patients (and seeds)"
+    paired = "paired by patient" if board.rules.by_patient else "over all slices"
+    test = f"{board.rules.test} test against the leader, Holm corrected over all pairs"
+    tied = "rows with the same letter cannot be distinguished from the best of them, by ranks (p) and by means"
+
+    def difference(r: BoardRow) -> str:
+        return between(r.difference_low, r.difference_high, change)
+
     return (
-        Column(
-            "95% interval",
-            lambda r: between(r.low, r.high, value),
-            "of the score, over patients (and seeds)",
-            "low",
-        ),
-        Column("to leader", lambda r: change(r.difference), f"difference, {how}", "difference"),
-        Column(
-            "95% interval",
-            lambda r: between(r.difference_low, r.difference_high, change),
-            "of the difference, over patients (and seeds)",
-            "difference_low",
-        ),
-        Column("p", lambda r: p_value(r.p), f"{test} test against the leader, Holm corrected over all pairs", "p"),
-        Column(
-            "tie",
-            lambda r: letter(r.group),
-            "rows with the same letter cannot be distinguished from the best of them, by ranks (p) and by means",
-            "group",
-        ),
+        Column("95% interval", lambda r: between(r.low, r.high, value), f"of the score, {over}", "low"),
+        Column("to leader", lambda r: change(r.difference), f"difference, {paired}", "difference"),
+        Column("95% interval", difference, f"of the difference, {over}", "difference_low"),
+        Column("p", lambda r: p_value(r.p), test, "p"),
+        Column("tie", lambda r: letter(r.group), tied, "group"),
         Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading over resampled patients", "first"),
         Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank", "rank_low"),
     )
-
-
-def _meaning(board: Board) -> str:
-    return "all slices, out of fold" if board.task == "presence" else "mean over patients, out of fold"
 
 
 def legend(columns: Sequence[Column]) -> str:
@@ -179,11 +174,10 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 def board_html(board: Board) -> str:
     """Return a board as an HTML table with all columns."""
-    columns = (*score_columns(board)[:-1], *COSTS, ID)
+    columns = board_columns(board)
     head = "".join(f'<th scope="col" title="{escaped(c.meaning)}">{escaped(c.heading)}</th>' for c in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) + "</tr>" for row in board.rows
-    )
+    rows = ("".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) for row in board.rows)
+    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
     notes = "".join(f"<p>{escaped(note)}</p>" for note in (legend(columns), *board.notes))
     return (
         f"<table><caption>{escaped(board.title)}</caption><thead><tr>{head}</tr></thead>"
@@ -202,18 +196,10 @@ def frame_markdown(frame: pd.DataFrame) -> str:
 def board_csv(boards: Sequence[Board]) -> str:
     """Return all rows as CSV at full precision; the column `board` numbers the boards."""
     out = io.StringIO()
-    rows = [
-        {
-            "board": number,
-            "task": b.task,
-            "primary": b.primary,
-            "post_hoc": b.post_hoc,
-            "left_out": len(b.left_out),
-            **row.flat(),
-        }
-        for number, b in enumerate(boards, 1)
-        for row in b.rows
-    ]
+    rows: list[dict[str, object]] = []
+    for number, b in enumerate(boards, 1):
+        shared = {"board": number, "task": b.task, "primary": b.primary, "post_hoc": b.post_hoc}
+        rows += [{**shared, "left_out": len(b.left_out), **row.flat()} for row in b.rows]
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(out, list(names) or ["board"], lineterminator="\n")
     writer.writeheader()
@@ -225,27 +211,18 @@ def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
     """Return the scores of every patient by each run behind the rows as CSV, to six digits."""
     by_id = {record.run_id: record for record in records}
     parts = []
-    for number, board in enumerate(boards, 1):
-        for row in board.rows:
-            for run_id in row.runs:
-                record = by_id[run_id]
-                own: dict[str, int | str] = {"board": number, "rank": row.rank, "name": row.name, "run_id": run_id}
-                own["seed"] = record.settings.get("run.seed", "")
-                parts.append(record.cases.assign(**own)[[*own, *record.cases]])
+    for number, row in ((number, row) for number, board in enumerate(boards, 1) for row in board.rows):
+        for record in (by_id[run_id] for run_id in row.runs):
+            own: dict[str, int | str] = {"board": number, "rank": row.rank, "name": row.name}
+            own |= {"run_id": record.run_id, "seed": record.settings.get("run.seed", "")}
+            parts.append(record.cases.assign(**own)[[*own, *record.cases]])
     return pd.concat(parts).to_csv(index=False, float_format="%.6g") if parts else ""
 
 
 def board_json(boards: Sequence[Board]) -> str:
     """Return boards as JSON with their rows at full precision; undefined values are null."""
-    objects = [
-        asdict(b) | {"notes": b.notes, "rows": [{k: _defined(v) for k, v in r.flat().items()} for r in b.rows]}
-        for b in boards
-    ]
-    return json.dumps(objects, indent=1, allow_nan=False)
-
-
-def _defined(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    objects = [asdict(b) | {"notes": b.notes, "rows": [row.flat() for row in b.rows]} for b in boards]
+    return json.dumps(nan_to_none(objects), indent=1, allow_nan=False)
 
 
 def _cell(value: object) -> object:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.leaderboard import board_of_run, build_boards, rank_metrics
 from bench.analysis.task_rules import rules_of
 from bench.data.pack import Manifest
@@ -64,7 +64,7 @@ def ranked(board: Board) -> list[tuple[int, str]]:
     return [(row.rank, row.name) for row in board.rows]
 
 
-def row_of(board: Board, name: str) -> Row:
+def row_of(board: Board, name: str) -> BoardRow:
     return next(row for row in board.rows if row.name == name)
 
 

@@ -11,7 +11,13 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from bench.analysis.cohort import measure_spread, residuals
-from bench.analysis.power import estimate_power, power_table, smallest_gap, smallest_training_gap
+from bench.analysis.power import (
+    detection_rate,
+    power_table,
+    simulate_studies,
+    smallest_gap,
+    smallest_training_gap,
+)
 from bench.errors import BadSetting
 from bench.formatting import SYNTHETIC_WARNING
 from bench.reports.power import show_power, summarise_power
@@ -52,7 +58,7 @@ def test_residuals_are_differences_minus_their_mean() -> None:
 def test_a_gap_of_zero_is_detected_in_alpha_of_studies(tests: int) -> None:
     """Even with skewed residuals, as either model may be the first. Tolerance: three binomial sd."""
     level = 0.05 / tests
-    rate = estimate_power(SKEWED, 0, patients=60, tests=tests, simulations=10_000)
+    rate = detection_rate(simulate_studies(SKEWED, 60, 10_000), 0, tests)
     assert rate == pytest.approx(level, abs=3 * math.sqrt(level / 10_000))
 
 
@@ -65,7 +71,7 @@ def test_power_is_the_rate_at_which_scipy_detects_the_gap() -> None:
         for _ in range(2000)
     ]
     assert 0.3 < np.mean(detected) < 0.9
-    assert estimate_power(SKEWED, 0.02, patients=40, tests=3, simulations=2000) == pytest.approx(
+    assert detection_rate(simulate_studies(SKEWED, 40, 2000), 0.02, 3) == pytest.approx(
         np.mean(detected), abs=0.045
     )
 
@@ -83,8 +89,8 @@ def test_for_normal_differences_the_gap_follows_from_that_of_a_t_test(patients: 
 @pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
 def test_the_smallest_gap_just_reaches_the_power(power: float) -> None:
     gap = smallest_gap(SKEWED, patients=50, power=power)
-    assert estimate_power(SKEWED, gap, patients=50) >= power
-    assert estimate_power(SKEWED, gap - 0.0005, patients=50) < power
+    studies = simulate_studies(SKEWED, 50)
+    assert detection_rate(studies, gap) >= power > detection_rate(studies, gap - 0.0005)
 
 
 def test_the_gap_shrinks_with_patients_and_grows_with_tests() -> None:

@@ -92,7 +92,7 @@ def test_a_metric_where_lower_is_better_swaps_the_winner():
     assert (low.paired.wins, low.losses) == (high.losses, high.paired.wins)
     assert (low.rank_biserial, low.d_z) == (-high.rank_biserial, -high.d_z)
     assert (low.procedure.better, low.procedure.worse) == (high.procedure.worse, high.procedure.better)
-    assert low.largest_gains["case"].tolist() == high.largest_losses["case"].tolist() == ["TCGA_CS_1"]
+    assert low.largest(1)["case"].tolist() == high.largest(-1)["case"].tolist() == ["TCGA_CS_1"]
 
 
 def test_equal_scores_have_no_effect_size_and_rounding_is_no_win():
@@ -100,8 +100,8 @@ def test_equal_scores_have_no_effect_size_and_rounding_is_no_win():
     assert (comparison.paired.wins, comparison.losses, comparison.ties, comparison.paired.p) == (0, 0, 1, 1)
     assert math.isnan(comparison.rank_biserial)
     assert math.isnan(comparison.d_z)
-    assert comparison.largest_gains.empty
-    assert comparison.largest_losses.empty
+    assert comparison.largest(1).empty
+    assert comparison.largest(-1).empty
 
 
 def test_rank_biserial_averages_tied_ranks():
@@ -147,9 +147,9 @@ def test_one_fold_gives_no_claim_about_training():
 def test_the_largest_gains_and_losses_are_sorted():
     d = np.array([0.1, -0.3, 0.2, 0.4, -0.1, 0.3, 0.2, 0.6, 0, 0.5])
     comparison = both(0.3 + d, np.full(10, 0.3), folds=[0, 1] * 5)
-    assert comparison.largest_gains["case"].str[-1].tolist() == list("79352")  # 2 and 6 gain alike: by name
-    assert comparison.largest_losses["case"].str[-1].tolist() == ["1", "4"]
-    assert comparison.largest_gains.iloc[0][["a", "b", "difference"]].tolist() == pytest.approx([0.9, 0.3, 0.6])
+    assert comparison.largest(1)["case"].str[-1].tolist() == list("79352")  # 2 and 6 gain alike: by name
+    assert comparison.largest(-1)["case"].str[-1].tolist() == ["1", "4"]
+    assert comparison.largest(1).iloc[0][["a", "b", "difference"]].tolist() == pytest.approx([0.9, 0.3, 0.6])
 
 
 # strata

@@ -40,10 +40,10 @@ from bench.formatting import plain
 from bench.masks import Masks, to_hundredths
 from bench.overrides import configure
 from bench.reports.html.board_data import BoardData, MaskData
-from bench.reports.html.board_table import board_columns, sortable_table
+from bench.reports.html.board_table import sortable_table
 from bench.reports.html.gallery import LONGEST, choose_slices, close_up, encode_scan, outlines, view_patient
-from bench.reports.html.page import render_report
-from bench.reports.html.report import write_report
+from bench.reports.html.report import render_report, write_report
+from bench.reports.tables import board_columns
 from bench.tracking import Store, connect, open_run, read_records, read_table, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.fold_records import record_masks

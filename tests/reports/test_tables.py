@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.run_summary import headline, model_card
 from bench.console import frame_table
 from bench.formatting import between, decimal, duration, letter, p_value, signed
@@ -35,7 +35,7 @@ from bench.types import RunRecord
 
 SCORES = {"dice": 0.81234, "dice_median": 0.85, "dice_p5": 0.4149, "dice_under_half": 7.0, "hd95": 6.25}
 SCORES |= {"dice_positive_slices": 0.7777, "slice_sensitivity": 0.9, "missed_slices": 42.0, "dice_global": 0.88}
-ROW = Row(
+ROW = BoardRow(
     **{"rank": 1, "name": "first", "model": "unet", "encoder": "", "loss": "bce_dice", "weights": "scratch"},
     **{"score": 0.81234, "low": 0.79, "high": 0.83456, "difference": 0.0, "difference_low": 0.0},
     **{"difference_high": 0.0, "p": 1.0, "group": 1, "first": 0.987, "rank_low": 1, "rank_high": 2},
@@ -97,7 +97,7 @@ def test_cases_csv_lists_every_patient_of_every_run():
     assert cases_csv([], runs) == ""
 
 
-def board(*rows: Row, synthetic: bool = False, dataset: str = "lgg", **changes: object) -> Board:
+def board(*rows: BoardRow, synthetic: bool = False, dataset: str = "lgg", **changes: object) -> Board:
     made = Board(
         **{"task": "segmentation", "primary": "dice", "dataset": dataset, "data_key": "d" * 16},
         **{"split_hash": "s" * 12, "patients": 110, "synthetic": synthetic, "post_hoc": False, "left_out": ()},

@@ -52,8 +52,8 @@ def _canvas(rows: int, columns: int, height: float) -> tuple[Figure, NDArray[np.
     return figure, grid
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+def shortened(name: str, length: int = 16) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _set_title(axes: Axes, text: str) -> None:
@@ -62,7 +62,7 @@ def _set_title(axes: Axes, text: str) -> None:
 
 def _label_institutions(axes: Axes, places: Sequence[float], names: Sequence[str], *, room: int) -> None:
     """Write the names below the axes; vertically if they have more than `room` letters together."""
-    labels = [_shortened(name) for name in names]
+    labels = [shortened(name) for name in names]
     vertical = len("".join(labels)) > room
     axes.set_xticks(places, labels, rotation=90 if vertical else 0, parse_math=False)
     axes.tick_params(axis="x", length=0)
@@ -73,14 +73,13 @@ def _draw_class_balance(description: Description) -> Figure:
     share = float(description.counts["positive_share"].iloc[0])
     figure, [[axes]] = _canvas(1, 1, 1.3 + 0.36 * len(rows))
     _set_title(axes, f"Slices with tumour: {share:.1%} of all")
-    names = [f"{_shortened(str(name))} ({patients})" for name, patients in rows["patients"].items()]
+    names = [f"{shortened(str(name))} ({patients})" for name, patients in rows["patients"].items()]
     places, empty = np.arange(len(rows)), rows["slices"] - rows["positive_slices"]
     axes.barh(places, rows["positive_slices"], color=RED, label="tumour")
     axes.barh(places, empty, left=rows["positive_slices"], color=EMPTY, label="no tumour")
     for place, (slices, positive) in enumerate(zip(rows["slices"], rows["positive_share"], strict=True)):
-        axes.annotate(
-            f"{positive:.0%}", (slices, place), (4, 0), textcoords="offset points", va="center", fontsize=9
-        )
+        end, offset = (slices, place), (4, 0)
+        axes.annotate(f"{positive:.0%}", end, offset, textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="slices", ylabel="institution (patients)")
     axes.margins(x=0.08)
@@ -121,16 +120,14 @@ def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
     totals = description.patients["tumour_pixels"].to_numpy()
     totals = totals[totals > 0]
     figure, [[left, right]] = _canvas(1, 2, 3.1)
-    _draw_sizes(left, areas, f"{len(areas):,} positive slices", "tumour area of a slice (pixels)", "slices")
-    _draw_sizes(
-        right, totals, f"{len(totals):,} patients with tumour", "tumour of all slices (pixels)", "patients"
-    )
+    _draw_sizes(left, areas, f"{len(areas):,} positive slices", "tumour area of a slice", "slices")
+    _draw_sizes(right, totals, f"{len(totals):,} patients with tumour", "tumour of all slices", "patients")
     return figure
 
 
 def _draw_sizes(axes: Axes, sizes: NDArray[np.int64], title: str, size: str, counted: str) -> None:
     _set_title(axes, title)
-    axes.set(xscale="log", xlabel=size, ylabel=counted)
+    axes.set(xscale="log", xlabel=f"{size} (pixels)", ylabel=counted)
     if not len(sizes):
         return
     bins = np.geomspace(sizes.min(), sizes.max() + 1, 31)
@@ -170,8 +167,7 @@ def tumour_share_by_depth(pack: Pack) -> NDArray[np.float64]:
     """Return the share of patients with tumour on the slice nearest to each of `DEPTHS`."""
     stacks = [pack.index["positive"].to_numpy()[pack.rows([case])] for case in pack.cases]
     positive = np.array([stack[np.rint(DEPTHS * (len(stack) - 1)).astype(int)] for stack in stacks], float)
-    share: NDArray[np.float64] = positive.mean(0)
-    return share
+    return np.asarray(positive.mean(0))
 
 
 def _draw_tumour_levels(pack: Pack, description: Description) -> Figure:
@@ -180,7 +176,7 @@ def _draw_tumour_levels(pack: Pack, description: Description) -> Figure:
     auroc = description.contrast["auroc"].groupby(level="channel").median()
     for column, channel in enumerate(channels):
         raw, standardised = grid[:, column]
-        name = _shortened(channel)
+        name = shortened(channel)
         counts = description.pixel_counts.levels[:, column]
         _set_title(raw, name if np.isnan(auroc[channel]) else f"{name}: AUROC {auroc[channel]:.2f}")
         _draw_densities(raw, counts, np.broadcast_to(np.arange(256.0), (len(counts), 256)), LEVELS)
@@ -199,8 +195,7 @@ def _standardised_levels(head: NDArray[np.int64]) -> NDArray[np.float64]:
     values, count = np.arange(256), np.maximum(head.sum(1), 1)
     deviation = values - (head @ values / count)[:, None]
     sd = np.sqrt((head * deviation**2).sum(1) / count)
-    levels: NDArray[np.float64] = deviation / np.where(sd > 0, sd, 1)[:, None]
-    return levels
+    return np.asarray(deviation / np.where(sd > 0, sd, 1)[:, None])
 
 
 def _draw_densities(
@@ -226,7 +221,7 @@ def _draw_intensity(pack: Pack, description: Description) -> Figure:
     for axes, channel in zip(grid[0], channels, strict=True):
         level = description.contrast["rest_mean"].xs(channel, level="channel")
         ratio = f": maximum / minimum {level.max() / level.min():.1f}" if level.min() > 0 else ""
-        _set_title(axes, f"{_shortened(channel)}{ratio}")
+        _set_title(axes, f"{shortened(channel)}{ratio}")
         groups = _by_institution(level, description)
         for place, (_, levels) in enumerate(groups):
             jitter = 0.3 * np.sin(2.4 * np.arange(len(levels)))  # keeps equal levels from hiding each other
@@ -260,11 +255,10 @@ def _draw_examples(pack: Pack, description: Description, patients: dict[str, str
         number, area = slices["slice"].iloc[largest], slices["pixels"].iloc[largest]
         total = description.patients["tumour_pixels"][case]
         row[0].set_ylabel(f"{size} tumour: {total:,} px\nslice {number}: {area:,} px", fontsize=9)
-    for axes, title in zip(grid[0], (_shortened(channels[channel]), "in colour", "mask", "overlay"), strict=True):
+    for axes, title in zip(grid[0], (shortened(channels[channel]), "in colour", "mask", "overlay"), strict=True):
         _set_title(axes, title)
-    scale = figure.colorbar(
-        ScalarMappable(cmap=SHADES), ax=grid, location="bottom", shrink=0.3, aspect=26, pad=0.02
-    )
+    shades = ScalarMappable(cmap=SHADES)
+    scale = figure.colorbar(shades, ax=grid, location="bottom", shrink=0.3, aspect=26, pad=0.02)
     scale.set_ticks([0, 1], labels=["0", "99.5th percentile"], fontsize=8)
     return figure
 

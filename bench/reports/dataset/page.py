@@ -67,6 +67,7 @@ CAPTIONS = {  # title and explanation of each figure
         "the scan.",
     ),
 }
+CHANNELS = "Medians over patients: first of whole stacks, then of tumour and of the rest of the head."
 METHODS = (
     "A slice is positive if its mask has one tumour pixel or more. All class counts use this definition.",
     "Areas are in pixels of the packed images, which store no pixel spacing.",
@@ -98,9 +99,11 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
     manifest, patients = pack.manifest, f"{len(description.patients):,} patients"
     institutions = f"{len(description.institutions):,}"
     counts = {"institutions": institutions, **format_cells(description.counts).iloc[0]}
+    tiles = "".join(f"<li><b>{escaped(v)}</b><span>{escaped(k)}</span></li>" for k, v in counts.items())
     sizes = format_cells(description.tumours).T.rename_axis("")
     channels = description.intensity.join(description.contrast).groupby(level="channel", sort=False).median()
-    examples = _example_names(description)
+    chosen, places = choose_example_patients(description.patients), description.patients["institution"]
+    examples = ", ".join(f"{size}: {case} of {places[case]}" for size, case in chosen.items())
     html = {
         name: _figure(f"Figure {number}. {CAPTIONS[name][0]}", CAPTIONS[name][1].format(patients=examples), figure)
         for number, (name, figure) in enumerate(figures.items(), start=1)
@@ -113,7 +116,7 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
         "<h2>Notes from the loader</h2>",
         _list(manifest.notes or ("None.",)),
         "<h2>Counts</h2>",
-        _tiles(counts),
+        f'<ul class="tiles">{tiles}</ul>',
         _table(format_cells(description.institutions)),
         "<h2>Class balance</h2>",
         html["class_balance"],
@@ -124,10 +127,7 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
         "<h2>Tumour location</h2>",
         html["tumour_location"],
         "<h2>Grey levels</h2>",
-        _table(
-            format_cells(channels),
-            "Medians over patients: first of whole stacks, then of tumour and of the rest of the head.",
-        ),
+        _table(format_cells(channels), CHANNELS),
         html["tumour_levels"],
         html["intensity"],
         f"<h2>Examples</h2>{html['examples']}" if "examples" in html else "",
@@ -145,14 +145,9 @@ def _facts(pack: Pack) -> str:
     manifest = pack.manifest
     _, height, width, _ = pack.images.shape
     known = manifest.licence != UNSTATED and SOURCES.get(manifest.dataset)
-    facts = {
-        "Source": known or UNSTATED,
-        "Licence": manifest.licence,
-        "Images": f"{width} × {height} pixels of 8 bits",
-        "Channels": ", ".join(manifest.channels),
-        "Content key": manifest.key,
-    }
-    return definition_list(facts)
+    facts = {"Source": known or UNSTATED, "Licence": manifest.licence}
+    facts |= {"Images": f"{width} × {height} pixels of 8 bits", "Channels": ", ".join(manifest.channels)}
+    return definition_list(facts | {"Content key": manifest.key})
 
 
 def format_cells(frame: pd.DataFrame) -> pd.DataFrame:
@@ -172,13 +167,6 @@ def _format_cell(column: str, value: Any) -> str:
     if column == "auroc":
         return f"{value:.2f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}".removesuffix(".0")
-
-
-def _tiles(values: Mapping[str, str]) -> str:
-    tiles = "".join(
-        f"<li><b>{escaped(value)}</b><span>{escaped(name)}</span></li>" for name, value in values.items()
-    )
-    return f'<ul class="tiles">{tiles}</ul>'
 
 
 def _table(frame: pd.DataFrame, caption: str = "") -> str:
@@ -205,9 +193,3 @@ def _figure(title: str, caption: str, figure: Figure) -> str:
         f'<figure><img src="data:image/png;base64,{image}" alt="{escaped(title)}">'
         f"<figcaption><b>{escaped(title)}.</b> {escaped(caption)}</figcaption></figure>"
     )
-
-
-def _example_names(description: Description) -> str:
-    institutions = description.patients["institution"]
-    examples = choose_example_patients(description.patients)
-    return ", ".join(f"{size}: {case} of {institutions[case]}" for size, case in examples.items())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-
-import pandas as pd
 
 from bench.config import RunConfig
 from bench.console import Display, console, frame_table
@@ -25,10 +24,7 @@ def show_audit(config: RunConfig) -> bool:
     The files of LGG are checked one by one; for other data sets, what their loader returns is checked.
     """
     with Display() as display:
-
-        def tick(done: int, total: int) -> None:
-            display.bar(done, total, "checking")
-
+        tick = partial(display.bar, what="checking")
         if config.dataset.name == "lgg":
             report = audit(Path(config.dataset.params["folder"]), tick=tick)
         else:
@@ -38,9 +34,8 @@ def show_audit(config: RunConfig) -> bool:
         out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
         for finding in findings:
-            out.print(
-                f"{kind} [{finding.code}] {finding.message}{_unnamed(finding)}", markup=False, soft_wrap=True
-            )
+            text = f"{kind} [{finding.code}] {finding.message}{_unnamed(finding)}"
+            out.print(text, markup=False, soft_wrap=True)
     errors, warnings = len(report.errors), len(report.warnings)
     out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     return not report.errors
@@ -55,13 +50,15 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
     pack = _packed(config)
     description = describe(pack)
+    tables = description.intensity, description.contrast
+    intensity, contrast = (table.groupby(level="channel", sort=False).median() for table in tables)
     screen = console()
     for name, frame in (
         ("counts", description.counts),
         ("institutions", description.institutions),
         ("tumour size in pixels", description.tumours),
-        ("grey levels, median over patients", _by_channel(description.intensity)),
-        ("tumour against the rest of the head, median over patients", _by_channel(description.contrast)),
+        ("grey levels, median over patients", intensity),
+        ("tumour against the rest of the head, median over patients", contrast),
     ):
         screen.print(frame_table(name, frame))
     if out is None and html is None:
@@ -81,11 +78,6 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         screen.print(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)", markup=False)
 
 
-def _by_channel(table: pd.DataFrame) -> pd.DataFrame:
-    """Return medians over patients."""
-    return table.groupby(level="channel", sort=False).median()
-
-
 def show_pack(config: RunConfig, *, verify: bool) -> None:
     """Pack a data set, or find its existing pack, and print a summary. `verify` compares checksums."""
     pack = _packed(config)
@@ -93,12 +85,9 @@ def show_pack(config: RunConfig, *, verify: bool) -> None:
         open_pack(pack.folder, verify=True)
     size = (pack.images.nbytes + pack.masks.nbytes) / 2**20
     shape = "x".join(map(str, pack.images.shape[1:]))
-    console().print(
-        f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB, "
-        f"key {pack.manifest.key}{', verified' if verify else ''}",
-        markup=False,
-        soft_wrap=True,
-    )
+    text = f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB"
+    text += f", key {pack.manifest.key}{', verified' if verify else ''}"
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def _packed(config: RunConfig) -> Pack:

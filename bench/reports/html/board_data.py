@@ -72,11 +72,6 @@ class BoardData:
     slices: Mapping[int, pd.DataFrame]
     masks: MaskData | None
 
-    @property
-    def institutions(self) -> list[str]:
-        """The institution of each patient."""
-        return [str(name) for name in self.groups["institution"]]
-
     @cached_property
     def scores(self) -> Floats:
         """The primary metric (rows, cases), averaged over the runs of a row."""

@@ -6,29 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bench.analysis.board import Board, Row
+from bench.analysis.board import Board, BoardRow
 from bench.analysis.score_facts import lower_is_better
 from bench.reports.html_document import escaped
-from bench.reports.tables import RANK, RUN, Column, cost_columns, score_columns
-
-
-def board_columns(board: Board) -> tuple[Column, ...]:
-    """Return score columns, then cost columns, without repeating any."""
-    scores = score_columns(board)[:-1]
-    return (*scores, *(column for column in cost_columns(board) if column not in (RANK, RUN)))
+from bench.reports.tables import RANK, RUN, Column, board_columns
 
 
 def sortable_table(board: Board) -> str:
     """Return the board as HTML; `data-value` holds a number at full precision and is empty if it is undefined."""
     columns = board_columns(board)
     head = "".join(_heading(c, _largest_first(board, c.field)) for c in columns)
-    body = "".join(
-        f"<tr>{''.join(_cell(c, row, values) for c in columns)}</tr>"
-        for row, values in ((row, row.flat()) for row in board.rows)
-    )
-    return (
-        f'<div class="wide"><table class="board"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    rows = ("".join(_cell(c, row, values) for c in columns) for row in board.rows for values in [row.flat()])
+    body = "".join(f"<tr>{cells}</tr>" for cells in rows)
+    table = f'<table class="board"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide">{table}</div>'
 
 
 def name_cell(name: str) -> str:
@@ -49,7 +40,7 @@ def _heading(column: Column, largest_first: bool) -> str:
     return f'<th scope="col"{kind}{order}{tip}><button type="button">{escaped(column.heading)}</button></th>'
 
 
-def _cell(column: Column, row: Row, values: Mapping[str, Any]) -> str:
+def _cell(column: Column, row: BoardRow, values: Mapping[str, Any]) -> str:
     text = escaped(column.cell(row))
     if column is RUN:
         return name_cell(column.cell(row))

@@ -14,11 +14,11 @@ from bench.formatting import between, decimal, join_first, p_value
 from bench.reports.dataset.page import SOURCES, UNSTATED
 from bench.reports.html import figures
 from bench.reports.html.board_data import BoardData
-from bench.reports.html.board_table import board_columns, name_cell, sortable_table
+from bench.reports.html.board_table import name_cell, sortable_table
 from bench.reports.html.figures import format_score, score_name
-from bench.reports.html.gallery_controls import explain_order, gallery_html
+from bench.reports.html.gallery import explain_order, gallery_html
 from bench.reports.html_document import definition_list, escaped
-from bench.reports.tables import legend
+from bench.reports.tables import board_columns, legend
 
 FEW = 5  # means of fewer patients are faint
 Part = tuple[str, str]  # a heading and the HTML below it
@@ -28,10 +28,10 @@ def render_chapter(number: int, data: BoardData) -> str:
     """Return the section of a board; all ids in it begin with board-<number>."""
     board, name = data.board, f"board-{number}"
     parts = [*_ranking(data)]
-    if board.task == "presence":
-        parts += _slices(data)
+    if board.rules.by_patient:
+        parts += (*_training(data), *_patients(data), *_groups(data), *_trust(data), *_gallery(name, data))
     else:
-        parts += [*_training(data), *_patients(data), *_groups(data), *_trust(data), *_gallery(name, data)]
+        parts += _slices(data)
     links = "".join(f'<li><a href="#{name}-{at}">{escaped(head)}</a></li>' for at, (head, _) in enumerate(parts))
     body = "".join(f'<h3 id="{name}-{at}">{escaped(head)}</h3>\n{html}\n' for at, (head, html) in enumerate(parts))
     notes = "".join(f"<li>{escaped(note)}</li>" for note in board.notes)
@@ -51,8 +51,7 @@ def summarise(board: Board) -> str:
         f"{best.name} {'leads with' if others else 'has'} {score_name(board)} {value(best.score)} "
         f"(95% interval {between(best.low, best.high, value)}) over {scored} patients."
     )
-    ties = [row.name for row in others if row.group == best.group]
-    if ties:
+    if ties := [row.name for row in others if row.group == best.group]:
         return f"{text} It cannot be distinguished from {join_first(ties, 4)}."
     return f"{text} Every other row can be distinguished from it." if others else text
 
@@ -60,9 +59,8 @@ def summarise(board: Board) -> str:
 def _facts(data: BoardData) -> dict[str, str]:
     board, counts = data.board, data.counts
     licence = str(counts.get("licence", UNSTATED))
-    slices = (
-        f", {counts['slices']:,} slices, {counts['positive_slices']:,} with tumour" if "slices" in counts else ""
-    )
+    sizes = [counts[name] for name in ("slices", "positive_slices") if "slices" in counts]
+    slices = ", {:,} slices, {:,} with tumour".format(*sizes) if sizes else ""
     return {
         "Data": f"{board.dataset}, key {board.data_key}",
         "Source": UNSTATED if licence == UNSTATED else SOURCES.get(board.dataset, UNSTATED),
@@ -88,9 +86,9 @@ def _ranking(data: BoardData) -> Iterator[Part]:
     yield "Ranks", _figure(figures.draw_rank_plot(board), caption)
     if scores.size and board.task != "presence":
         ranks = mean_ranks(scores, data.distinguishable, higher=board.higher_is_better)
-        friedman = (
-            "" if len(board.rows) < 3 else f" Friedman's test that all rows are equal: p {_p(ranks.friedman)}."
-        )
+        p = p_value(ranks.friedman)
+        p = p if p.startswith("<") else f"= {p}"
+        friedman = f" Friedman's test that all rows are equal: p {p}." if len(board.rows) > 2 else ""
         caption = (
             f"Mean rank of each row over {scores.shape[1]} patients, where 1 is the best (critical-difference "
             "diagram, Demsar 2006). Rows with a dot on the same bar cannot be distinguished. The bars are based "
@@ -118,18 +116,16 @@ def _training(data: BoardData) -> Iterator[Part]:
         "Score of the validation patients after each epoch. Folds are faint; their mean is bold and ends with the "
         "shortest fold of the row. These scores chose the epoch, so they are not results."
     )
-    if logged:
-        curves = figures.draw_training_curves(_names(data), data.histories)
-        yield "Training", _figure(curves, f"{caption}{missing}")
-    else:
-        yield "Training", _paragraph(missing)
+    curves = figures.draw_training_curves(_names(data), data.histories) if logged else ""
+    yield "Training", _figure(curves, f"{caption}{missing}") if logged else _paragraph(missing)
 
 
 def _patients(data: BoardData) -> Iterator[Part]:
     if not np.isfinite(data.scores).any():
         return
     linked = data.masks is not None and bool(data.masks.patients)
-    heat_map = figures.draw_heat_map(data.board, data.cases, data.institutions, data.scores, linked=linked)
+    institutions = [str(name) for name in data.groups["institution"]]
+    heat_map = figures.draw_heat_map(data.board, data.cases, institutions, data.scores, linked=linked)
     caption = (
         f"{score_name(data.board)} of each patient (column) in each row. Patients are sorted from the hardest to "
         "the easiest by their mean over rows. Dark is bad, and white is undefined. The strip on top is the "
@@ -245,8 +241,3 @@ def _figure(image: str, caption: str) -> str:
 
 def _paragraph(text: str) -> str:
     return f"<p>{escaped(text.strip())}</p>"
-
-
-def _p(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"

@@ -16,21 +16,8 @@ from bench.analysis.calibration import Trust
 from bench.analysis.score_facts import digits_of
 from bench.analysis.significance import MeanRanks
 from bench.formatting import NAMES, between, decimal, letter
-from bench.reports.dataset.figures import HUES, SHADES
-from bench.reports.html.svg import (
-    COLOURS,
-    FAINT,
-    INK,
-    RULE,
-    AxisScale,
-    Plot,
-    element,
-    line,
-    line_style,
-    shortened,
-    svg_image,
-    text,
-)
+from bench.reports.dataset.figures import HUES, SHADES, shortened
+from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
 from bench.reports.html_document import escaped
 
 Floats = NDArray[np.float64]
@@ -53,7 +40,7 @@ def draw_rank_plot(board: Board) -> str:
     rows = board.rows
     ends = [value for row in rows for value in (row.low, row.high, row.score) if np.isfinite(value)] or [0.0, 1.0]
     margin = 0.06 * (max(ends) - min(ends)) or 0.05
-    x = AxisScale(min(ends) - margin, max(ends) + margin, NAME + 20, WIDTH - 300)
+    x = Axis(min(ends) - margin, max(ends) + margin, NAME + 20, WIDTH - 300)
     top, bottom = 34, 34 + ROW * len(rows)
     heads = ((NAME + 20, score_name(board)), (TIE - 8, "tie"), (RANKS - 26, "95% ranks"), (FIRST, "P(1st)"))
     parts = [text(at, 20, heading, class_="heading") for at, heading in heads]
@@ -64,7 +51,7 @@ def draw_rank_plot(board: Board) -> str:
     return svg_image(WIDTH, bottom + 28, f"{score_name(board)} of each row with its 95% interval", *parts)
 
 
-def _draw_rank_row(board: Board, at: int, x: AxisScale, y: float) -> str:
+def _draw_rank_row(board: Board, at: int, x: Axis, y: float) -> str:
     row, value = board.rows[at], partial(format_score, board)
     tip = f"{row.name}: {value(row.score)}, 95% interval {between(row.low, row.high, value)}"
     shade = 0.08 if row.group == board.rows[0].group else 0  # an invisible band still has a tooltip
@@ -90,7 +77,7 @@ def _draw_rank_row(board: Board, at: int, x: AxisScale, y: float) -> str:
 def draw_rank_diagram(names: Sequence[str], mean_ranks: MeanRanks) -> str:
     """Draw mean ranks on a line, best on the left, and bars that join indistinguishable rows (Demsar 2006)."""
     count, order = len(names), np.argsort(mean_ranks.ranks, kind="stable")
-    x = AxisScale(1, count, NAME + 30, WIDTH - NAME - 30)
+    x = Axis(1, count, NAME + 30, WIDTH - NAME - 30)
     axis, first_bar = 40.0, 62.0
     label_top = first_bar + 9 * len(mean_ranks.bars) + 12
     half = (count + 1) // 2
@@ -126,14 +113,14 @@ def draw_training_curves(names: Sequence[str], histories: Sequence[Sequence[pd.D
     last = max(int(x[-1]) for curves in folds.values() for x, _ in curves)
     low, high = float(values.min()), float(values.max())
     margin = 0.05 * (high - low) or 0.05
-    epochs = AxisScale(1, last, 60, WIDTH - 300) if last > 1 else AxisScale(0, 2, 60, WIDTH - 300)
-    plot = Plot(epochs, AxisScale(low - margin, high + margin, 380, 16))
+    epochs = Axis(1, last, 60, WIDTH - 300) if last > 1 else Axis(0, 2, 60, WIDTH - 300)
+    plot = Plot(epochs, Axis(low - margin, high + margin, 380, 16))
     parts = [plot.frame("epoch", "validation score", whole=True)]
     for row, curves in folds.items():
-        faint = [plot.curve(x, y, **line_style(row), stroke_width=1, opacity=0.28) for x, y in curves]
+        faint = [plot.curve(x, y, **row_style(row), stroke_width=1, opacity=0.28) for x, y in curves]
         shared = min(len(x) for x, _ in curves)
         mean = np.mean([y[:shared] for _, y in curves], axis=0)
-        bold = plot.curve(curves[0][0][:shared], mean, **line_style(row), stroke_width=2.4)
+        bold = plot.curve(curves[0][0][:shared], mean, **row_style(row), stroke_width=2.4)
         parts.append(element("g", *faint, bold, data_tip=names[row]))
     legend, height = _legend({row: names[row] for row in folds}, WIDTH - 276, 26)
     return svg_image(WIDTH, max(PANEL, height), "validation scores during training", *parts, legend)
@@ -156,7 +143,8 @@ def draw_heat_map(
     order = np.lexsort((np.array(cases), means if higher else -means))  # NaN comes last
     wide = float(np.clip((WIDTH - NAME) / len(cases), 8, 30))
     swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(sorted(set(institutions)))}
-    low, high = (0.0, 1.0) if _is_share(scores) else (float(np.nanmin(scores)), float(np.nanmax(scores)))
+    low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
+    low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     top, labels = 30, 18 + 5.6 * min(max(map(len, cases)), 22)
     parts = []
     for number, column in enumerate(order.tolist()):
@@ -180,10 +168,6 @@ def draw_heat_map(
     return svg_image(width, foot + 40, "score of each patient in each row", *names, *parts, key)
 
 
-def _is_share(scores: Floats) -> bool:
-    return bool(np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1)
-
-
 def _shade(value: float, low: float, high: float, higher: bool) -> str:
     """Return a colour: dark is bad, white is undefined."""
     if not np.isfinite(value):
@@ -197,11 +181,9 @@ def _colour_key(low: float, high: float, higher: bool, name: str, x: float, y: f
         element("rect", x=x + 4.0 * at, y=y, width=4.4, height=12, fill=_shade(value, low, high, higher))
         for at, value in enumerate(np.linspace(low, high, 50))
     ]
-    ends = [
-        text(x, y + 28, f"{low:.3g}", class_="tick"),
-        text(x + 200, y + 28, f"{high:.3g}", text_anchor="end", class_="tick"),
-    ]
-    return "".join((*steps, *ends, text(x + 100, y + 28, name, text_anchor="middle")))
+    first = text(x, y + 28, f"{low:.3g}", class_="tick")
+    last = text(x + 200, y + 28, f"{high:.3g}", text_anchor="end", class_="tick")
+    return "".join((*steps, first, last, text(x + 100, y + 28, name, text_anchor="middle")))
 
 
 def _swatch_key(swatches: Mapping[str, str], x: float, y: float) -> str:
@@ -222,10 +204,10 @@ def draw_reliability(names: Mapping[int, str], tables: Mapping[int, pd.DataFrame
 def draw_trust(names: Mapping[int, str], trust: Mapping[int, Trust]) -> str:
     """Draw the reliability of pixels, and the mean Dice of the patients kept against their share."""
     lowest = min(float(each.mean_dice.min()) for each in trust.values())
-    plot = Plot(AxisScale(0, 1, 490, 850), AxisScale(min(np.floor(lowest * 10) / 10, 0.9), 1, 380, 20))
+    plot = Plot(Axis(0, 1, 490, 850), Axis(min(np.floor(lowest * 10) / 10, 0.9), 1, 380, 20))
     parts = [plot.frame("share of patients kept, most confident first", "mean Dice of the patients kept")]
     for row, each in trust.items():
-        curve = plot.curve(each.coverage, each.mean_dice, **line_style(row), stroke_width=2)
+        curve = plot.curve(each.coverage, each.mean_dice, **row_style(row), stroke_width=2)
         parts.append(element("g", curve, data_row=row, data_tip=f"{names[row]}: AURC {each.aurc:.3f}"))
     legend, height = _legend(names, 876, 30)
     left = _reliability(names, {row: each.reliability for row, each in trust.items()}, "pixels")
@@ -234,20 +216,17 @@ def draw_trust(names: Mapping[int, str], trust: Mapping[int, Trust]) -> str:
 
 def _reliability(names: Mapping[int, str], tables: Mapping[int, pd.DataFrame], unit: str) -> str:
     """Draw reliability curves; larger dots represent more units, and the dotted line is perfect calibration."""
-    plot = Plot(AxisScale(0, 1, 60, 420), AxisScale(0, 1, 380, 20))
+    plot = Plot(Axis(0, 1, 60, 420), Axis(0, 1, 380, 20))
     parts = [plot.frame("mean probability of a bin", f"share of {unit} with tumour")]
     parts.append(plot.curve([0, 1], [0, 1], stroke=FAINT, stroke_dasharray="2 4"))
     for at, table in tables.items():
         share = table[unit] / table[unit].max()
+        x, y, style = table["probability"].to_numpy(), table["share"].to_numpy(), row_style(at)
         dots = [
-            element(
-                "circle", cx=plot.x(x), cy=plot.y(y), r=float(2 + 4 * np.sqrt(size)), fill=line_style(at)["stroke"]
-            )
-            for x, y, size in zip(table["probability"], table["share"], share, strict=True)
+            element("circle", cx=plot.x(a), cy=plot.y(b), r=float(2 + 4 * np.sqrt(size)), fill=style["stroke"])
+            for a, b, size in zip(x, y, share, strict=True)
         ]
-        curve = plot.curve(
-            table["probability"].to_numpy(), table["share"].to_numpy(), **line_style(at), stroke_width=2
-        )
+        curve = plot.curve(x, y, **style, stroke_width=2)
         parts.append(element("g", curve, *dots, data_row=at, data_tip=names[at]))
     return "".join(parts)
 
@@ -257,8 +236,8 @@ def _legend(names: Mapping[int, str], x: float, y: float) -> tuple[str, float]:
     parts = []
     for number, (at, name) in enumerate(names.items()):
         down = y + 20 * number
-        swatch = line(x, down - 4, x + 26, down - 4, **line_style(at), stroke_width=2.5)
-        parts.append(element("g", swatch, text(x + 32, down, shortened(name)), data_row=at, data_tip=name))
+        swatch = line(x, down - 4, x + 26, down - 4, **row_style(at), stroke_width=2.5)
+        parts.append(element("g", swatch, text(x + 32, down, shortened(name, 30)), data_row=at, data_tip=name))
     return "".join(parts), y + 20 * len(names)
 
 

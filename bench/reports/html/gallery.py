@@ -1,8 +1,9 @@
-"""The predictions for one patient: which slices to show, the scan once, and outlines as SVG paths."""
+"""The gallery: for each patient the slices to show, the scan once, and outlines as SVG paths; and its controls."""
 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -47,7 +48,7 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
     hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices)
     tumour = truth.sum((1, 2))
     errors = size + tumour - 2 * hits
-    differing = pairwise_differences(bits)
+    differing = {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
     losses = [_dice_loss(count, size[[a, b]]) for (a, b), count in differing.items()]
     disagreement = float(np.mean(losses)) if losses else None
     chosen = choose_slices(sum(differing.values(), np.zeros_like(tumour)), tumour, errors.sum(0))
@@ -68,10 +69,8 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
         }
         for at, why in sorted(chosen.items())
     ]
-    about = (
-        f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on {np.count_nonzero(tumour)} of "
-        f"{len(rows)} slices, {tumour.sum():,} pixels"
-    )
+    about = f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on "
+    about += f"{np.count_nonzero(tumour)} of {len(rows)} slices, {tumour.sum():,} pixels"
     data = {
         "case": plain(case),
         "about": plain(about),
@@ -81,11 +80,6 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
         "slices": slices,
     }
     return PatientView(case, disagreement, tuple(dice.tolist()), data)
-
-
-def pairwise_differences(bits: Pixels) -> dict[tuple[int, int], Counts]:
-    """For each pair of models, count the pixels of each slice (S,) that only one of them predicts."""
-    return {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
 
 
 def choose_slices(differing: Counts, tumour: Counts, errors: Counts) -> dict[int, str]:
@@ -150,5 +144,47 @@ def _packed(mask: Mask) -> Pixels:
 
 
 def _count(bits: Pixels) -> Counts:
-    counted: Counts = np.bitwise_count(bits).sum(-1, dtype=np.int64)
-    return counted
+    return np.asarray(np.bitwise_count(bits).sum(-1, dtype=np.int64))
+
+
+def explain_order(several: bool) -> str:
+    """Explain the order of the patients, and which of their slices are shown."""
+    first = "Patients with the lowest Dice come first."
+    if several:
+        first = "Patients on whom the models disagree most come first: disagreement is 1 - Dice between two "
+        first += "models over the whole stack, averaged over all pairs of models."
+    return (
+        f"{first} The slices shown have {'the most pixels on which models differ, ' if several else ''}the most "
+        "errors and the largest tumour. Below each mask is its Dice on that slice and on the whole patient. "
+        "Outlines follow the edges of pixels."
+    )
+
+
+def gallery_html(name: str, rows: Sequence[str], patients: Sequence[PatientView]) -> str:
+    """Return the controls, an empty stage, and one JSON script per patient, which is read when it is chosen."""
+    labels = []
+    for p in patients:
+        disagreement = "" if p.disagreement is None else f"disagreement {p.data['disagreement']} · "
+        labels.append(f"{p.data['case']} · {disagreement}mean Dice {decimal(float(np.mean(p.dice)))}")
+    index = {"rows": [plain(row) for row in rows], "cases": [p.data["case"] for p in patients], "patients": labels}
+    data = "".join(_json(f"{name}-{at}", p.data) for at, p in enumerate(patients))
+    return f"""
+<div class="gallery" id="{name}">
+<div class="controls">
+<label>patient <select></select></label>
+<span><button type="button" class="back">← back</button> <button type="button" class="on">next →</button></span>
+<label><input type="checkbox" name="truth" checked> <span class="truth-key">truth</span></label>
+<label><input type="checkbox" name="prediction" checked> <span class="prediction-key">prediction</span></label>
+<label><input type="checkbox" name="outline" checked> outlines</label>
+<label>fill <input type="range" name="fill" min="0" max="100" value="0"></label>
+<label><input type="checkbox" name="near"> close up</label>
+</div>
+<div class="stage" aria-live="polite"></div>
+</div>
+{_json(f"{name}-index", index)}{data}"""
+
+
+def _json(name: str, data: object) -> str:
+    """Return data for the page's script, without `<`, so that no name in it can close the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'

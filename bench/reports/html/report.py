@@ -1,19 +1,46 @@
-"""`bench report`: the whole leaderboard as one HTML file that opens from disk."""
+"""`bench report`: the whole leaderboard as one HTML page that opens from disk and needs no other file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 
+from bench import __version__
 from bench.analysis.leaderboard import build_boards
 from bench.console import Display, console
 from bench.errors import BadSetting, StoreError
-from bench.reports.html.board_data import read_board_data
-from bench.reports.html.page import render_report
+from bench.formatting import SYNTHETIC_WARNING
+from bench.inference.overlays import PREDICTION, TRUTH
+from bench.reports.html.board_data import BoardData, read_board_data
+from bench.reports.html.chapter import render_chapter
+from bench.reports.html_document import definition_list, escaped, html_document
 from bench.tracking import connect, open_run, read_records
 from bench.tracking.tags import Tag
 
 REPORT = "report"  # kind of the run that holds the page; such runs are on no leaderboard
+COLOURS = f":root {{ --truth: {TRUTH}; --prediction: {PREDICTION}; }}\n"
+STYLE = COLOURS + (files("bench.reports.html") / "report.css").read_text("utf-8")
+SCRIPT = (files("bench.reports.html") / "report.js").read_text("utf-8")
+GUIDE = {
+    "Out of fold": "each patient is scored once, by models that have not seen it in training or validation.",
+    "Dice": "2 TP / (2 TP + FP + FN) over all slices of a patient as one volume, then the mean over patients. A "
+    "missed tumour counts as 0. Pooling the pixels of all patients gives a different number, usually a higher "
+    "one.",
+    "95% interval": "bias-corrected bootstrap interval of the mean, over patients, or over patients and seeds if "
+    "a row has several seeds.",
+    "p, tie": "Wilcoxon signed-rank test of the differences per patient, Holm corrected over all pairs of rows. "
+    "Rows with the same letter cannot be distinguished from the best of them at 5%, which does not prove that "
+    "they are equal. For presence, p is a bootstrap over patients.",
+    "P(1st), ranks": "share of bootstrap samples of the patients in which a row leads, and 95% interval of its "
+    "rank.",
+    "HD95": "95th percentile of the distances between both outlines, in pixels and in 2D. A missed slice counts "
+    "as the image diagonal and is never dropped.",
+    "Seeds": "a row with one seed describes these fitted models, not how training them again would turn out. "
+    "Scores of a row with several seeds are means over its runs; masks and probabilities are those of its newest "
+    "run.",
+}
 
 
 def write_report(
@@ -49,3 +76,22 @@ def write_report(
         with open_run(store, REPORT, experiment, {Tag.KIND: REPORT}, say=display.say) as recorder:
             store.client.log_artifact(recorder.run_id, str(out))
     return out
+
+
+def render_report(title: str, boards: Sequence[BoardData]) -> str:
+    """Return the complete page, with one chapter per board."""
+    created = f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}"
+    titles = (escaped(data.board.title) for data in boards)
+    contents = "".join(f'<li><a href="#board-{at}">{title}</a></li>' for at, title in enumerate(titles))
+    parts = [
+        f"<h1>{escaped(title)}</h1>",
+        f'<p class="lead">Made {created} by medseg-bench {escaped(__version__)}, <code>bench report</code>. '
+        "Research software, not for clinical use.</p>",
+        f'<p class="warning">{escaped(SYNTHETIC_WARNING)}</p>' if any(b.board.synthetic for b in boards) else "",
+        "<noscript><p>Without scripts, tables cannot be sorted and there is no gallery.</p></noscript>",
+        f"<nav><ul>{contents}</ul></nav>" if len(boards) > 1 else "",
+        *(render_chapter(number, data) for number, data in enumerate(boards)),
+        f"<h2>How to read this page</h2>\n{definition_list(GUIDE)}",
+        '<div id="tip" hidden></div>',
+    ]
+    return html_document(title, parts, style=STYLE, script=SCRIPT)

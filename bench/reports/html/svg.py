@@ -13,8 +13,6 @@ from bench.reports.dataset.figures import HUES
 from bench.reports.html_document import escaped
 
 Floats = NDArray[np.float64]
-
-
 COLOURS = HUES[:6]  # without grey, the last hue
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")  # distinguish rows once the colours are used up
 INK, FAINT, RULE = "#1c2430", "#5b6472", "#e6eaf0"
@@ -42,11 +40,7 @@ def svg_image(width: float, height: float, label: str, *children: str) -> str:
     return f'<div class="wide">{element("svg", *children, role="img", aria_label=label, **attributes)}</div>'
 
 
-def shortened(name: str, length: int = 30) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def line_style(row: int) -> dict[str, object]:
+def row_style(row: int) -> dict[str, object]:
     """Return the colour and dashes that distinguish the lines of a row."""
     return {
         "stroke": COLOURS[row % len(COLOURS)],
@@ -56,8 +50,8 @@ def line_style(row: int) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class AxisScale:
-    """A linear map from values to pixels."""
+class Axis:
+    """One axis of a plot: a linear map from values to pixels."""
 
     low: float
     high: float
@@ -68,9 +62,8 @@ class AxisScale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
     def ticks(self, count: int = 6, *, whole: bool = False) -> Floats:
-        values = np.asarray(
-            MaxNLocator(count, steps=[1, 2, 5, 10], integer=whole).tick_values(self.low, self.high)
-        )
+        locator = MaxNLocator(count, steps=[1, 2, 5, 10], integer=whole)
+        values = np.asarray(locator.tick_values(self.low, self.high))
         slack = 1e-9 * (self.high - self.low)
         return values[(values >= self.low - slack) & (values <= self.high + slack)]
 
@@ -79,8 +72,8 @@ class AxisScale:
 class Plot:
     """Axes with grid lines and names; `x` and `y` map values to pixels."""
 
-    x: AxisScale
-    y: AxisScale
+    x: Axis
+    y: Axis
 
     def frame(self, x_name: str, y_name: str, *, whole: bool = False) -> str:
         x, y = self.x, self.y
