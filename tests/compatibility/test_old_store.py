@@ -1,4 +1,4 @@
-"""What the version before wrote is read: the store, packs, export and published runs of store.zip (see README.md)."""
+"""What the version before wrote is read: the store, packs, export and published runs of store.zip (README.md)."""
 
 from __future__ import annotations
 
