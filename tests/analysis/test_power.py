@@ -319,6 +319,7 @@ def log(store: Store, record: RunRecord) -> None:
         recorder.table("cases", record.cases)
 
 
+@pytest.mark.slow
 def test_power_is_estimated_from_the_runs_in_a_store(store: Store, capsys) -> None:
     with pytest.raises(BadSetting, match="no two of the 0 runs fit"):
         show_power(store.uri)

@@ -87,6 +87,7 @@ def test_help_needs_no_heavy_import():
     )
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_board_it_stands_on(home):
     out = bench("run", "--model", "unet", *TINY, "--name", "loud", "--verbose")
     assert "SYNTHETIC" in out
@@ -381,6 +382,7 @@ def one_layer(channels: int, *, width: int = 4) -> torch.nn.Module:
 '''
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_in_ten_lines(home, other, tmp_path):
     from bench import registry
 
@@ -449,21 +451,22 @@ def test_bad_input_is_one_line_and_exit_code_2(words, monkeypatch, capsys):
 
 INTERRUPTED = """
     import os, signal, sys
-    from bench import runner
+    from bench.training import cross_validation
     from bench.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    finished = runner.run_fold
+    finished = cross_validation.run_fold
     def run_fold(experiment, fold, *rest, **named):
         if fold.number == 1:
             os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
         return finished(experiment, fold, *rest, **named)
 
-    runner.run_fold = run_fold
+    cross_validation.run_fold = run_fold
     main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

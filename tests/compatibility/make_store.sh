@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes store.zip: a store, packs, an export and published runs, as the code of one commit writes them.
-# usage: make_store.sh CLONE ; CLONE is a clone of this repository at that commit (162d06f for the present store.zip)
+# Makes store.tar.xz: a store, packs, an export and published runs, as the code of one commit writes them.
+# usage: make_store.sh CLONE ; CLONE is a clone of this repository at that commit (162d06f for the present store.tar.xz)
 set -euo pipefail
 clone=$(realpath "$1")
 here=$(realpath "$(dirname "$0")")
@@ -23,38 +23,46 @@ bench data phantom others --set patients=10 --set size=32 --set slices=6 --set i
 rm -rf others/*_000[1-6]* others/data.csv
 bench rescore tversky --threshold 0.3 --largest --name cleaned
 bench ensemble first tversky --name both
-bench evaluate tversky --data others
+BENCH_CACHE=$work/others-cache bench evaluate tversky --data others
+rm -rf others-cache
 bench export tversky --out exported
 bench search "${data[@]}" --set split.folds=3 --set train.batch_size=4 --set model.base=4 --set model.depth=2 --set train.epochs=2 \
   --name study --space 'train.lr=[0.01,0.003]' --trials 2 --inner 2 --quiet
 bench publish published
 bench leaderboard --format csv > leaderboard.csv
+COLUMNS=200 bench compare first tversky > compare.txt
 
 # A run that is killed after its first checkpoint.
 python -m bench run "${small[@]}" --epochs 4000 --name interrupted &
 pid=$!
-until find mlruns/unfinished -name '*.pt' | grep -q .; do sleep 0.5; done
+until find mlruns/unfinished -name 'epoch-*.state' | grep -q .; do sleep 0.5; done
 kill -9 "$pid"; wait "$pid" || true
 
-# What no test reads is left out: weights of the classifier and pictures. Paths become STORE_FOLDER.
+# What no test reads is left out: pictures, checkpoints, curves of the killed run, weights that are not exported.
+# Paths become STORE_FOLDER.
 find mlruns -name '*.png' -delete
-find mlruns -name '*.safetensors' -size +100k -delete
+find mlruns/unfinished -name '*.state' -delete
 find . -name '*.lock' -delete
-python - "$work" "$here/store.zip" <<'PY'
-import sqlite3, sys, zipfile
+python - "$work" "$here/store.tar.xz" <<'PY'
+import sqlite3, sys, tarfile
 from pathlib import Path
 
 folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+exported = {file.read_bytes() for file in (folder / "exported").rglob("*.safetensors")}
+for file in (folder / "mlruns").rglob("*.safetensors"):
+    if file.read_bytes() not in exported:
+        file.unlink()
 database = sqlite3.connect(folder / "mlruns" / "mlflow.db")
 for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location"), ("logged_models", "artifact_location")):
     database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, 'STORE_FOLDER')", (str(folder),))
+database.execute("DELETE FROM metrics WHERE run_uuid IN (SELECT run_uuid FROM runs WHERE status != 'FINISHED')")
 database.commit()
 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 database.execute("VACUUM")
 database.close()
-with zipfile.ZipFile(target, "w", zipfile.ZIP_LZMA) as archive:
+with tarfile.open(target, "w:xz", preset=9) as archive:
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.suffix not in (".db-wal", ".db-shm"):
-            archive.write(file, file.relative_to(folder))
+            archive.add(file, file.relative_to(folder))
 PY
-ls -l "$here/store.zip"
+ls -l "$here/store.tar.xz"

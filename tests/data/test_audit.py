@@ -245,6 +245,7 @@ def test_progress_is_reported_after_each_slice(two):
     assert calls == [(n, 6) for n in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_the_real_data_has_the_published_problems_and_no_errors(lgg_folder):
     """Expected values are those of the full dataset, restricted to the patients of this copy."""
     result = audit(lgg_folder)

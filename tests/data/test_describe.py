@@ -386,6 +386,7 @@ def test_names_from_the_data_cannot_become_html():
         assert f"{said}{HOSTILE}" in reader.words
 
 
+@pytest.mark.slow
 def test_a_synthetic_dataset_is_marked_on_the_page_and_in_every_figure():
     real = tiny_pack()
     made = replace(real, manifest=replace(real.manifest, synthetic=True))
@@ -396,6 +397,7 @@ def test_a_synthetic_dataset_is_marked_on_the_page_and_in_every_figure():
     assert "ynthetic" not in render_page(real, about, draw_figures(real, about))
 
 
+@pytest.mark.slow
 def test_the_citation_is_only_for_known_data_not_for_a_folder_of_its_name():
     real = tiny_pack()
     about = describe(real)
@@ -418,6 +420,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_prints_its_path(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "new" / "data.html"
@@ -435,6 +438,7 @@ def test_a_page_cannot_replace_a_folder(folder, tmp_path):
         show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_real_data_is_described_in_seconds_on_a_small_page(lgg_folder):
     pack = load_or_pack(lgg(folder=lgg_folder))
     started = time.process_time()

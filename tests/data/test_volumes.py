@@ -340,6 +340,7 @@ def test_the_mask_of_a_volume_with_four_axes_has_three(tmp_path):
     assert itk.ReadImage(str(tmp_path / "out/a.b_mask.nii.gz")).GetSize() == SHAPE[::-1]
 
 
+@pytest.mark.slow
 def test_a_presence_model_names_slices_by_their_number(two, tmp_path):
     predict(save(tmp_path / "model", "classifier", ("t1", "flair")), two / "imagesTr", tmp_path / "out")
     called = pd.read_csv(tmp_path / "out/presence.csv")

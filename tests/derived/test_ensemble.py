@@ -40,6 +40,8 @@ from bench.tracking.selection import load_run_pack
 from bench.training.tasks.segmentation import Segmentation
 from tests.fakes import tiny_pack
 
+pytestmark = pytest.mark.slow
+
 Side = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]  # there, and back
 
 BASE = {

@@ -37,6 +37,8 @@ from bench.tracking import (
     read_records,
 )
 
+pytestmark = pytest.mark.slow
+
 SUITE = {
     "title": "tiny",
     "base": {

@@ -115,6 +115,7 @@ def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
     assert len(prints | {old.data.tags["bench.fingerprint"]}) == 5
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_convention_is_carried_to_the_present_one_as_a_rival(store):
     old = find_run(store, "tiny")
     store.client.set_tag(old.info.run_id, "bench.convention", "0")

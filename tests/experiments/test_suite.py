@@ -95,6 +95,7 @@ def test_the_budget_is_over_the_file_and_another_budget_is_another_cell(ran) -> 
     assert len({c.fingerprint for c in (*suite.cells, *full.cells)}) == 10
 
 
+@pytest.mark.slow
 def test_what_is_done_or_failed_is_not_run_again_and_a_new_entry_runs_alone(ran) -> None:
     _, _, found, store, folder = ran
     known = {s.run.info.run_id for s in found}
@@ -176,7 +177,7 @@ def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
     from bench.derived.cascade import cascade
 
     _, _, _, store, _ = ran
-    with pytest.raises(BadSetting, match="no finished presence cross-validation"):
+    with pytest.raises(BadSetting, match="is not a finished presence cross-validation"):
         cascade("small", "small", uri=store.uri)
     with pytest.raises(BadSetting, match="no finished segmentation cross-validation"):
         cascade("gate", "leak", uri=store.uri)
@@ -187,20 +188,24 @@ def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
     [
         ({"entries": {"a": {"model": "unnet"}}, "published": []}, UnknownName, "Did you mean 'unet'"),
         ({"entries": {"a": {"train.epoch": 3}}, "published": []}, BadSetting, "epoch"),
-        ({"entries": {"a": {"cascade": {"presence": "b"}}}, "published": []}, BadSetting, "a cascade is"),
+        ({"entries": {"a": {"cascade": {"presence": "b"}}}, "published": []}, BadSetting, "write a cascade as"),
         (
             {"entries": {"a": {"cascade": {"presence": "b", "segmentation": "c"}}}, "published": []},
             UnknownName,
-            "names no entry 'b'",
+            "names an unknown entry 'b'",
         ),
         ({"published": [PUBLISHED[0] | {"entry": "smal"}]}, UnknownName, "Did you mean 'small'"),
         ({"entires": {}}, BadSetting, "entires"),
         (
             {"entries": {"a": SMALL | {"seeds": [0, 0]}}, "published": []},
             BadSetting,
-            "a: seeds is a list of different",
+            "a: seeds must be a list of different",
         ),
-        ({"entries": {"a": SMALL | {"seeds": 2}}, "published": []}, BadSetting, "a: seeds is a list of different"),
+        (
+            {"entries": {"a": SMALL | {"seeds": 2}}, "published": []},
+            BadSetting,
+            "a: seeds must be a list of different",
+        ),
         ({"entries": {"a": SMALL | {"seeds": ["x"]}}, "published": []}, BadSetting, "seed"),
         ({"base": BASE | {"dataset": {"name": "lgg", "folder": "/nowhere"}}}, DataError, "/nowhere"),
     ],
@@ -211,6 +216,7 @@ def test_a_bad_file_is_refused_before_anything_runs(tmp_path, monkeypatch, chang
         read_suite(write(tmp_path / "bad.yaml", **changes))
 
 
+@pytest.mark.slow
 def test_seeds_are_cells_of_their_own_and_one_row(store: Store, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     entries = {"small": SMALL | {"seeds": [4, 0]}, "smaller": {"model": {"name": "unet", "base": 2, "depth": 1}}}
@@ -248,6 +254,7 @@ FILES = Path(__file__).parents[2] / "benchmarks"
 SUITES = *sorted(FILES.glob("published/*.yaml")), FILES / "lgg/leaderboard.yaml", FILES / "lgg/further.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SUITES, ids=lambda file: file.stem)
 def test_every_benchmark_file_can_be_read_at_every_budget(file: Path, lgg_folder: Path) -> None:
     for budget in ("full", *yaml.safe_load(file.read_text())["budgets"]):

@@ -196,6 +196,7 @@ def test_pictures_of_the_best_the_median_and_the_worst_patient_are_left(ran):
     assert all(image.dtype == np.uint8 and image.ndim == 3 for image in recorder.images.values())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     def dices(seed: int) -> list[float]:
         experiment = resolve(config(seed=seed), only=0)
@@ -206,6 +207,7 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others():
     assert first != dices(1)
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
     def weights() -> bytes:
         recorder = MemoryRecorder()
@@ -218,6 +220,7 @@ def test_a_deterministic_run_gives_the_same_weights_bit_by_bit():
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_folds_at_once_give_what_they_give_one_after_another():
     def run(at_once: int) -> tuple[MemoryRecorder, list[Any]]:
         recorder = MemoryRecorder()
@@ -332,6 +335,7 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
     assert asked == [fold.val, fold.val, fold.val, fold.test]  # two epochs, the threshold, the end
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_fold(monkeypatch):
     experiment = resolve(config(train__epochs=9, train__patience=2, train__lr=1e-12))
     result = cross_validate(experiment, MemoryRecorder(), only=0).results[0]
@@ -410,6 +414,7 @@ def test_seeds_depend_on_what_they_are_for():
     assert len({derive_seed(0, 1), derive_seed(1, 0), derive_seed(0, 2), derive_seed(1, 1)}) == 4
 
 
+@pytest.mark.slow
 def test_a_run_on_the_real_data_scores_every_patient_of_a_fold(lgg_folder):
     experiment = resolve(
         override(

@@ -264,6 +264,7 @@ def test_the_logged_model_is_one_of_patients(ran, tmp_path):
 # In the store
 
 
+@pytest.mark.slow
 def test_a_leaky_run_is_logged_marked_and_on_no_board(store: Store, pack, capsys):
     leaky = execute(config(name="leaky", train__epochs=1), uri=store.uri)
     said = capsys.readouterr()
@@ -312,7 +313,8 @@ def copied_dice(pack: Pack, truth_of: pd.Series, folds: list[Fold]) -> float:
     return float(np.mean(scores))
 
 
-def test_copying_the_nearest_training_slice_pays_where_slices_leak_and_not_where_patients_are_whole():
+@pytest.mark.slow
+def test_copying_the_nearest_training_slice_pays_only_where_slices_leak():
     pack = load_or_pack(registry.dataset["phantom"].bind({"slices": 16, "size": 32})())
     alone, whose = one_case_per_slice(pack), pack.index["case"]
     for seed in range(2):

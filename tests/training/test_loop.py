@@ -245,7 +245,7 @@ def test_slices_with_tumour_have_the_share_asked_for(fraction, positive):
     assert sum(bool(m.any()) for m in watch.masks) == positive
 
 
-def test_no_slice_is_shown_again_before_all_of_its_kind_were_and_then_it_is_drawn_anew():
+def test_no_slice_is_shown_again_before_all_of_its_kind_were():
     watch = Watcher()
     list(loop(Encoded(), positive_fraction=0.9, augment=[watch]))
     times = Counter(m.numpy().tobytes() for m in watch.masks if m.any())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="RLIMIT_DATA limits private memory on Linux only"
 )

@@ -194,6 +194,7 @@ def test_the_best_epoch_is_that_of_the_validation_score(ran):
         assert result.best_score == max(curve.values()) == curve[result.best_epoch]
 
 
+@pytest.mark.slow
 def test_a_score_that_is_better_low_is_chosen_low():
     recorder = MemoryRecorder()
     result = cross_validate(resolve(config(evaluate__primary="brier")), recorder, only=0).results[0]
@@ -223,6 +224,7 @@ def test_several_models_give_the_mean_of_their_probabilities(ran, tmp_path):
     assert FoldModels(folders).predict(images) == pytest.approx(np.mean(each, axis=0), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_slices_may_be_resized_and_an_encoder_frozen():
     experiment = resolve(config(input__image_size=64, train__freeze_epochs=1), only=0)
     recorder = MemoryRecorder()
@@ -459,6 +461,7 @@ def test_draws_of_patients_for_whom_a_score_is_not_defined_do_not_count():
 # In the store
 
 
+@pytest.mark.slow
 def test_a_logged_classifier_stands_on_its_board_with_its_slices(store: Store, capsys):
     run_id = execute(config(train__epochs=1, name="mine", seed=3), uri=store.uri, quiet=True)
     (found,) = read_records(store)
