@@ -151,6 +151,10 @@ class Registry:
         self._discover()
         return iter(sorted(self._entries))
 
+    def __len__(self) -> int:
+        self._discover()
+        return len(self._entries)
+
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:
             self._discover()

@@ -269,6 +269,7 @@ def test_monai_averages_as_we_say():
     assert said_to_use("MONAI") == pytest.approx([float(metric.aggregate())])
 
 
+@pytest.mark.slow
 def test_real_tumours_under_each_convention(lgg_folder):
     """The values of 110 patients; a folder with some of them is near. An empty prediction, and one too large."""
     files = {p.name: p for p in lgg_folder.rglob("*_mask.tif")}  # by name, as a folder may hold them twice
