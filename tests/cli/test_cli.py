@@ -476,7 +476,7 @@ def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, t
         [sys.executable, "-c", code, *words], capture_output=True, text=True, env=os.environ | {"SIGNAL": name}
     )
     assert ended.returncode == 130
-    assert "the folds that were finished are kept" in ended.stderr
+    assert "finished folds are kept" in ended.stderr
     store = connect(uri)
     parent = find_run(store, "stopped")
     assert parent.info.status == "KILLED"
