@@ -179,7 +179,7 @@ def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
     _, _, _, store, _ = ran
     with pytest.raises(BadSetting, match="is not a finished presence cross-validation"):
         cascade("small", "small", uri=store.uri)
-    with pytest.raises(BadSetting, match="no finished segmentation cross-validation"):
+    with pytest.raises(BadSetting, match="is not a finished segmentation cross-validation"):
         cascade("gate", "leak", uri=store.uri)
 
 
