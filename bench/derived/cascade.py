@@ -85,5 +85,5 @@ def _called(pack: Pack, calls: pd.Series[bool], case: str) -> Mask:
     numbers = pack.index["slice"].to_numpy()[pack.rows([case])]
     missing = [n for n in numbers if (case, n) not in calls.index]
     if missing:
-        raise DataError(f"the classifier has not judged slice {missing[0]} of {case}. Run all of its folds.")
+        raise DataError(f"the classifier has no score for slice {missing[0]} of {case}. Run all of its folds.")
     return np.array([bool(calls[case, n]) for n in numbers])
