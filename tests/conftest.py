@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,16 @@ def lgg_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("LGG_DIR does not name the folder of the real LGG data (see README, Data)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for a whole test module, which asks for it with `pytest.mark.usefixtures("cache")`."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENCH_CACHE", str(folder))
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,21 +25,14 @@ from benchmarks.speed.scaling import (
 )
 from benchmarks.speed.scaling_laws import AXES, Line, Power, fit_laws, fit_line, fit_power, plot
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 SMALL = {f"unet {base}": Component(name="unet", params={"base": base, "depth": 2}) for base in (4, 8)}
 TINY = Grid(SMALL, slices=(8, 16), sizes=(32, 64), folds=(2, 3), size=32, images=16, batch=8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def small(cache: None) -> SpeedProblem:
+def small(cache: Path) -> SpeedProblem:
     return make_problem(repeats=2, quick=True)
 
 

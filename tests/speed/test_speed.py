@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from benchmarks.speed.table import make_table
 from tests import reference
 
 pytestmark = [
+    pytest.mark.usefixtures("cache"),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning"),  # MONAI calling itself
 ]
@@ -41,16 +41,8 @@ CHEAP = SpeedFigure("track", "none", "s/epoch", (5.05,), (5.0,), gate=1.02, at_m
 ALONE = SpeedFigure("eval", "Nobody", "volumes/s", (3.0,), (), gate=2.0, note=scoring.MISSING)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield
-
-
 @pytest.fixture(scope="module")
-def small(cache: None) -> SpeedProblem:
+def small(cache: Path) -> SpeedProblem:
     return make_problem(repeats=2, quick=True)
 
 

@@ -30,7 +30,7 @@ from bench.tracking import Store, Tag, connect, download_models, find_folds, fin
 from bench.tracking.resume import digest, hash_code, is_active, run_lock, workspace_folder
 from bench.training.experiment import resolve
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 SETTINGS = {
     "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
@@ -42,15 +42,6 @@ SETTINGS = {
     "checkpoint_every": 0,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(folder))
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield folder
 
 
 class StepLimit:

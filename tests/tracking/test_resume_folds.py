@@ -23,7 +23,7 @@ from bench.training.fold import FoldWorkspace, run_fold
 from bench.types import FoldResult, Watch
 from tests.fakes import MemoryRecorder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 SETTINGS = {
     "dataset": {"name": "phantom", "patients": 6, "size": 32, "slices": 6, "institutions": 2},
@@ -34,14 +34,6 @@ SETTINGS = {
     "checkpoint_every": 0,
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(folder))
-        yield folder
 
 
 class InterruptingWatch(Watch):

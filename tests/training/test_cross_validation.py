@@ -28,6 +28,8 @@ from bench.training.fold_records import case_table
 from bench.types import Watch
 from tests.fakes import MemoryRecorder
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = {
     "dataset.patients": 6,
     "dataset.size": 32,
@@ -48,22 +50,10 @@ def config(**changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(cache))
-
-
-@pytest.fixture(scope="module")
 def ran(cache: Path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(cache))
-        experiment = resolve(config())
-        recorder = MemoryRecorder()
-        return experiment, recorder, cross_validate(experiment, recorder).results
+    experiment = resolve(config())
+    recorder = MemoryRecorder()
+    return experiment, recorder, cross_validate(experiment, recorder).results
 
 
 @pytest.mark.parametrize(

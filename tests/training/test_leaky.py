@@ -33,6 +33,8 @@ from bench.training.experiment import Experiment, raw_pack, resolve
 from bench.types import Fold, Watch
 from tests.fakes import MemoryRecorder, tiny_pack
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CPU = torch.device("cpu")
 TINY = {
     "dataset.patients": 6,
@@ -53,16 +55,6 @@ def config(**changes: Any) -> RunConfig:
     return override(RunConfig(), TINY, {k.replace("__", "."): v for k, v in changes.items()})
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(cache))
-
-
 class Ear(Watch):
     """Remembers what is said of each fold's test."""
 
@@ -78,18 +70,14 @@ Ran = tuple[Experiment, MemoryRecorder, CrossValidationResult, Ear]
 
 @pytest.fixture(scope="module")
 def ran(cache: Path) -> Ran:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(cache))
-        experiment, recorder, ear = resolve(config()), MemoryRecorder(), Ear()
-        return experiment, recorder, cross_validate(experiment, recorder, watch=ear), ear
+    experiment, recorder, ear = resolve(config()), MemoryRecorder(), Ear()
+    return experiment, recorder, cross_validate(experiment, recorder, watch=ear), ear
 
 
 @pytest.fixture(scope="module")
 def pack(cache: Path) -> Pack:
     """The phantom of the runs as it is: a patient is a patient."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(cache))
-        return load_or_pack(registry.dataset["phantom"].bind(config().dataset.params)())
+    return load_or_pack(registry.dataset["phantom"].bind(config().dataset.params)())
 
 
 def counted(masks: np.ndarray, truth: np.ndarray) -> dict[str, int]:

@@ -32,6 +32,8 @@ from bench.training.tasks.segmentation import Segmentation
 from bench.types import RunRecord
 from tests.fakes import MemoryRecorder
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = {
     "model": "classifier",
     "model.encoder": "mobilenetv3_small_050",
@@ -49,16 +51,6 @@ TINY = {
 
 def config(**changes: Any) -> RunConfig:
     return configure(TINY, {k.replace("__", "."): v for k, v in changes.items()})
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(cache))
 
 
 @dataclass
@@ -80,10 +72,8 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(cache: Path) -> Ran:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCH_CACHE", str(cache))
-        experiment, recorder = resolve(config()), MemoryRecorder()
-        return Ran(experiment, recorder, cross_validate(experiment, recorder))
+    experiment, recorder = resolve(config()), MemoryRecorder()
+    return Ran(experiment, recorder, cross_validate(experiment, recorder))
 
 
 # A run
