@@ -30,7 +30,7 @@ from bench.tracking import FOLD, PARENT, MlflowRecorder, Tag, search_runs, witho
 from bench.tracking.resume import digest
 from bench.training.cross_validation import record_patients, record_summary
 from bench.training.execution import choose_execution
-from bench.training.experiment import resolve
+from bench.training.experiment import Experiment, resolve
 from bench.training.fold import FoldWorkspace, run_fold
 from bench.training.fold_records import case_table, fold_means
 from bench.types import FoldResult
@@ -98,10 +98,13 @@ def search_nested(
         resume = next(iter(search_runs(session.store, identity)), None)
         with study_run.open_study_run(session, name, experiment, tags, resume) as run:
             run.recorder.settings(study_run.study_settings(resolved) | {"search.nested": True})
-            tested = [train_outer_fold(one, best, f"fold {one.plan.fold}", run, FOLD) for one, best in winners]
+            chosen = [resolve(best, only=inner.plan.fold) for inner, best in winners]
+            tested = [
+                train_outer_fold(inner, one, f"fold {inner.plan.fold}", run, FOLD)
+                for (inner, _), one in zip(winners, chosen, strict=True)
+            ]
             record_patients(experiment, run.recorder)
-            parameters = max(resolve(best).parameters for _, best in winners)
-            costs = {"search_seconds": seconds, "parameters": parameters}
+            costs = {"search_seconds": seconds, "parameters": max(one.parameters for one in chosen)}
             summary = record_summary(experiment, run.recorder, tested, costs)
     console().print(
         f"{name}: nested search, {plan.trials} trials inside each of {len(winners)} folds; every patient is "
@@ -166,11 +169,10 @@ def log_best(
 
 
 def train_outer_fold(
-    resolved: ResolvedSearch, config: RunConfig, label: str, run: study_run.StudyRun, kind: str = OUTER
+    resolved: ResolvedSearch, experiment: Experiment, label: str, run: study_run.StudyRun, kind: str = OUTER
 ) -> tuple[FoldResult, Masks]:
-    """Train on the outer fold with these settings and score its test patients, or load the result of doing so."""
-    fold = resolved.outer_fold
-    experiment = resolve(config, only=fold.number)
+    """Train `experiment` on the outer fold and score its test patients, or load the result of doing so."""
+    fold, config = resolved.outer_fold, experiment.config
     workspace = FoldWorkspace(run.workspace / label.replace(" ", "-"), config.checkpoint_every, run.display)
     if (done := workspace.load_result()) is not None:
         return done
@@ -188,13 +190,15 @@ def score_best(
 ) -> list[str]:
     """Score the best trial, and if asked the base settings, on the outer test patients; return lines to print."""
     experiment, task = resolved.experiment, resolved.experiment.task
-    best = train_outer_fold(resolved, config, f"test of trial {number}", run)
+    only = resolved.outer_fold.number
+    best = train_outer_fold(resolved, resolve(config, only=only), f"test of trial {number}", run)
     score = fold_means(experiment, *best)[task.primary]
     run.recorder.metrics({f"test/{task.primary}": score}, number)
-    patients = f"{len(best[0].scores)} held-out patients of fold {resolved.outer_fold.number}, scored once"
+    patients = f"{len(best[0].scores)} held-out patients of fold {only}, scored once"
     lines = [f"trial {number} on {patients}: {task.primary} {score:.3f}"]
     if against_default:
-        default = train_outer_fold(resolved, resolved.configure({}), "test of default", run)
+        settings = resolve(resolved.configure({}), only=only)
+        default = train_outer_fold(resolved, settings, "test of default", run)
         lines.append(f"the default: {task.primary} {fold_means(experiment, *default)[task.primary]:.3f}")
         ours, theirs = (
             case_table(experiment, [result], masks).set_index("case") for result, masks in (best, default)
