@@ -20,7 +20,7 @@ from bench.analysis.filters import filter_records
 from bench.analysis.score_facts import lower_is_better
 from bench.analysis.task_rules import RULES, rules_of
 from bench.errors import UnknownName, did_you_mean
-from bench.tracking.tags import Tag, task_name
+from bench.tracking.tags import SHARED, Tag, task_name
 from bench.types import RunRecord
 
 
@@ -73,7 +73,7 @@ def rank_metrics(board: Board) -> dict[str, dict[str, float]]:
 def _comparable(record: RunRecord) -> tuple[str, ...]:
     """Return what records of one board have in common; the task comes first."""
     tested = hashlib.sha256("\n".join(sorted(record.cases["case"])).encode()).hexdigest()
-    shared = (record.tags[tag] for tag in (Tag.DATA, Tag.SPLIT, Tag.CONVENTION))
+    shared = (record.tags[tag] for tag in SHARED)
     return (task_name(record.tags), *shared, tested, record.tags.get(Tag.POST_HOC, ""))
 
 

@@ -21,6 +21,7 @@ from bench.formatting import join_and
 from bench.inference.fold_models import FoldModels
 from bench.tracking import Store, Tag, download_models, find_folds, find_parent, find_run, read_records, read_table
 from bench.tracking.participants import read_image_table
+from bench.tracking.tags import task_name
 from bench.types import RunRecord
 
 CACHED_PREDICTIONS = 12  # each takes one byte per pixel
@@ -57,7 +58,7 @@ class LoggedModels:
 
         A cascade is left out: it is made of the masks of other runs and has no model.
         """
-        finished = (r for r in read_records(self.store) if r.tags.get(Tag.TASK, "segmentation") == "segmentation")
+        finished = (r for r in read_records(self.store) if task_name(r.tags) == "segmentation")
         runs = [r for r in finished if r.run_id in self._records or self._has_models(r.run_id)]
         if not runs:
             where = self.store.address

@@ -24,8 +24,8 @@ from bench.metrics.confusion import dice_of
 from bench.overrides import configure
 from bench.stats import compare_paired
 from bench.tracking import PARENT, Run, Store, Tag, log_ranks, open_run, read_records, read_settings, read_table
-from bench.tracking.selection import SHARED
-from bench.training.fold_records import record_masks, slice_table
+from bench.tracking.tags import SHARED
+from bench.training.fold_records import patient_rows, record_masks, slice_table
 from bench.training.tasks.segmentation import Segmentation
 from bench.types import CaseScore
 
@@ -113,7 +113,7 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
 
 def case_rows(scores: Sequence[CaseScore]) -> pd.DataFrame:
     """Return one row per patient: case, every metric, pixel counts."""
-    return pd.DataFrame([{"case": s.case, **s.values, **s.counts} for s in scores])
+    return pd.DataFrame(patient_rows(scores))
 
 
 def describe_change(after: pd.DataFrame, before: pd.DataFrame, name: str) -> str:

@@ -22,7 +22,7 @@ from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.inference.fold_models import VIEWS, FoldModels
 from bench.inference.predict import MeanPredictor, stacks
 from bench.masks import Masks
-from bench.tracking import Run, Store, connect, download_models, find_run, read_table
+from bench.tracking import Run, Store, connect, download_models, find_run, read_table, run_label
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation, choose_threshold
@@ -59,7 +59,7 @@ def ensemble(
         cases = case_rows([score for score, _ in scored])
         names = ", ".join(str(run.info.run_name) for run in runs)
         title = names if len(runs) == 1 else f"ensemble of {names}"
-        changes = [describe_change(cases, read_table(store, run, "cases"), _label(run)) for run in runs]
+        changes = [describe_change(cases, read_table(store, run, "cases"), run_label(run)) for run in runs]
         run = DerivedRun(
             kind="ensemble",
             title=name or title + (f" with {tta}" if tta != "none" else ""),
@@ -134,14 +134,10 @@ def _check(runs: Sequence[Run], tta: str) -> None:
         if is_derived(run.data.tags, run.data.params):
             raise BadSetting(f"run {run.info.run_name} was made from other runs. Name those runs instead.")
         if ids.count(run.info.run_id) > 1:
-            raise BadSetting(f"run {_label(run)} is named twice and would count twice. Name it once.")
+            raise BadSetting(f"run {run_label(run)} is named twice and would count twice. Name it once.")
     require_comparable(runs)
     if len(runs) < 2 and tta == "none":
         raise BadSetting("one run alone is no ensemble. Name another run, or give --tta flips or --tta turns.")
-
-
-def _label(run: Run) -> str:
-    return f"{run.info.run_name} ({run.info.run_id[:8]})"
 
 
 def _settings(runs: Sequence[Run], tta: str, rule: str) -> Mapping[str, str]:
@@ -164,7 +160,7 @@ def _settings(runs: Sequence[Run], tta: str, rule: str) -> Mapping[str, str]:
 def _facts(runs: Sequence[Run], tta: str, rule: str, thresholds: Iterable[float]) -> dict[str, str]:
     chosen = ", chosen on the validation patients of each fold" if rule == VALIDATION else ""
     return {
-        "Mean probability of": ", ".join(map(_label, runs)),
+        "Mean probability of": ", ".join(map(run_label, runs)),
         "Predictions per slice": f"{len(runs) * len(VIEWS[tta])}, out of fold",
         "Threshold": ", ".join(f"{threshold:.2f}" for threshold in thresholds) + chosen,
     }

@@ -26,12 +26,12 @@ from bench.errors import DataError, LeakageError
 from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
 from bench.metrics.classification import CALL_COLUMNS, summarise_calls
 from bench.metrics.confusion import dice_of
-from bench.tracking.tags import Tag, scored_by_slice
+from bench.tracking.tags import SHARED, Tag, scored_by_slice
 from bench.types import Fold, RunRecord
 
 FORMAT = 1
 RUNS, CASES, SLICES = "runs.json", "cases.csv", "slices.csv"
-BOARD = (Tag.TASK, Tag.DATA, Tag.SPLIT, Tag.CONVENTION)  # runs of one board have these in common
+BOARD = (Tag.TASK, *SHARED)  # runs of one board have these in common
 NEEDED = (*BOARD, Tag.DATASET, Tag.FINGERPRINT)
 TOLERANCE = 1e-4  # relative difference of scores: other programs write tables with six digits
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN

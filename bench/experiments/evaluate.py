@@ -19,7 +19,7 @@ from bench.tracking.export import find_exported_models
 from bench.tracking.participants import Participants, read_exported_participants, read_participants
 from bench.tracking.tags import Tag, data_tags
 from bench.training.experiment import source_like, task_of
-from bench.training.fold_records import slice_table
+from bench.training.fold_records import patient_rows, slice_table
 
 
 def evaluate_external(
@@ -58,7 +58,7 @@ def evaluate_external(
         for number, case in enumerate(pack.cases, 1):
             scores += [score for score, _ in task.score(predictor, [case], threshold)]
             display.bar(number, len(pack.cases), "evaluating", "patients")
-        cases = pd.DataFrame([{"case": s.case, "threshold": threshold, **s.values, **s.counts} for s in scores])
+        cases = pd.DataFrame(patient_rows(scores, threshold=threshold))
         slices = slice_table(scores)
         values = task.summarise(cases, slices)
         title = f"{name} on {folder.resolve().name}"

@@ -16,7 +16,18 @@ from bench.errors import BadSetting
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
 from bench.overrides import configure
 from bench.reports.tables import board_table
-from bench.tracking import LEAKY, PARENT, MlflowRecorder, Run, Store, connect, find_run, open_run, read_settings
+from bench.tracking import (
+    LEAKY,
+    PARENT,
+    MlflowRecorder,
+    Run,
+    Store,
+    connect,
+    find_run,
+    open_run,
+    read_settings,
+    run_label,
+)
 from bench.tracking.resume import (
     abandon_matching,
     check_name,
@@ -109,7 +120,7 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
     Raises `BadSetting` if the run cannot be resumed.
     """
     run = find_run(connect(uri), name_or_id)
-    name = f"run {run.info.run_name} ({run.info.run_id[:8]})"
+    name = f"run {run_label(run)}"
     if run.info.status == "FINISHED":
         raise BadSetting(f"{name} is finished. Name another run.")
     if Tag.GIVEN_UP in run.data.tags:

@@ -13,7 +13,7 @@ from bench.analysis.claims import MAX_UNDEFINED, Side
 from bench.analysis.comparison import compare_cases, scale_of
 from bench.errors import BadSetting
 from bench.formatting import SYNTHETIC_WARNING, between, plain
-from bench.tracking import connect, read_table
+from bench.tracking import connect, read_table, run_label
 from bench.tracking.selection import comparable_pair
 from bench.tracking.tags import Tag
 
@@ -44,7 +44,7 @@ def gate(
     store = connect(uri)
     runs = comparable_pair(store, candidate, baseline, SEGMENTATION_ONLY)
     tables = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
-    names = [plain(f"{run.info.run_name} ({run.info.run_id[:8]})") for run in runs]
+    names = [plain(run_label(run)) for run in runs]
     comparison = compare_cases(*tables, sides=(Side(names[0]), Side(names[1])), primary=primary)
     paired, interval = comparison.paired, comparison.paired.interval
     if paired.n < MIN_PATIENTS:

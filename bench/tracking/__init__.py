@@ -12,6 +12,7 @@ from bench.tracking.reader import read_probabilities as read_probabilities
 from bench.tracking.reader import read_records as read_records
 from bench.tracking.reader import read_settings as read_settings
 from bench.tracking.reader import read_table as read_table
+from bench.tracking.reader import run_label as run_label
 from bench.tracking.reader import search_runs as search_runs
 from bench.tracking.recorder import MlflowRecorder as MlflowRecorder
 from bench.tracking.recorder import log_failure as log_failure

@@ -68,6 +68,11 @@ def find_run(store: Store, name_or_id: str) -> Run:
     )
 
 
+def run_label(run: Run) -> str:
+    """Return the name of a run and the start of its id, such as 'unet (1a2b3c4d)'."""
+    return f"{run.info.run_name} ({run.info.run_id[:8]})"
+
+
 def find_parent(store: Store, run: Run) -> Run:
     """Return the run that a fold belongs to; any other run is returned itself."""
     parent = run.data.tags.get("mlflow.parentRunId")
@@ -98,7 +103,7 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
             return pd.read_csv(path, dtype={"case": str, "image": str})
     except (MlflowException, OSError) as error:
         raise StoreError(
-            f"run {run.info.run_name} ({run.info.run_id[:8]}) has lost its table {name}.csv. "
+            f"run {run_label(run)} has lost its table {name}.csv. "
             "Restore its artifacts, or delete the run in the UI."
         ) from error
 
@@ -148,7 +153,7 @@ def _load_from_folds(
                 path = store.client.download_artifacts(fold.info.run_id, f"masks/{name}.npz", folder)
             except (MlflowException, OSError) as error:
                 raise StoreError(
-                    f"run {run.info.run_name} ({run.info.run_id[:8]}) has no {name} of {fold.info.run_name}: they "
+                    f"run {run_label(run)} has no {name} of {fold.info.run_name}: they "
                     "are lost, or the version that ran it did not keep them. Run it again."
                 ) from error
             yield load(Path(path))
@@ -157,4 +162,4 @@ def _load_from_folds(
 def _nothing_logged(run: Run, what: str) -> StoreError:
     imported = Tag.IMPORTED in run.data.tags
     way_out = "It was imported: only its scores are here" if imported else "Choose a finished run"
-    return StoreError(f"run {run.info.run_name} ({run.info.run_id[:8]}) holds no {what}. {way_out}.")
+    return StoreError(f"run {run_label(run)} holds no {what}. {way_out}.")

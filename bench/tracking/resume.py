@@ -19,7 +19,7 @@ import bench
 from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
 from bench.files import cache_folder
-from bench.tracking import LEAKY, PARENT, Run, Store, Tag, search_runs
+from bench.tracking import LEAKY, PARENT, Run, Store, Tag, run_label, search_runs
 
 IDENTITY = (Tag.FINGERPRINT, Tag.DATA)
 FRESH = "Give --fresh to start a new run."
@@ -92,7 +92,7 @@ def find_resumable(
             return run
         if run_id is not None or run.info.status != "FAILED":
             raise BadSetting(
-                f"run {run.info.run_name} ({run.info.run_id[:8]}) was interrupted, and code has changed since: "
+                f"run {run_label(run)} was interrupted, and code has changed since: "
                 f"{_describe_changes(_saved_code_hashes(store, run), code)}. Restore it to resume the run. {FRESH}"
             )
     if run_id is not None:

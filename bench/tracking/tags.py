@@ -61,6 +61,7 @@ class Tag:
 
 PARENT, FOLD, EVALUATION = "cv", "fold", "evaluation"  # kinds of runs
 LEAKY = "leaky"  # kind of a parent run with a split that leaks: it is never ranked
+SHARED = (Tag.DATA, Tag.SPLIT, Tag.CONVENTION)  # tags that comparable runs have in common
 CONVENTION = "1"  # raise it when a metric changes its meaning: older runs then stand on another board
 
 

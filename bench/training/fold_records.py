@@ -69,13 +69,13 @@ def case_table(experiment: Experiment, results: Sequence[FoldResult], masks: Mas
     """
     if experiment.leaky:
         return _patient_table(experiment, masks)
-    return pd.DataFrame(
-        [
-            {"case": s.case, "fold": r.fold, "threshold": r.threshold, **s.values, **s.counts}
-            for r in results
-            for s in r.scores
-        ]
-    )
+    rows = [row for r in results for row in patient_rows(r.scores, fold=r.fold, threshold=r.threshold)]
+    return pd.DataFrame(rows)
+
+
+def patient_rows(scores: Sequence[CaseScore], **columns: float) -> list[dict[str, Any]]:
+    """Return one row per patient: case, these columns, every metric, pixel counts."""
+    return [{"case": s.case, **columns, **s.values, **s.counts} for s in scores]
 
 
 def slice_table(scores: Sequence[CaseScore]) -> pd.DataFrame:
@@ -109,10 +109,9 @@ def describe_model(experiment: Experiment, result: FoldResult) -> dict[str, Any]
 def _patient_table(experiment: Experiment, masks: Masks) -> pd.DataFrame:
     assert isinstance(experiment.task, Segmentation)
     index = experiment.pack.index
-    rows = []
+    scores = []
     for patient, slices in index[index["case"].isin(set(masks))].groupby("patient", sort=False):
         mask = np.concatenate([masks[case] for case in slices["case"]])
         truth = experiment.pack.masks[slices.index.to_numpy()].astype(bool)
-        scored = experiment.task.score_mask(str(patient), slices["slice"].tolist(), truth, mask)
-        rows.append({"case": scored.case, **scored.values, **scored.counts})
-    return pd.DataFrame(rows)
+        scores.append(experiment.task.score_mask(str(patient), slices["slice"].tolist(), truth, mask))
+    return pd.DataFrame(patient_rows(scores))
