@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_serializer,
@@ -18,21 +16,16 @@ from pydantic import (
 )
 
 from bench import registry
+from bench.settings import Name, Settings
 
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown names refused, numbers accepted as text, no infinities."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+MANY = 100_000  # a bound for counts that have no natural one
 
 
 class Component(Settings):
     """One choice from a registry: `unet`, or `{name: unet, base: 64}`."""
 
     name: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +47,7 @@ def as_steps(value: Any) -> Any:
     return {str(name): {} for name in names} if isinstance(names, list) else value
 
 
+Channels = Annotated[tuple[str, ...], Field(min_length=1)]
 Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(as_steps)]  # applied in turn: name -> settings
 
 
@@ -69,29 +63,29 @@ class Input(Settings):
     """How packed slices become model input."""
 
     image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
-    channels: str | tuple[str, ...] = "all"  # 'all', or names of the data set's channels, such as 'flair'
+    channels: str | Channels = "all"  # 'all', or names of the data set's channels, such as 'flair'
     neighbours: int = Field(0, ge=0, le=8)  # slices on either side that the model also sees ("2.5D")
     normalise: Literal["patient", "image", "imagenet"] = "patient"
     patch: Patch | None = None  # None: whole slices
-    preprocess: Steps = {}  # applied once to the packed slices, before grey levels are measured
+    preprocess: Steps = Field({})  # applied once to the packed slices, before grey levels are measured
 
 
 class Train(Settings):
     """How a model is trained, and for how long."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(16, ge=1)
+    epochs: int = Field(30, ge=1, le=MANY)
+    batch_size: int = Field(16, ge=1, le=MANY)
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    lr: float = Field(1e-3, ge=1e-10, le=1e3)
+    weight_decay: float = Field(1e-2, ge=0, le=1e3)
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
     schedule: Component = Component(name="cosine")
-    warmup_epochs: float = Field(0, ge=0)
-    clip: float | None = Field(1.0, gt=0)  # largest gradient norm
-    freeze_epochs: int = Field(0, ge=0)  # the first epochs, with the encoder frozen
-    freeze_lr: float | None = Field(None, gt=0)  # None: lr
-    positive_fraction: float | None = Field(None, gt=0, lt=1)  # share of slices with tumour; None: as in the data
-    patience: int | None = Field(None, ge=1)  # stop after so many epochs without improvement
+    warmup_epochs: float = Field(0, ge=0, le=MANY)
+    clip: float | None = Field(1.0, ge=1e-6, le=1e6)  # largest gradient norm
+    freeze_epochs: int = Field(0, ge=0, le=MANY)  # the first epochs, with the encoder frozen
+    freeze_lr: float | None = Field(None, ge=1e-10, le=1e3)  # None: lr
+    positive_fraction: float | None = Field(None, ge=1e-3, lt=1)  # of slices with tumour; None: as in the data
+    patience: int | None = Field(None, ge=1, le=MANY)  # stop after so many epochs without improvement
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     deterministic: bool = False
 
@@ -102,35 +96,35 @@ class Evaluate(Settings):
     primary: str = "dice"
     metrics: tuple[str, ...] = ()  # empty: all that are registered
     threshold: float | Literal["validation"] = 0.5
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=MANY)
 
     @field_validator("threshold")
     @classmethod
     def _in_range(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a threshold lies between 0 and 1, or is 'validation'")
+        if isinstance(value, float) and not 1e-6 <= value < 1:
+            raise ValueError("a threshold lies between 1e-6 and 1, or is 'validation'")
         return value
 
 
 class RunConfig(Settings):
     """All settings of a run; those in `NOT_DECISIVE` do not change its result."""
 
-    name: str | None = None
+    name: Name | None = None
     dataset: Component = Component(name="phantom")
     input: Input = Input()
     split: Component = Component(name="patients")
     model: Component = Component(name="unet")
     loss: Component = Component(name="bce_dice")
-    augment: Steps = {"warp": {}, "intensity": {}}
+    augment: Steps = Field({"warp": {}, "intensity": {}})
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)  # of CPU kernels; None: one per physical core
+    threads: int | None = Field(None, ge=1, le=1024)  # of CPU kernels; None: one per physical core
     execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.training.step`)
-    folds_at_once: int = Field(1, ge=1)
-    checkpoint_every: float = Field(30, ge=0)  # seconds between checkpoints, from which a killed run is resumed
-    searched: int = Field(0, ge=0)  # trials of the search that found these settings, for the leaderboard
+    folds_at_once: int = Field(1, ge=1, le=1024)
+    checkpoint_every: float = Field(30, ge=0, le=1e6)  # seconds between checkpoints, to resume a killed run
+    searched: int = Field(0, ge=0, le=10**9)  # trials of the search that found these settings, for the leaderboard
     plugins: tuple[str, ...] = ()
 
     @property

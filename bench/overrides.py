@@ -17,10 +17,13 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import CHAINS, COMPONENTS, RunConfig, as_steps, flatten
 from bench.errors import BadSetting, DataError, did_you_mean
+from bench.files import read_small
+from bench.settings import refusal, shorten
 
 _COMPONENTS = (*COMPONENTS, "train.schedule")
 _GROUPS = ("input.patch",)  # None turns them off, and any of their settings turns them on
 _CHOICES = (*_COMPONENTS, *CHAINS)
+DEEPEST, MOST_VALUES = 50, 100_000  # levels and values of a YAML file, aliases followed
 KINDS = {  # of YAML files: the keys that only such a file has, and the command that takes it
     "benchmark": (("entries",), "`bench suite FILE`"),
     "search": (("base", "space"), "`bench search FILE`"),
@@ -31,8 +34,29 @@ KINDS = {  # of YAML files: the keys that only such a file has, and the command 
 class _Reader(yaml.SafeLoader):
     """A YAML loader in which 1e-4 is a number, and 007, 2024_1, 2024-01-31, 12:30 and off are text.
 
-    YAML 1.1 reads these as text, 7, 20241, a date, 750 and False. Repeated keys are refused.
+    YAML 1.1 reads these as text, 7, 20241, a date, 750 and False. Repeated keys are refused, and so is content
+    that is too deep or too large: a few hundred bytes of aliases can stand for 10 to the power of 9 values.
     """
+
+    _depth = _values = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}  # of every finished node: the number of its values
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        before, self._depth = self._values, self._depth + 1
+        if self._depth > DEEPEST:
+            raise yaml.YAMLError(f"it is over {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        # An alias counts as all values that it repeats; inside its own anchor it would never end.
+        self._values += self._sizes.get(id(node), MOST_VALUES + 1) if is_alias else 1
+        if self._values > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases repeat values without end, or over {MOST_VALUES} times")
+        self._sizes.setdefault(id(node), self._values - before)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -60,11 +84,9 @@ def load_settings(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
     """Return the mapping in a YAML file of this kind, a key of `KINDS`. Raises `DataError`."""
     try:
-        content = yaml.load(path.read_text(), _Reader)
-    except OSError:
-        raise DataError(f"the settings file {path} cannot be read. Give the path of a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from None
+        content = _parse(read_small(path, "the settings file", "Give the path of a YAML file.").decode())
+    except ValueError as error:
+        raise DataError(f"the settings file {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise DataError(f"the settings file {path} must hold 'key: value' lines.")
     actual = next((name for name, (keys, _) in KINDS.items() if any(key in content for key in keys)), "settings")
@@ -74,15 +96,25 @@ def read_yaml(path: Path, kind: str = "settings") -> dict[str, Any]:
     return content
 
 
+def _parse(text: str) -> Any:
+    """Return the content of YAML text. Raises `ValueError`, which says where and why it cannot be read."""
+    try:
+        return yaml.load(text, _Reader)
+    except (yaml.YAMLError, LookupError, ValueError) as error:  # the last two: !!bool maybe, or 5,000 digits
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def parse_assignment(assignment: str) -> tuple[str, Any]:
     """Split 'train.lr=1e-4' into ('train.lr', 0.0001); the value is read as YAML. Raises `BadSetting`."""
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():
         raise BadSetting(f"'{assignment}' is not of the form key=value, such as train.lr=1e-4.")
     try:
-        return key.strip(), yaml.load(text, _Reader)
-    except yaml.YAMLError:
-        raise BadSetting(f"the value of '{assignment}' is not YAML. Put it in quotes.") from None
+        return key.strip(), _parse(text)
+    except ValueError as error:
+        raise BadSetting(
+            f"the value of '{shorten(assignment)}' is not YAML. Put it in quotes. {shorten(str(error))}"
+        ) from None
 
 
 def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
@@ -168,4 +200,4 @@ def _sentence(error: ValidationError) -> str:
             model = next(a for a in (*get_args(annotation), annotation) if a is not type(None))
         names = list(model.model_fields)
         return f"no setting '{key}'; there are {', '.join(names)}.{did_you_mean(last, names)}"
-    return registry.refusal(key, first)
+    return refusal(key, first, RunConfig)

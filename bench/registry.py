@@ -31,8 +31,15 @@ from typing import Any, TypeVar, get_type_hints, overload
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from bench.errors import BadSetting, UnknownName, did_you_mean
+from bench.settings import Settings, refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Parameters(Settings):
+    """The keyword-only parameters of a component; their types may be any class."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=False, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,7 @@ class Entry:
             for p in inspect.signature(self.fn).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
-        strict = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-        return create_model(self.name, __config__=strict, **fields)
+        return create_model(self.name, __base__=_Parameters, **fields)
 
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return all settings: `params` validated, the others at their defaults. Raises `BadSetting`."""
@@ -88,13 +94,7 @@ class Entry:
             )
         if first["type"] == "missing":
             return f"{self.kind} '{self.name}' needs the setting '{setting}'."
-        return f"{self.kind} '{self.name}': {refusal(setting, first)}"
-
-
-def refusal(setting: str, error: Mapping[str, Any]) -> str:
-    """Return the sentence that a setting's value is refused, from an error of pydantic."""
-    reason = error["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{setting} = {error['input']!r} is refused: {reason[:1].lower()}{reason[1:]}."
+        return f"{self.kind} '{self.name}': {refusal(setting, first, self.schema)}"
 
 
 ARGUMENTS = {"model": ("channels",), "loss": ("logits", "target")}  # the positional arguments of these kinds

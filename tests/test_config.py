@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -10,6 +12,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import Input, RunConfig
 from bench.errors import BadSetting, DataError, UnknownName
+from bench.files import read_json
 from bench.overrides import load_settings, override, parse_assignment, read_yaml
 
 DEFAULT = RunConfig()
@@ -300,7 +303,7 @@ def test_a_fault_in_the_settings_of_patches_gets_a_sentence(assignment, sentence
         ("input.preprocess.clahe=5", "input.preprocess.clahe = 5 is refused"),
         ("input.prepocess.clahe=true", "no setting 'input.prepocess.clahe'. Did you mean 'preprocess'?"),
         ("augment.name=warp", "augment.name = 'warp' is refused"),
-        ("train.lr=0", "train.lr = 0 is refused: input should be greater than 0"),
+        ("train.lr=0", "train.lr = 0 is refused: .* Allowed: float, >= 1e-10, <= 1000"),
         ("train.lr=fast", "train.lr = 'fast' is refused"),
         ("train.lr=inf", "train.lr = 'inf' is refused"),
         ("train.lr=nan", "train.lr = 'nan' is refused"),
@@ -310,10 +313,21 @@ def test_a_fault_in_the_settings_of_patches_gets_a_sentence(assignment, sentence
         ("input.normalise=robust", "input.normalise = 'robust' is refused: .*'patient', 'image' or 'imagenet'"),
         (
             "evaluate.threshold=1",
-            "evaluate.threshold = 1.* is refused: a threshold lies between 0 and 1, or is 'val",
+            "evaluate.threshold = 1.* is refused: a threshold lies between 1e-6 and 1, or is 'val",
         ),
         ("evaluate.threshold=test", "evaluate.threshold = 'test' is refused"),
-        ("seed=-1", "seed = -1 is refused"),
+        ("seed=-1", r"seed = -1 is refused: .* Allowed: int, >= 0, < 4294967296\.$"),
+        ("input.image_size=true", r"image_size = True is refused: true is no number. Allowed: int \| None, >= 16"),
+        ("threads=2147483648", r"threads = 2147483648 is refused: .* Allowed: int \| None, >= 1, <= 1024"),
+        ("train.clip=1e308", r"train.clip = 1e\+308 is refused: .* <= 1000000"),
+        ("train.epochs=99999999999999999999", "train.epochs = 9{20} is refused: .* Allowed: int, >= 1, <= 100000"),
+        ("input.channels=[]", r"input.channels.* = \[\] is refused"),
+        ('name="a\\nb"', r"name = 'a\\nb' is refused: text must be one printable line"),
+        ('device="\\e[31m"', "device = .* is refused: text must be one printable line"),
+        (f"name={'a' * 201}", r"name = 'a{96}\.\.\. is refused: .*at most 200 characters"),
+        ("seed=" + "9" * 5000, "the value of 'seed=9*...' is not YAML"),
+        ("seed=!!bool maybe", "is not YAML"),
+        ("seed=" + "[" * 3000 + "]" * 3000, r"is not YAML\. Put it in quotes\. it is over 50 levels deep"),
         ("name=[", r"the value of 'name=\[' is not YAML. Put it in quotes"),
         ("train.lr", "'train.lr' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),
@@ -360,6 +374,47 @@ def test_a_key_that_is_there_twice_is_refused(text, tmp_path):
     (tmp_path / "file.yaml").write_text(text)
     with pytest.raises(DataError, match=r"is not YAML: '(model|lr)' is there twice"):
         read_yaml(tmp_path / "file.yaml")
+
+
+BOMB = "".join(f"a{level}: &a{level} {{b: *a{level - 1}, c: *a{level - 1}}}\n" for level in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a0: &a0 {x: 1, y: 1}\n" + BOMB, "aliases repeat values"),
+        ("model: &m\n  name: unet\n  base: *m\n", "repeat values without end"),
+        ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "over 50 levels deep"),
+        ("seed: " + "9" * 5000, "digits"),
+        ("seed: !!int ''", "is not YAML"),
+    ],
+)
+def test_a_file_that_would_never_end_is_refused_with_a_sentence(text, reason, written):
+    with pytest.raises(DataError, match=reason):
+        written(text)
+
+
+def test_aliases_of_a_sensible_size_are_followed(written):
+    text = "loss: &l {name: dice, smooth: 2}\nboth: [*l, &s {name: poly}, *s]\nmore: {<<: *s}\n"
+    assert written(text)["both"] == [{"name": "dice", "smooth": 2}, {"name": "poly"}, {"name": "poly"}]
+    assert written(text)["more.name"] == "poly"
+
+
+def test_only_a_regular_file_of_a_sensible_size_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with (tmp_path / "large.yaml").open("wb") as file:
+        file.truncate(100 << 20)
+    for path, reason in (
+        (tmp_path / "pipe.yaml", "is not a regular file"),
+        (Path("/dev/zero"), "is not a regular file"),
+        (tmp_path / "large.yaml", "has 104857600 bytes, and at most"),
+        (tmp_path / "gone.yaml", r"cannot be read \(No such file"),
+    ):
+        with pytest.raises(DataError, match=f"the settings file {path} {reason}.* Give the path of a YAML file"):
+            read_yaml(path)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"deep\.json is not JSON: it is nested too deeply\. Fix it"):
+        read_json(tmp_path / "deep.json", "the file", "Fix it.")
 
 
 # Completed, flat, fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import pytest
@@ -9,7 +10,8 @@ from pydantic import Field
 
 from bench import registry
 from bench.errors import BadSetting, UnknownName
-from bench.registry import Registry, load_plugin
+from bench.registry import REGISTRIES, Registry, load_plugin
+from bench.settings import describe_field
 
 PLUGIN = '''
 from torch import nn
@@ -171,3 +173,24 @@ def test_a_plugin_that_is_missing_or_not_python_raises(tmp_path):
     (tmp_path / "notes.txt").write_text("words")
     with pytest.raises(UnknownName, match=r"notes\.txt is not a Python file: its name must end in \.py"):
         load_plugin(tmp_path / "notes.txt")
+
+
+NUMBERS = [
+    (entry, setting)
+    for kind in REGISTRIES.values()
+    for entry in map(kind.__getitem__, kind)
+    if entry.fn.__module__.startswith("bench.")
+    for setting, field in entry.schema.model_fields.items()
+    if re.match(r"int|float|str \| int|tuple", describe_field(field))
+]
+
+
+@pytest.mark.parametrize(("entry", "setting"), NUMBERS, ids=lambda value: getattr(value, "name", value))
+def test_every_number_of_a_component_has_a_range(entry, setting):
+    needed = {"folder": "x"} if "folder" in entry.schema.model_fields else {}
+    length = {"blocks_down": 4, "depths": 4}.get(
+        setting, 2 if isinstance(entry.settings(needed)[setting], tuple) else 0
+    )
+    for value in (True, float("nan"), float("inf"), 1e308, -1e308, 10**20):
+        with pytest.raises(BadSetting, match=f"{setting} = .* is refused"):
+            entry.settings({**needed, setting: [value] * length if length else value})

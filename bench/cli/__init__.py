@@ -22,7 +22,8 @@ def main() -> None:
     try:
         app()
     except BenchError as error:
-        say(f"error: {error}")
+        # No name from a file or a folder can command the terminal.
+        say("error: " + "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error)))
         sys.exit(2)
 
 

@@ -27,10 +27,22 @@ Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")]
-RunName = Annotated[str | None, typer.Option("--name", help="Name of the new run.")]
 RunOrExport = Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")]
 OneFold = Annotated[int | None, typer.Option("--fold", help="Use the model of this fold only.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")]
+
+
+def check_name(name: str | None) -> str | None:
+    """Return the name of a run unchanged. Raises `BadSetting` if the settings of a run could not have it."""
+    if name is not None:
+        from bench.config import RunConfig
+        from bench.overrides import override
+
+        override(RunConfig(), {"name": name})
+    return name
+
+
+RunName = Annotated[str | None, typer.Option("--name", callback=check_name, help="Name of the new run.")]
 
 
 def load_plugins(paths: list[Path] | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -36,6 +34,7 @@ def list_(kind: Annotated[str, typer.Argument(help=KINDS)], plugin: Plugin = Non
 def show(name: Annotated[str, typer.Argument(help="Such as unet or bce_dice.")], plugin: Plugin = None) -> None:
     """Show the description, the paper, the settings and the defaults of a component."""
     from bench.registry import REGISTRIES
+    from bench.settings import describe_field
 
     load_plugins(plugin)
     found = [registry[name] for registry in REGISTRIES.values() if name in registry]
@@ -45,30 +44,7 @@ def show(name: Annotated[str, typer.Argument(help="Such as unet or bce_dice.")],
         typer.echo(f"{entry.kind} {entry.name}\n\n{entry.doc}\n")
         for setting, field in entry.schema.model_fields.items():
             default = "required" if field.is_required() else f"= {field.default!r}"
-            facts = ", ".join((_kind(field.annotation), *_limits(field.metadata)))
-            typer.echo(f"  {setting:<18} {default}  ({facts})")
-
-
-def _kind(annotation: Any) -> str:
-    """Return a type in short form, such as 'str | int, >= 0' for a union whose second part has a bound."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        bounds = [bound for fact in parts[1:] for bound in getattr(fact, "metadata", [fact])]
-        return ", ".join((_kind(parts[0]), *_limits(bounds)))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_kind, parts))
-    if origin is Literal:
-        return " | ".join(map(repr, parts))
-    if annotation is NoneType:
-        return "None"
-    plain = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation)
-    return plain.replace("typing.", "")
-
-
-def _limits(metadata: Sequence[Any]) -> list[str]:
-    """Return Pydantic's bounds in short form, such as '>= 0'."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    return [f"{sign} {getattr(b, name)}" for b in metadata for name, sign in signs.items() if hasattr(b, name)]
+            typer.echo(f"  {setting:<18} {default}  ({describe_field(field)})")
 
 
 def unknown(what: str, name: str, names: list[str]) -> NoReturn:

@@ -150,10 +150,12 @@ def ensemble(
 
 @app.command()
 def power(
-    patients: Annotated[int | None, typer.Option(min=5, help="Patients; default: those of the board.")] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Folds; default: those of the runs.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per model, whose scores are averaged.")] = 1,
-    models: Annotated[int, typer.Option(min=2, help="Models to compare.")] = 2,
+    patients: Annotated[
+        int | None, typer.Option(min=5, max=100_000, help="Patients; default: the board's.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, max=1000, help="Folds; default: those of the runs.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds per model, whose scores are averaged.")] = 1,
+    models: Annotated[int, typer.Option(min=2, max=1000, help="Models to compare.")] = 2,
     power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of finding the difference.")] = 0.8,
     tracking_uri: TrackingUri = None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli._app import OwnDevice, Plugin, Quiet, TrackingUri, app, without_none
+from bench.cli._app import OwnDevice, Plugin, Quiet, TrackingUri, app, check_name, without_none
 
 SPACE_HELP = "What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; overrides the file."
 PRUNER_HELP = "none, median or hyperband (after epochs), wilcoxon (patients, after folds)."
@@ -70,7 +70,7 @@ def search(
         objectives=objectives.split(",") if objectives else [],
         seed=seed,
     )
-    study_name = name or (file.stem if file else "search")
+    study_name = check_name(name or (file.stem if file else "search"))
     study: dict[str, Any] = {"name": study_name, "machine": machine, "storage": storage}
     study |= {"uri": tracking_uri, "quiet": quiet}
     if nested:

@@ -18,13 +18,13 @@ from bench.errors import DataError
 from bench.registry import split
 from bench.types import Fold
 
-Share = Annotated[float, Field(gt=0, le=0.5)]
+Share = Annotated[float, Field(ge=1e-3, le=0.5)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Folds = Annotated[int, Field(ge=2, le=10_000)]
 
 
 @split
-def patients(
-    index: pd.DataFrame, *, folds: Annotated[int, Field(ge=2)] = 5, validation: Share = 0.2, seed: int = 0
-) -> list[Fold]:
+def patients(index: pd.DataFrame, *, folds: Folds = 5, validation: Share = 0.2, seed: Seed = 0) -> list[Fold]:
     """Grouped k-fold over patients, balanced by the share of slices with tumour (StratifiedGroupKFold).
 
     `validation` is the share of the patients outside the test set that are used for validation, rounded to one
@@ -45,7 +45,7 @@ def patients(
 
 
 @split
-def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0) -> list[Fold]:
+def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: Seed = 0) -> list[Fold]:
     """Leave one institution out: each is the test set once, so scores show how a model generalises."""
     names = sorted(index["institution"].unique())
     if len(names) < 2:
@@ -63,9 +63,7 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: int = 0)
 
 
 @split(leaky=True)
-def leaky_slices(
-    index: pd.DataFrame, *, folds: Annotated[int, Field(ge=2)] = 5, validation: Share = 0.2, seed: int = 0
-) -> list[Fold]:
+def leaky_slices(index: pd.DataFrame, *, folds: Folds = 5, validation: Share = 0.2, seed: Seed = 0) -> list[Fold]:
     """LEAKY: slices at random, regardless of the patient, as many notebooks do. To show the leak, never to rank.
 
     Each slice counts as a patient, so nearly every test slice has its neighbour in the training set. Such a run is

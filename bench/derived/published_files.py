@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from bench import registry
 from bench.data.splits import split_hash
 from bench.errors import DataError, LeakageError
+from bench.files import read_small
 from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
 from bench.metrics.classification import CALL_COLUMNS, summarise_calls
 from bench.metrics.confusion import dice_of
@@ -85,9 +86,8 @@ def write_published(folder: Path, published: Published) -> None:
 def read_published(folder: Path) -> Published:
     """Return the runs of a published folder. Raises `DataError` if files are missing or contradict each other."""
     try:
-        content = _File.model_validate_json((folder / RUNS).read_bytes())
-    except OSError:
-        raise DataError(f"{folder} has no {RUNS}. Give a folder that `bench publish` wrote.") from None
+        file = read_small(folder / RUNS, "the published file", "Give a folder that `bench publish` wrote.")
+        content = _File.model_validate_json(file)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from bench.config import RunConfig, Settings
+from bench.config import RunConfig
 from bench.data.pack import Manifest
 from bench.derived.cascade import cascade_fingerprint
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.overrides import configure, read_yaml
+from bench.settings import Name, Settings
 from bench.tracking.tags import Tag
 from bench.training.experiment import raw_pack
 
@@ -44,9 +45,9 @@ class Parts(Settings):
 class SuiteFile(Settings):
     """The content of a benchmark file."""
 
-    title: str
+    title: Name
     base: Mapping[str, Any] = Field(default_factory=dict)
-    entries: dict[str, dict[str, Any]]
+    entries: dict[Name, dict[str, Any]]
     budgets: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     published: tuple[PublishedScore, ...] = ()
 
@@ -65,7 +66,7 @@ class Cell:
 class Suite:
     """A benchmark file at one budget, with all of its cells."""
 
-    title: str
+    title: Name
     budget: str
     cells: tuple[Cell, ...]
     published: tuple[PublishedScore, ...]

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 from scipy.ndimage import binary_fill_holes, generate_binary_structure, label
 
-from bench.config import Settings
 from bench.masks import Mask
+from bench.settings import Settings
 
 FACES = generate_binary_structure(3, 1)
 EDGES = FACES & np.array([False, True, False])[:, None, None]  # within a slice

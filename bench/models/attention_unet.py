@@ -37,7 +37,7 @@ class AttentionGate(nn.Module):
 
 @model
 def attention_unet(
-    channels: int, *, base: Annotated[int, Field(ge=2)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
+    channels: int, *, base: Annotated[int, Field(ge=2, le=512)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
 ) -> nn.Module:
     """Attention U-Net: skips pass through additive attention gates (Oktay et al. 2018).
 

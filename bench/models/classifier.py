@@ -34,7 +34,7 @@ def classifier(
     *,
     encoder: str = "resnet50",
     weights: str | None = None,
-    hidden: Annotated[int, Field(ge=1)] | None = None,
+    hidden: Annotated[int, Field(ge=1, le=65536)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
     """Slice classifier: any encoder with global average pooling and one logit, (B, 1, 1, 1).

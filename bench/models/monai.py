@@ -22,8 +22,8 @@ _UPSAMPLING = {"bilinear": "nontrainable", "transposed": "deconv"}  # our names 
 
 
 def _check_blocks(blocks: tuple[int, ...]) -> tuple[int, ...]:
-    if min(blocks, default=0) < 1:
-        raise ValueError("every level needs one block or more")
+    if not all(1 <= count <= 64 for count in blocks):
+        raise ValueError("every level needs 1 to 64 blocks")
     return blocks
 
 
@@ -34,7 +34,7 @@ Blocks = Annotated[tuple[int, ...], AfterValidator(_check_blocks)]
 def segresnet(
     channels: int,
     *,
-    init_filters: Annotated[int, Field(ge=8, multiple_of=8)] = 32,
+    init_filters: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32,
     blocks_down: Annotated[Blocks, Field(min_length=2, max_length=6)] = (1, 2, 2, 4),
     up: Literal["bilinear", "transposed"] = "bilinear",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
@@ -63,7 +63,7 @@ def segresnet(
 def swin_unetr(
     channels: int,
     *,
-    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 24,
+    feature_size: Annotated[int, Field(ge=12, le=768, multiple_of=12)] = 24,
     depths: Annotated[Blocks, Field(min_length=4, max_length=4)] = (2, 2, 2, 2),
     window: Annotated[int, Field(ge=2, le=16)] = 7,
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,

@@ -53,7 +53,7 @@ class ResidualUnit(nn.Module):
 
 @model
 def resunet(
-    channels: int, *, base: Annotated[int, Field(ge=1)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
+    channels: int, *, base: Annotated[int, Field(ge=1, le=512)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
 ) -> nn.Module:
     """Deep residual U-Net of pre-activation units, downsampled by strides (Zhang, Liu and Wang 2018).
 

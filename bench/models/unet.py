@@ -18,7 +18,7 @@ from bench.registry import model
 def unet(
     channels: int,
     *,
-    base: Annotated[int, Field(ge=1)] = 32,
+    base: Annotated[int, Field(ge=1, le=512)] = 32,
     depth: Annotated[int, Field(ge=1, le=5)] = 4,
     up: Upsampling = "transposed",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,

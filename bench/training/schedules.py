@@ -15,8 +15,9 @@ from pydantic import Field
 from bench.registry import schedule
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Inner = Annotated[float, Field(gt=0, lt=1)]  # a share that is neither none nor all
-Ratio = Annotated[float, Field(ge=1)]
+Inner = Annotated[float, Field(ge=1e-6, lt=1)]  # a share that is neither none nor all
+Power = Annotated[float, Field(ge=0.01, le=100)]
+Ratio = Annotated[float, Field(ge=1, le=1e9)]
 
 
 @schedule
@@ -32,7 +33,7 @@ def cosine(progress: float, scores: Sequence[float], *, floor: Share = 0.0) -> f
 
 
 @schedule
-def poly(progress: float, scores: Sequence[float], *, power: Annotated[float, Field(gt=0)] = 0.9) -> float:
+def poly(progress: float, scores: Sequence[float], *, power: Power = 0.9) -> float:
     """Polynomial decay (1 - progress) ** power, as in DeepLab (Chen et al. 2018) and nnU-Net."""
     return pow(max(0.0, 1 - progress), power)
 
@@ -58,9 +59,9 @@ def plateau(
     scores: Sequence[float],
     *,
     factor: Inner = 0.1,
-    patience: Annotated[int, Field(ge=0)] = 10,
+    patience: Annotated[int, Field(ge=0, le=100_000)] = 10,
     floor: Share = 0.0,
-    threshold: Annotated[float, Field(ge=0)] = 1e-4,
+    threshold: Annotated[float, Field(ge=0, le=1)] = 1e-4,
 ) -> float:
     """Multiply the rate by `factor` when the validation score has not improved for more than `patience` epochs.
 

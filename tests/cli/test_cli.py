@@ -215,7 +215,7 @@ def test_a_run_knows_its_rank_also_when_a_better_one_comes_after_it(three):
         ("unet", "encoder", "= None  (str | None)"),
         ("pairs", "resize", "= None  (int, >= 16, <= 4096 | None)"),
         ("pairs", "folder", "required  (Path)"),
-        ("modality_dropout", "by", "= 0  (str | int, >= 0)"),
+        ("modality_dropout", "by", "= 0  (str | int, >= 0, <= 10000)"),
     ],
 )
 def test_a_component_shows_its_settings_as_people_write_them(component, setting, said):
@@ -354,7 +354,7 @@ def test_an_unknown_kind_is_refused():
     ("name", "says"),
     [
         ("focal_tversky", "Abraham"),
-        ("focal_tversky", "0.7  (float, > 0, < 1)"),
+        ("focal_tversky", "0.7  (float, >= 1e-06, < 1)"),
         ("unet", "base"),
         ("dice", "Dice"),
         ("lgg", "folder"),

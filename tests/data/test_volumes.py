@@ -247,7 +247,7 @@ def damage(folder: Path, what: str) -> dict[str, object]:
         ("a channel", "b lacks a channel: it has b_0001.nii.gz"),
         ("fewer channels", "b has 1 channel(s), but a has 2. Save all volumes alike"),
         ("twice", "have the same name. Keep one of them"),
-        ("names", "dataset.json cannot be read"),
+        ("names", "dataset.json is not JSON"),
         ("pattern", "dataset.patient = '(a)' finds no patient in"),
         ("flat", "b_0000.nii.gz has the size (24, 20). It must have three axes"),
         ("vectors", "b_0000.nii.gz holds vectors. Save one file per channel"),

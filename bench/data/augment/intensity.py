@@ -58,7 +58,7 @@ def modality_dropout(
     draws: SliceRandom,
     *,
     probability: Annotated[float, Field(ge=0, le=1)] = 0.3,
-    by: str | Annotated[int, Field(ge=0)] = 0,
+    by: str | Annotated[int, Field(ge=0, le=10_000)] = 0,
 ) -> tuple[Tensor, Tensor]:
     """Replace missing sequences by another one, as in datasets that were completed that way.
 

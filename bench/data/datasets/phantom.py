@@ -53,7 +53,7 @@ def phantom(
     size: Annotated[int, Field(ge=32, le=512)] = 64,
     slices: Annotated[int, Field(ge=6, le=200)] = 8,
     institutions: Annotated[int, Field(ge=1, le=9)] = 4,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
 ) -> Source:
     """Synthetic heads with lesions, written on first use: for trials and tests, never for claims.
 

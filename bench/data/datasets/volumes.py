@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +25,11 @@ from bench.data.readers.itk import (
 from bench.data.readers.patient_folders import UNKNOWN
 from bench.data.source import Pixels, SliceFile, Source, check_mask_size
 from bench.errors import BadSetting, DataError
+from bench.files import read_json
 from bench.formatting import join_first
 from bench.registry import dataset
+
+Level = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 @dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
@@ -36,8 +38,8 @@ def volumes(
     folder: Path,
     images: str = "imagesTr",
     labels: str = "labelsTr",
-    label: Annotated[int, Field(ge=1)] | None = None,
-    window: Window | None = None,
+    label: Annotated[int, Field(ge=1, lt=2**32)] | None = None,
+    window: tuple[Level, Level] | None = None,
     patient: str | None = None,
     resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
 ) -> Source:
@@ -135,11 +137,11 @@ def _pair_files(root: Path, images: str, labels: str) -> tuple[dict[str, tuple[P
 def _channel_names(root: Path, count: int) -> tuple[str, ...]:
     """Return the channel names of dataset.json in lower case, or numbered names. Raises `DataError`."""
     stated: dict[str, Any] = {}
-    if (file := root / "dataset.json").is_file():
+    if (file := root / "dataset.json").exists():
+        content = read_json(file, "the description", "Fix or remove it.")
         try:
-            content = json.loads(file.read_text())
             stated = dict(content.get("channel_names") or content.get("modality") or {})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{file} cannot be read ({error}). Fix or remove it.") from None
     names = tuple(str(stated.get(str(number), "")).lower() for number in range(count))
     if all(names) and len(set(names)) == count:

@@ -40,7 +40,7 @@ def check_odd(side: int) -> int:
 
 
 Side = Annotated[int, Field(ge=3, le=99), AfterValidator(check_odd)]
-Amount = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 
 @preprocessing
@@ -97,7 +97,7 @@ def n4(
     *,
     shrink: Annotated[int, Field(ge=1, le=16)] = 4,
     levels: Annotated[int, Field(ge=1, le=6)] = 2,
-    iterations: Annotated[int, Field(ge=1)] = 50,
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 50,
 ) -> Pixels:
     """N4: divide by the smooth field that most sharpens the histogram of the tissue (Tustison et al. 2010).
 

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.trial import FrozenTrial
 from pydantic import Field, ValidationError
 
-from bench.config import RunConfig, Settings
+from bench.config import RunConfig
 from bench.console import Display
 from bench.data.loader import SliceLoader
 from bench.device import configure_torch
@@ -26,6 +26,7 @@ from bench.errors import BadSetting
 from bench.experiments.search.objective import COSTS, Objective, TrialEvaluator, inner_folds
 from bench.experiments.search.space import Space, Value, build_space
 from bench.overrides import configure
+from bench.settings import Settings
 from bench.tracking.resume import digest, hash_code
 from bench.training.execution import choose_execution
 from bench.training.experiment import Experiment, resolve, task_of
@@ -40,13 +41,13 @@ class SearchPlan(Settings):
 
     base: tuple[dict[str, Any], ...] = ()
     space: dict[str, Any]
-    trials: int = Field(20, ge=1)
+    trials: int = Field(20, ge=1, le=10**6)
     fold: int = 0
-    inner: int = Field(3, ge=2)
+    inner: int = Field(3, ge=2, le=10_000)
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
     pruner: Literal["none", "median", "hyperband", "wilcoxon"] = "none"
     objectives: tuple[str, ...] = ()  # empty: the primary score alone
-    seed: int = Field(0, ge=0)  # of the sampler
+    seed: int = Field(0, ge=0, lt=2**32)  # of the sampler
 
     @property
     def costs(self) -> tuple[str, ...]:

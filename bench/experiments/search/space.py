@@ -12,13 +12,15 @@ import numpy as np
 from optuna.trial import BaseTrial
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from bench.config import NOT_DECISIVE, RunConfig, Settings
+from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting, BenchError, did_you_mean
 from bench.overrides import parse_assignment, read_yaml
+from bench.settings import Settings
 
 Value = bool | int | float | str | None
 When = dict[str, Value | tuple[Value, ...]]
 FIXED = ("dataset", "split", "evaluate", "seed", *NOT_DECISIVE)  # they decide what a score means, or nothing
+LARGEST = 100_000  # points of a grid
 _SHORT = re.compile(r"(\S+?)\.\.(\S+)(?: (log)| step (\S+))?")
 
 
@@ -39,6 +41,8 @@ class Range(Settings):
             raise ValueError("a log range must start above 0 and has no step")
         if self.step is not None:
             steps = (self.high - self.low) / self.step
+            if not steps < LARGEST:
+                raise ValueError(f"it has over {LARGEST} steps")
             if abs(steps - round(steps)) > 1e-9 or (self._is_integer and not isinstance(self.step, int)):
                 raise ValueError("high must be low plus a whole number of steps")
         return self
@@ -57,7 +61,7 @@ class Range(Settings):
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def grid_values(self, name: str) -> list[Value]:
-        step = self.step or (1 if self._is_integer else None)
+        step = self.step or (1 if self._is_integer and self.high - self.low < LARGEST else None)
         if step is None:
             raise BadSetting(f"space: a grid needs a list of values, or a step, for {name}.")
         numbers = self.low + step * np.arange(round((self.high - self.low) / step) + 1)
@@ -106,6 +110,8 @@ class Space:
         for name, dimension in self.dimensions.items():
             if name in wanted:
                 values = [{name: value} for value in dimension.grid_values(name)]
+                if len(points) * len(values) > LARGEST:
+                    raise BadSetting(f"space: with {name}, the grid has over {LARGEST} points. Give fewer values.")
                 points = [p | one for p in points for one in (values if _applies(dimension.when, p) else [{}])]
         return points
 

@@ -22,7 +22,7 @@ Weight = Annotated[float, Field(ge=0, le=1)]
 
 @loss
 def bce(
-    logits: Tensor, target: Tensor, *, positive_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    logits: Tensor, target: Tensor, *, positive_weight: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
 ) -> Tensor:
     """Binary cross-entropy, averaged over pixels.
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from bench.registry import loss
 
-Share = Annotated[float, Field(gt=0, lt=1)]  # at 0 or 1 one kind of error would cost nothing
-Smooth = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(ge=1e-6, lt=1)]  # at 0 or 1 one kind of error would cost nothing
+Smooth = Annotated[float, Field(ge=1e-12, le=1e6)]
 Over = Literal["image", "batch"]  # what the sums run over
 
 
@@ -111,7 +111,7 @@ def focal_tversky(
     target: Tensor,
     *,
     fn_weight: Share = 0.7,
-    focus: Annotated[float, Field(gt=0, le=10)] = 0.75,
+    focus: Annotated[float, Field(ge=0.01, le=10)] = 0.75,
     smooth: Smooth = 1.0,
     over: Over = "image",
 ) -> Tensor:
