@@ -11,6 +11,7 @@ from bench.analysis.run_summary import headline, model_card
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.derived.base import update_ranks
+from bench.device import bfloat16_slowdown, has_bfloat16
 from bench.environment import environment_tags
 from bench.errors import BadSetting
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
@@ -40,7 +41,7 @@ from bench.tracking.resume import (
     workspace_folder,
 )
 from bench.tracking.tags import Tag, data_tags
-from bench.training.cross_validation import cross_validate, estimate_seconds
+from bench.training.cross_validation import cross_validate, estimate_time
 from bench.training.experiment import Experiment, resolve
 
 
@@ -148,8 +149,13 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         parameters = f"{experiment.parameters / 1e6:.1f} M parameters"
         lines.append(f"split {experiment.split_hash} · {parameters} · fingerprint {config.fingerprint()}")
         console().print("\n".join(lines), markup=False)
-        seconds = estimate_seconds(experiment, only)
-    console().print(f"estimated time on {experiment.device}: {duration(seconds)}", markup=False)
+        time = estimate_time(experiment, only)
+    console().print(
+        f"estimated time on {experiment.device}: {duration(time.seconds)}, from the time of "
+        f"{time.images} training image{'s' * (time.images != 1)} and "
+        f"{time.slices} predicted slice{'s' * (time.slices != 1)}",
+        markup=False,
+    )
 
 
 def _resumable(
@@ -181,6 +187,11 @@ def _announce(experiment: Experiment, display: Display) -> None:
     warnings = ((manifest.synthetic, SYNTHETIC_WARNING), (experiment.leaky, LEAKY_WARNING))
     for line in (*(text for holds, text in warnings if holds), *(f"note: {note}" for note in manifest.notes)):
         display.say(line)
+    if experiment.config.train.precision == "bfloat16" and not has_bfloat16(experiment.device):
+        display.say(
+            f"warning: this {experiment.device.type} has no bfloat16 and emulates it: a convolution takes "
+            f"{bfloat16_slowdown(experiment.device):.0f} times as long as in float32. Set train.precision=auto."
+        )
     display.say(
         f"{experiment.config.title}: {_patients(experiment)} patients, {len(index)} slices "
         f"({index['positive'].mean():.0%} with tumour), {len(experiment.folds)} folds, "

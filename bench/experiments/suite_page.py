@@ -26,7 +26,7 @@ from bench.formatting import NAMES, duration
 from bench.reports.tables import board_markdown, board_table, frame_markdown
 from bench.tracking import LEAKY, Run, Store, read_records, search_runs
 from bench.tracking.tags import Tag, task_name
-from bench.training.cross_validation import estimate_seconds
+from bench.training.cross_validation import estimate_time
 from bench.training.experiment import resolve
 
 NOTE = (
@@ -190,7 +190,7 @@ def _estimate(found: CellState, threads: int | None) -> Estimate:
         return Estimate(found, 0.0)  # nothing is trained
     try:
         config = config.model_copy(update={"threads": config.threads or threads})
-        return Estimate(found, estimate_seconds(resolve(config)))
+        return Estimate(found, estimate_time(resolve(config)).seconds)
     except BenchError as error:
         return Estimate(found, problem=str(error))
 

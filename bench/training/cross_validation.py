@@ -20,7 +20,7 @@ from bench.data.loader import SliceLoader
 from bench.data.splits import split_table
 from bench.device import configure_torch
 from bench.masks import Masks
-from bench.training.execution import choose_execution, inference_costs, throughput
+from bench.training.execution import choose_execution, inference_costs, training_speed
 from bench.training.experiment import Experiment
 from bench.training.fold import FoldWorkspace, run_fold
 from bench.training.fold_records import case_table, fold_means, slice_table
@@ -132,23 +132,41 @@ def record_summary(
     return CrossValidationResult(tuple(results), values, costs)
 
 
-def estimate_seconds(experiment: Experiment, only: int | None = None) -> float:
-    """Estimate the seconds of a run from timed training steps and one prediction of a throwaway model."""
+@dataclass(frozen=True)
+class TimeEstimate:
+    """The seconds that a run would take, and the training images and slices that were timed to say so."""
+
+    seconds: float
+    images: int
+    slices: int
+
+
+def estimate_time(experiment: Experiment, only: int | None = None, *, limit: float = 10.0) -> TimeEstimate:
+    """Estimate the time of a run from training steps and predictions of a throwaway model.
+
+    On a CPU each of the two is timed for about `limit` seconds; a slow model is judged by fewer images.
+    """
     settings, pack = experiment.config.train, experiment.pack
     configure_torch(experiment.device, deterministic=settings.deterministic, threads=experiment.config.threads)
-    model = experiment.model(0)
     loader = SliceLoader(pack, experiment.config.input, experiment.device)
-    per_image = 1 / throughput(experiment, loader, choose_execution(experiment, loader).execution)
-    started = time.perf_counter()
+    rate, images = training_speed(experiment, loader, limit)
+    predictor = experiment.predictor([experiment.model(0)], loader)
     case = min(experiment.folds[0].val)
-    list(experiment.task.score(experiment.predictor([model], loader), [case], 0.5))
-    per_slice = (time.perf_counter() - started) / len(pack.rows([case]))
-    folds = [f for f in experiment.folds if only is None or f.number == only]
-    return sum(
-        experiment.images_per_fold(f) * per_image
+    rows = pack.rows([case])
+    started = time.perf_counter()
+    predictor.probabilities(rows[:1], experiment.task.output_shape)
+    per_slice, slices = time.perf_counter() - started, 1
+    if per_slice * len(rows) < limit:
+        started, slices = time.perf_counter(), len(rows)
+        list(experiment.task.score(predictor, [case], 0.5))
+        per_slice = (time.perf_counter() - started) / slices
+    seconds = sum(
+        experiment.images_per_fold(f) / rate
         + (settings.epochs * len(pack.rows(f.val)) + len(pack.rows(f.test))) * per_slice
-        for f in folds
+        for f in experiment.folds
+        if only is None or f.number == only
     )
+    return TimeEstimate(seconds, images, slices)
 
 
 def run_in_parallel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from bench.device import hardware
 from bench.files import cache_folder
 from bench.training.experiment import Experiment
 from bench.training.step import EAGER_STEPS, Execution
+from bench.types import Watch
 
 STEPS = 3 * EAGER_STEPS  # timed, after as many untimed ones
 COMPILE_WORTH = 1800.0  # seconds of training above which compiling, 60 to 165 s per model, is tried at all
@@ -60,27 +62,70 @@ def choose_execution(experiment: Experiment, loader: SliceLoader) -> ExecutionPl
     return known[key]
 
 
-def throughput(experiment: Experiment, loader: SliceLoader, execution: Execution) -> float:
-    """Return images per second of a throwaway model, over `STEPS` steps on slices of the first fold."""
-    batch = experiment.config.train.batch_size
+class _Stopwatch(Watch):
+    """Notes when each training step ends; stops the training `limit` seconds after the first step."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.ends, self.counts = limit, list[float](), list[int]()
+
+    def images(self, count: int) -> None:
+        self.ends.append(time.perf_counter())
+        self.counts.append(count)
+        if len(self.ends) > 1 and self.ends[-1] - self.ends[0] > self.limit:
+            raise TimeoutError
+
+
+def throughput(
+    experiment: Experiment,
+    loader: SliceLoader,
+    execution: Execution,
+    *,
+    batch: int | None = None,
+    limit: float = math.inf,
+) -> tuple[float, int]:
+    """Train a throwaway model on slices of the first fold, for two epochs of `STEPS` steps.
+
+    Returns images per second of the second epoch, and how many images were timed. On a CPU the measurement stops
+    `limit` seconds after the first step, and all later steps are timed.
+    """
+    batch = batch or experiment.config.train.batch_size
     rows = experiment.pack.rows(experiment.folds[0].train)[: STEPS * batch]
     once = experiment.config.train.model_copy(
         update={"epochs": 2, "batch_size": min(batch, len(rows)), "freeze_epochs": 0, "positive_fraction": None}
     )
     shortened = replace(experiment, config=experiment.config.model_copy(update={"train": once}))
-    loop = shortened.train(experiment.model(0), loader, rows, seed=0, execution=execution)
-    return [epoch.images / epoch.seconds for epoch in loop][-1]  # the first one warms up
+    watch = _Stopwatch(limit if experiment.device.type == "cpu" else math.inf)  # a GPU answers before it is done
+    loop = shortened.train(experiment.model(0), loader, rows, seed=0, execution=execution, watch=watch)
+    try:
+        epoch = list(loop)[-1]  # the first one warms up
+    except TimeoutError:
+        images = sum(watch.counts[1:])
+        return images / (watch.ends[-1] - watch.ends[0]), images
+    return epoch.images / epoch.seconds, epoch.images
+
+
+def training_speed(experiment: Experiment, loader: SliceLoader, limit: float) -> tuple[float, int]:
+    """Return what `throughput` returns for the plan of the experiment, within about three times `limit` on a CPU.
+
+    If one step would take longer than `limit`, smaller batches are timed in its place.
+    """
+    execution, batch = choose_execution(experiment, loader).execution, experiment.config.train.batch_size
+    if experiment.device.type == "cpu" and execution == "eager":
+        small = throughput(experiment, loader, execution, batch=min(batch, experiment.smallest_batch), limit=0)
+        if batch / small[0] > limit:
+            return small
+    return throughput(experiment, loader, execution, limit=limit)
 
 
 def _measure(experiment: Experiment, loader: SliceLoader) -> ExecutionPlan:
-    rates = {how: throughput(experiment, loader, how) for how in ("eager", "graph")}
+    rates = {how: throughput(experiment, loader, how)[0] for how in ("eager", "graph")}
     best: Execution = "graph" if rates["graph"] > rates["eager"] else "eager"
     images = sum(experiment.images_per_fold(fold) for fold in experiment.folds)
     seconds = images / rates[best]
     if seconds < COMPILE_WORTH:
         return ExecutionPlan(best, "the fastest here; too short a run to compile", rates)
     started = time.perf_counter()
-    rates["compile"] = throughput(experiment, loader, "compile")
+    rates["compile"], _ = throughput(experiment, loader, "compile")
     spent = time.perf_counter() - started
     if images / rates["compile"] + spent < seconds:
         return ExecutionPlan("compile", "saves more than compiling costs", rates)

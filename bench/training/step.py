@@ -136,7 +136,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         whole = torch.zeros((), device=images.device)
         for part, truth in zip(images.tensor_split(self.parts), masks.tensor_split(self.parts), strict=True):
-            with autocast(self.device, self.settings.precision):
+            with autocast(self.device, self.settings.precision, emulated=True):
                 logits = logits_of(self._forward, part)
             value = self.loss(logits, truth) * (len(part) / len(images))
             value.backward()  # type: ignore[no-untyped-call]

@@ -308,8 +308,17 @@ def test_a_dry_run_trains_and_logs_nothing(home, tmp_path):
     out = bench("run", *TINY, "--dry-run", "--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}")
     assert "train.lr = 0.01" in out
     assert "fold 2: train" in out
-    assert "estimated time" in out
+    assert re.search(
+        r"estimated time on cpu: .+, from the time of \d+ training images? and \d+ predicted slices?", out
+    )
     assert not (tmp_path / "none.db").exists()
+
+
+def test_training_in_an_emulated_precision_warns_with_the_ratio(home, monkeypatch):
+    monkeypatch.setattr("bench.experiments.run.has_bfloat16", lambda device: False)
+    monkeypatch.setattr("bench.experiments.run.bfloat16_slowdown", lambda device: 17.6)
+    result = CliRunner().invoke(app, ["run", *TINY, "--dry-run", "--set", "train.precision=bfloat16"])
+    assert "a convolution takes 18 times as long as in float32" in " ".join(result.output.split())
 
 
 def test_flags_win_over_the_file_and_set_over_flags(tmp_path):

@@ -14,7 +14,6 @@ from bench.config import Input
 from bench.data.loader import SliceLoader, neighbour_rows, read_ahead
 from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import one_case_per_slice
-from bench.device import autocast
 from bench.errors import BadSetting
 from bench.inference.sliding_window import logits_of
 from tests.fakes import pack_of, tiny_pack
@@ -273,12 +272,6 @@ def test_images_are_padded_to_multiples_of_32_and_logits_cropped_back(height, wi
 
 def test_logits_are_float32_in_any_precision_of_the_model():
     assert logits_of(lambda images: images[:, :1].bfloat16(), torch.zeros(1, 3, 32, 32)).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("precision", "on"), [("auto", False), ("float32", False), ("bfloat16", True)])
-def test_a_cpu_uses_bfloat16_only_on_request(precision, on):
-    with autocast(CPU, precision):
-        assert torch.is_autocast_enabled("cpu") is on
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

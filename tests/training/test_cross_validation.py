@@ -21,7 +21,7 @@ from bench.masks import Masks, above_threshold, load_masks, load_probabilities
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
 from bench.overrides import configure, override
-from bench.training.cross_validation import cross_validate, estimate_seconds
+from bench.training.cross_validation import cross_validate, estimate_time
 from bench.training.experiment import resolve
 from bench.training.fold import derive_seed
 from bench.training.fold_records import case_table
@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_names(monkeypatch):
 
 
 def test_the_estimate_is_positive_and_trains_no_model_of_ours():
-    assert estimate_seconds(resolve(config())) > 0
+    assert estimate_time(resolve(config())).seconds > 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from bench.config import RunConfig
 from bench.data.loader import SliceLoader
 from bench.overrides import override
-from bench.training.execution import COMPILE_WORTH, ExecutionPlan, choose_execution, throughput
+from bench.training.execution import COMPILE_WORTH, ExecutionPlan, choose_execution, throughput, training_speed
 from bench.training.experiment import Experiment, resolve
 from tests.training.test_cross_validation import TINY
 
@@ -29,9 +30,9 @@ class Machine:
         self.rates, self.asked = rates, []
         monkeypatch.setattr("bench.training.execution.throughput", self)
 
-    def __call__(self, experiment: Experiment, loader: SliceLoader, execution: str) -> float:
+    def __call__(self, experiment: Experiment, loader: SliceLoader, execution: str) -> tuple[float, int]:
         self.asked.append(execution)
-        return self.rates[execution]
+        return self.rates[execution], 1
 
 
 def on_gpu(experiment: Experiment) -> Experiment:
@@ -99,4 +100,31 @@ def test_compiling_is_tried_where_the_run_is_long_and_kept_where_it_pays(
 
 
 def test_throughput_trains_a_throwaway_model(experiment: Experiment) -> None:
-    assert throughput(experiment, feed_of(experiment), "eager") > 0
+    rate, images = throughput(experiment, feed_of(experiment), "eager")
+    assert rate > 0
+    assert images > 0
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every look at the clock be `seconds` after the one before."""
+    now = count()
+    monkeypatch.setattr("bench.training.execution.time.perf_counter", lambda: next(now) * seconds)
+
+
+def test_a_slow_step_ends_the_measurement_after_the_limit(
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment
+) -> None:
+    clock(monkeypatch, 4.0)
+    # Batches of 4; the first step ends at 0 s, the others 4, 8 and 12 s later: the limit of 10 s has passed.
+    assert throughput(experiment, feed_of(experiment), "eager", batch=4, limit=10) == (1.0, 12)
+
+
+def test_a_slow_model_is_timed_on_its_smallest_batch(
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment
+) -> None:
+    train = experiment.config.train.model_copy(update={"batch_size": 4})
+    experiment = replace(experiment, config=experiment.config.model_copy(update={"train": train}))
+    clock(monkeypatch, 4.0)  # a batch of 1 takes 4 s: one of 4 would take 16 s
+    assert training_speed(experiment, feed_of(experiment), 10) == (0.25, 1)
+    clock(monkeypatch, 1.0)  # one of 4 would take 4 s, so whole batches are timed, until 11 s after the first
+    assert training_speed(experiment, feed_of(experiment), 10)[1] % 4 == 0

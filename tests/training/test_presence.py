@@ -25,7 +25,7 @@ from bench.metrics.classification import best_threshold, confusion_matrix
 from bench.models.io import load_model
 from bench.overrides import configure, override
 from bench.tracking import Store, read_records, read_table
-from bench.training.cross_validation import CrossValidationResult, cross_validate, estimate_seconds
+from bench.training.cross_validation import CrossValidationResult, cross_validate, estimate_time
 from bench.training.experiment import Experiment, resolve
 from bench.training.tasks.presence import Presence
 from bench.training.tasks.segmentation import Segmentation
@@ -220,7 +220,7 @@ def test_slices_may_be_resized_and_an_encoder_frozen():
     recorder = MemoryRecorder()
     cross_validate(experiment, recorder, only=0)
     assert recorder.tables["slices"]["probability"].between(0, 1).all()
-    assert estimate_seconds(experiment, 0) > 0
+    assert estimate_time(experiment, 0).seconds > 0
 
 
 # The task

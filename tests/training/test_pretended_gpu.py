@@ -65,7 +65,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(Tensor, "backward", lambda value: None)
     monkeypatch.setattr(Tensor, "pin_memory", lambda value: value)  # there is no driver to ask for it
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, clip: None)
     _blur_weights.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
