@@ -1,15 +1,25 @@
-"""The cache folder, reading a small file, and writing a file so that it is complete or does not exist."""
+"""The folders that `bench` writes to, reading and writing small files, and what to say if a disk refuses."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from bench.errors import DataError
 
 LARGEST = 64 << 20  # bytes of a YAML or JSON file
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FRESH = 60.0  # seconds in which a new temporary folder may have no lock yet
 
 
 def cache_folder() -> Path:
@@ -56,3 +66,102 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def lock_if_writable(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` and yield True. Yield False, without a lock, if nothing can be written there.
+
+    A read-only folder, such as a cache that a cluster shares, can then be read. Creates the folder.
+    """
+    from filelock import FileLock  # here, so that `bench --help` stays quick
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (*REFUSED, *FULL):
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def writing_to_cache(folder: Path) -> Iterator[None]:
+    """Raise `DataError` for an `OSError` about `folder`, which is in the cache, or about no named file."""
+    try:
+        yield
+    except OSError as error:
+        path = _path(error) or folder
+        if not path.is_relative_to(folder):
+            raise
+        raise DataError(f"cannot write to the cache: {explain(error, path, 'BENCH_CACHE')}") from None
+
+
+def explain(error: OSError, path: Path | None = None, variable: str | None = None) -> str:
+    """Say which file could not be used, how much space is left, and which environment variable moves it."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # copytree: (source, target, reason)
+        _, target, reason = error.args[0][0]
+        error = OSError(None, reason, target)
+    path = path or _path(error)
+    places = {"BENCH_CACHE": cache_folder(), "TMPDIR": Path(tempfile.gettempdir()), "current folder": Path.cwd()}
+    if path and variable is None:
+        variable = next((v for v, at in places.items() if v.isupper() and path.is_relative_to(at)), None)
+    left = {"": _free(path)} if path else {f"{at} ({v}): ": _free(at) for v, at in places.items()}
+    reason = error.strerror or " ".join(str(error).split())[:300]
+    said = f"{path}: {reason}." if path else f"{reason}."
+    use = f"set {variable} to another folder." if variable else "use another folder."
+    if error.errno in FULL or (error.errno is None and 0 in left.values()):  # NumPy gives no number
+        room = ", ".join(f"{at}{free} MiB left" for at, free in left.items())
+        return f"{said} Free some space ({room}), or {use}"
+    return f"{said} {use[0].upper()}{use[1:]}" if variable or error.errno in REFUSED else said
+
+
+def _path(error: OSError) -> Path | None:
+    name = error.filename2 or error.filename  # of two files, the second is the one that is written
+    return None if name is None else Path(str(name))
+
+
+def _free(path: Path) -> int:
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free // 2**20
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Keep the temporary files of this process, also those of libraries, in one folder, and remove it at the end.
+
+    First remove the folders that killed processes have left: nothing locks them.
+    """
+    with ExitStack() as end:
+        end.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
+        with suppress(OSError):  # a full disk: commands that need no temporary file work
+            general = tempfile.gettempdir()
+            for folder in Path(general).glob("medseg-bench-*.tmp"):
+                _remove_abandoned(folder)
+            own = tempfile.mkdtemp(prefix="medseg-bench-", suffix=".tmp")
+            lock = os.open(own, os.O_RDONLY)
+            end.callback(os.close, lock)
+            end.callback(shutil.rmtree, own, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = f"{general}/torchinductor_{os.getuid()}"  # compiled models stay for the next process
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", kept)
+            tempfile.tempdir = own
+        yield
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError):  # in use, of another user, or just removed by another process
+        lock = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            found = os.fstat(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > FRESH:
+                shutil.rmtree(folder)
+        finally:
+            os.close(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import struct
@@ -32,6 +33,22 @@ def pack_of(images: np.ndarray, masks: np.ndarray, cases: Sequence[str], institu
     numbers = names.groupby(names).cumcount() + 1
     where = list(institutions) or ["DU"] * len(names)
     return replace(whole, index=whole.index.assign(case=names, slice=numbers, institution=where))
+
+
+def refuse_to_write(patch: pytest.MonkeyPatch) -> None:
+    """Do as a read-only file system does when a folder, a lock or the record of a check is to be written."""
+
+    def refuse(path: object = None, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path if isinstance(path, str | Path) else None)
+
+    def make_folder(path: str | Path, *_: object) -> None:
+        if Path(path).exists():
+            raise FileExistsError(path)
+        refuse(path)
+
+    patch.setattr("filelock.FileLock.acquire", refuse)
+    patch.setattr("bench.data.cached_arrays.write_atomically", refuse)
+    patch.setattr(os, "mkdir", make_folder)
 
 
 def tiny_pack(cases: int = 4, slices: int = 5, size: int = 32, channels: int = 3, seed: int = 0) -> Pack:

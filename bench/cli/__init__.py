@@ -12,6 +12,7 @@ from bench import __version__
 from bench.cli import components, datasets, results, searching, sharing, training
 from bench.cli._app import app, say
 from bench.errors import BenchError
+from bench.files import explain, temporary_files
 
 __all__ = ["app", "components", "datasets", "main", "results", "searching", "sharing", "training"]
 
@@ -19,12 +20,14 @@ __all__ = ["app", "components", "datasets", "main", "results", "searching", "sha
 def main() -> None:
     """Run the app. An error that the user can fix exits with 2, and an interrupt with 130 (by typer)."""
     signal.signal(signal.SIGTERM, _as_interrupt)
-    try:
-        app()
-    except BenchError as error:
-        # No name from a file or a folder can command the terminal.
-        say("error: " + "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error)))
-        sys.exit(2)
+    with temporary_files():
+        try:
+            app()
+        except (BenchError, OSError) as error:
+            said = explain(error) if isinstance(error, OSError) else str(error)
+            # No name from a file or a folder can command the terminal.
+            say("error: " + "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in said))
+            sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,30 +6,48 @@ long as the files are unchanged. A pack is a folder:
     images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), 0 or 1
     histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels
     manifest.json   description, content key, and the SHA-256 of the other files
+    checked.json    the state in which these files and the source files were last compared with the content key
+
+A pack is opened without writing, so a cache may be read-only. Its shapes are checked always, its content only if a
+file of the pack has another size, time or inode than at the last check: about a second for 1 GB. If only inodes or
+change times of source files differ, these are read again, which takes as long as packing.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from bench.data.cached_arrays import (
+    checked,
+    create_array,
+    file_state,
+    hash_json,
+    open_array,
+    remember_check,
+)
 from bench.data.source import Pixels, Source
 from bench.errors import DataError
-from bench.files import cache_folder
+from bench.files import cache_folder, lock_if_writable, writing_to_cache
 
 FORMAT = 1  # increase when the meaning of the files above changes
+FILES = ("histograms.npy", "images.npy", "index.csv", "masks.npy")
+COMPLETE = (*FILES, "manifest.json")
+
+Tick: TypeAlias = Callable[[int, int], None]
+Labelled: TypeAlias = tuple[str, int, str, Pixels, Pixels]  # case, slice, institution, image, mask
 
 
 @dataclass(frozen=True)
@@ -84,26 +102,42 @@ class Pack:
         }
 
 
-def open_pack(folder: Path, *, verify: bool = False) -> Pack:
-    """Open a pack; with `verify`, compare the SHA-256 of every file. Raises `DataError`."""
+def open_pack(folder: Path, *, verify: bool = False, tick: Tick = lambda done, total: None) -> Pack:
+    """Open a pack and check it; its content is checked if `verify`, or if a file changed since the last check.
+
+    `tick(done, total)` is called after each slice that is checked. Raises `DataError`.
+    """
     content = _read_manifest(folder)
     if content.get("format") != FORMAT:
         raise DataError(f"the pack {folder} was written by another version. Remove it; it will be written again.")
     try:
         manifest = TypeAdapter(Manifest).validate_python(content)
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "histograms")]
+        images, masks = open_array(folder / "images.npy", np.uint8), open_array(folder / "masks.npy", np.uint8)
+        histograms = open_array(folder / "histograms.npy", np.uint32)
         index = pd.read_csv(folder / "index.csv", dtype={"case": str, "institution": str}, keep_default_na=False)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        state = file_state(folder / name for name in COMPLETE)
+        slices, channels = len(index), len(manifest.channels)
+        shapes = (slices, *images.shape[1:3], channels), images.shape[:3], (slices, channels, 256)
+        if (images.shape, masks.shape, histograms.shape) != shapes or set(manifest.sha256) != {*FILES}:
+            raise ValueError("its files do not belong together")
+        identity = [index[name].tolist() for name in ("case", "slice", "institution")]
+    except (OSError, ValueError, TypeError, EOFError, KeyError) as error:
         raise _damaged(folder, error) from None
-    if verify and (wrong := [n for n, digest in manifest.sha256.items() if _sha256(folder / n) != digest]):
-        raise DataError(f"the pack {folder} has changed since it was written: {', '.join(wrong)}. Remove it.")
-    images, masks, histograms = arrays
+    if verify or checked(folder).get("pack") != state:
+        same = _content_key(zip(*identity, images, masks, strict=True), images.shape, tick) == manifest.key
+        large = () if same else ("images.npy", "masks.npy")  # the key is computed from these
+        names = ("histograms.npy", "index.csv", *large)
+        wrong = [name for name in names if _sha256(folder / name) != manifest.sha256[name]]
+        if wrong or not same:
+            raise DataError(
+                f"the pack {folder} has changed since it was written: {', '.join(wrong or ['manifest.json'])}. "
+                "Remove it; it will be written again."
+            )
+        remember_check(folder, pack=state)
     return Pack(folder, manifest, images, masks, histograms, index)
 
 
-def load_or_pack(
-    source: Source, cache: Path | None = None, *, tick: Callable[[int, int], None] = lambda done, total: None
-) -> Pack:
+def load_or_pack(source: Source, cache: Path | None = None, *, tick: Tick = lambda done, total: None) -> Pack:
     """Open the pack of `source` if its files are unchanged, else write it. Raises `DataError`.
 
     A pack gets its final name only when it is complete; the next call removes what an interrupted one left.
@@ -112,17 +146,13 @@ def load_or_pack(
     if not source.slices:
         raise DataError(f"the dataset '{source.name}' has no slices.")
     cache = (cache or cache_folder()) / "packs"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write to {cache}: {error.strerror}. Set BENCH_CACHE to another folder.") from None
-    stamp = _stamp(source)
-    with FileLock(cache / ".lock"):
-        for leftover in cache.glob(".writing-*"):
+    stamp, state = _stamp(source), _source_state(source)
+    with writing_to_cache(cache), lock_if_writable(cache / ".lock") as locked:
+        for leftover in cache.glob(".writing-*") if locked else ():
             shutil.rmtree(leftover)
-        for folder in sorted(f.parent for f in cache.glob("*/manifest.json")):
-            if _read_manifest(folder).get("stamp") == stamp:
-                return open_pack(folder)
+        if (pack := _find(source, cache, stamp, state, tick)) is not None:
+            return pack
+        cache.mkdir(parents=True, exist_ok=True)  # raises if it was not locked because nothing can be written
         writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=cache))
         try:
             manifest = _write(source, writing, stamp, tick)
@@ -132,7 +162,27 @@ def load_or_pack(
             writing.rename(folder)
         finally:
             shutil.rmtree(writing, ignore_errors=True)
-    return open_pack(folder)
+        remember_check(folder, pack=file_state(folder / name for name in COMPLETE), source=state)
+        return open_pack(folder)
+
+
+def _find(source: Source, cache: Path, stamp: str, state: str, tick: Tick) -> Pack | None:
+    """Return the pack of the source. If its files only seem unchanged, read them to compare the content key."""
+    folders = sorted(f.parent for f in cache.glob(f"{glob.escape(source.name)}-*/manifest.json"))
+    folders = [folder for folder in folders if _read_manifest(folder).get("stamp") == stamp]
+    found = [folder for folder in folders if checked(folder).get("source") == state]
+    if folders and not found:
+        shape = _shape(source)
+        key = _content_key(_read(source, shape), shape, tick)
+        found = [folder for folder in folders if folder.name == f"{source.name}-{key}"]
+    if not found:
+        return None
+    pack = open_pack(found[0], tick=tick)
+    facts = {name: getattr(source, name) for name in ("channels", "synthetic", "notes")} | {"dataset": source.name}
+    if wrong := [name for name, value in facts.items() if getattr(pack.manifest, name) != value]:
+        raise _damaged(pack.folder, f"manifest.json has other {' and '.join(wrong)} than the dataset")
+    remember_check(pack.folder, source=state)
+    return pack
 
 
 def one_case_per_slice(pack: Pack) -> Pack:
@@ -144,45 +194,64 @@ def one_case_per_slice(pack: Pack) -> Pack:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        content = TypeAdapter(dict[str, Any]).validate_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from None
     return content
 
 
-def _damaged(folder: Path, error: Exception) -> DataError:
+def _damaged(folder: Path, error: object) -> DataError:
     reason = " ".join(str(error).split())
     return DataError(f"the pack {folder} is damaged ({reason}). Remove it; it will be written again.")
 
 
-def _write(source: Source, folder: Path, stamp: str, tick: Callable[[int, int], None]) -> Manifest:
-    count = len(source.slices)
-    first, _ = source.read(source.slices[0])
-    shape = first.shape
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, *shape))
-    masks = np.lib.format.open_memmap(folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, *shape[:2]))
-    histograms = np.zeros((count, shape[2], 256), np.uint32)
-    digest = hashlib.sha256(f"{FORMAT} {shape}".encode())
-    for row, entry in enumerate(source.slices):
+def _shape(source: Source) -> tuple[int, ...]:
+    image, _ = source.read(source.slices[0])
+    return len(source.slices), *image.shape
+
+
+def _read(source: Source, shape: tuple[int, ...]) -> Iterator[Labelled]:
+    """Read every slice. Raises `DataError` for one of another size than the first."""
+    for entry in source.slices:
         image, mask = source.read(entry)
-        if image.shape != shape:
+        if image.shape != shape[1:]:
             raise DataError(
                 f"{entry.image} is {image.shape[0]}x{image.shape[1]} with {image.shape[2]} channels, but "
-                f"{source.slices[0].image.name} is {shape[0]}x{shape[1]} with {shape[2]}. "
+                f"{source.slices[0].image.name} is {shape[1]}x{shape[2]} with {shape[3]}. "
                 "Set dataset.resize to resize every slice to one size when packing."
             )
-        images[row], masks[row] = image, mask
-        histograms[row] = compute_histograms([image])[0]
-        digest.update(f"{entry.case}/{entry.number}/{entry.institution}".encode())
+        yield entry.case, entry.number, entry.institution, image, mask
+
+
+def _content_key(slices: Iterable[Labelled], shape: tuple[int, ...], tick: Tick) -> str:
+    """Hash the pixels, masks, patients, numbers and institutions of all slices."""
+    digest = hashlib.sha256(f"{FORMAT} {shape[1:]}".encode())
+    for row, (case, number, institution, image, mask) in enumerate(slices):
+        digest.update(f"{case}/{number}/{institution}".encode())
         digest.update(image.tobytes() + mask.tobytes())
-        tick(row + 1, count)
-    images.flush()
-    masks.flush()
-    np.save(folder / "histograms.npy", histograms)
+        tick(row + 1, shape[0])
+    return digest.hexdigest()[:16]
+
+
+def _write(source: Source, folder: Path, stamp: str, tick: Tick) -> Manifest:
+    shape = _shape(source)
+    images = create_array(folder / "images.npy", np.uint8, shape)
+    masks = create_array(folder / "masks.npy", np.uint8, shape[:3])
+    histograms = create_array(folder / "histograms.npy", np.uint32, (shape[0], shape[3], 256))
+
+    def written() -> Iterator[Labelled]:
+        for row, labelled in enumerate(_read(source, shape)):
+            images[row], masks[row] = labelled[3:]
+            histograms[row] = compute_histograms([labelled[3]])[0]
+            yield labelled
+
+    key = _content_key(written(), shape, tick)
+    for array in (images, masks, histograms):
+        array.flush()
     cases, numbers, places = zip(*((s.case, s.number, s.institution) for s in source.slices), strict=True)
     _index(cases, numbers, places, masks).to_csv(folder / "index.csv", index=False)
     manifest = Manifest(
-        key=digest.hexdigest()[:16],
+        key=key,
         dataset=source.name,
         synthetic=source.synthetic,
         channels=source.channels,
@@ -215,8 +284,12 @@ def _stamp(source: Source) -> str:
 
     rows = [(s.case, s.number, s.institution, *signature(s.image), *signature(s.mask)) for s in source.slices]
     rows += [signature(path) for path in source.extra_files]
-    content = (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows)
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hash_json((FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows))
+
+
+def _source_state(source: Source) -> str:
+    files = [path for s in source.slices for path in (s.image, s.mask) if path is not None]
+    return file_state(dict.fromkeys((*files, *source.extra_files)))
 
 
 def _sha256(path: Path) -> str:

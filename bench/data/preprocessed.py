@@ -6,8 +6,10 @@ chain of steps,
 
     prepared-<hash>/images.npy      uint8 (N, H, W, C)
     prepared-<hash>/histograms.npy  uint32 (N, C, 256)
+    prepared-<hash>/checked.json    the state in which images and histograms were last compared
 
-These folders may be removed at any time; they are computed again.
+These folders may be removed at any time; they are computed again. The histograms are computed again when a file of
+the folder has changed; a difference is an error.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from bench import registry
-from bench.data.pack import Pack, compute_histograms
+from bench.data.cached_arrays import checked, create_array, file_state, open_array, remember_check
+from bench.data.pack import Pack, Tick, compute_histograms
 from bench.data.source import Pixels
 from bench.errors import BadSetting, DataError
+from bench.files import lock_if_writable, writing_to_cache
 
+FILES = ("images.npy", "histograms.npy")
 FORMAT = 1  # increase when the meaning of the files above changes, or when code that the steps import changes
 
 Steps: TypeAlias = Mapping[str, Mapping[str, Any]]
 Histograms: TypeAlias = NDArray[np.uint32]
-Tick: TypeAlias = Callable[[int, int], None]
 
 
 def preprocess_pack(pack: Pack, steps: Steps, *, tick: Tick = lambda done, total: None) -> Pack:
@@ -52,15 +55,33 @@ def preprocess_pack(pack: Pack, steps: Steps, *, tick: Tick = lambda done, total
         images = np.empty(pack.images.shape, np.uint8)
         return replace(pack, images=images, histograms=_fill(images, pack.images, change, tick))
     folder = pack.folder / f"prepared-{_key(steps)}"
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with writing_to_cache(pack.folder), lock_if_writable(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
             _write(folder, pack.images, change, tick)
-    try:
-        images, histograms = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "histograms"))
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder} is damaged ({reason}). Remove that folder; it will be written again.") from None
+        try:
+            images, histograms = _open(folder, pack, tick)
+        except (OSError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{folder} is damaged ({reason}). Remove that folder; it will be written again."
+            ) from None
     return replace(pack, images=images, histograms=histograms)
+
+
+def _open(folder: Path, pack: Pack, tick: Tick) -> tuple[Pixels, Histograms]:
+    """Open the arrays of a preprocessed pack. Raises `OSError` and `ValueError`."""
+    images = open_array(folder / "images.npy", np.uint8)
+    histograms = open_array(folder / "histograms.npy", np.uint32)
+    if (images.shape, histograms.shape) != (pack.images.shape, pack.histograms.shape):
+        raise ValueError("its files do not belong to the pack")
+    state = file_state(folder / name for name in FILES)
+    if checked(folder).get("histograms") != state:
+        for row, (image, counts) in enumerate(zip(images, histograms, strict=True)):
+            if not np.array_equal(compute_histograms([image])[0], counts):
+                raise ValueError(f"slice {row} has changed since it was written")
+            tick(row + 1, len(images))
+        remember_check(folder, histograms=state)
+    return images, histograms
 
 
 def _write(folder: Path, raw: Pixels, change: Callable[[Pixels], Pixels], tick: Tick) -> None:
@@ -69,10 +90,13 @@ def _write(folder: Path, raw: Pixels, change: Callable[[Pixels], Pixels], tick: 
     shutil.rmtree(writing, ignore_errors=True)  # left by a process that was killed
     writing.mkdir()
     try:
-        images = np.lib.format.open_memmap(writing / "images.npy", mode="w+", dtype=np.uint8, shape=raw.shape)
-        np.save(writing / "histograms.npy", _fill(images, raw, change, tick))
+        images = create_array(writing / "images.npy", np.uint8, raw.shape)
+        histograms = create_array(writing / "histograms.npy", np.uint32, (len(raw), raw.shape[-1], 256))
+        histograms[:] = _fill(images, raw, change, tick)
         images.flush()
+        histograms.flush()
         writing.rename(folder)
+        remember_check(folder, histograms=file_state(folder / name for name in FILES))
     finally:
         shutil.rmtree(writing, ignore_errors=True)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from bench import registry
 from bench.config import RunConfig
 from bench.data.loader import SliceLoader
-from bench.data.pack import Pack, pack_in_memory
-from bench.data.preprocessed import Tick, preprocess_pack
+from bench.data.pack import Pack, Tick, pack_in_memory
+from bench.data.preprocessed import preprocess_pack
 from bench.data.readers.images import resize_image
 from bench.inference.predict import Predictor
 from bench.models.io import load_model

@@ -7,18 +7,18 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.loader import SliceLoader
 from bench.device import hardware
-from bench.files import cache_folder
+from bench.files import cache_folder, lock_if_writable, write_atomically
 from bench.training.experiment import Experiment
 from bench.training.step import EAGER_STEPS, Execution
 from bench.types import Watch
@@ -49,8 +49,7 @@ def choose_execution(experiment: Experiment, loader: SliceLoader) -> ExecutionPl
     if experiment.device.type != "cuda":
         return ExecutionPlan("eager", "the device is a CPU", {})
     file = cache_folder() / "plans.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    with lock_if_writable(file.with_suffix(".lock")):
         try:
             known = TypeAdapter(dict[str, ExecutionPlan]).validate_json(file.read_bytes())
         except (OSError, ValidationError):  # no file yet, or one of another version
@@ -58,7 +57,8 @@ def choose_execution(experiment: Experiment, loader: SliceLoader) -> ExecutionPl
         key = _key(experiment)
         if key not in known:
             known[key] = _measure(experiment, loader)
-            file.write_text(json.dumps({k: asdict(v) for k, v in known.items()}, indent=1))
+            with suppress(OSError):  # a full or read-only cache: measured again next time
+                write_atomically(file, json.dumps({k: asdict(v) for k, v in known.items()}, indent=1).encode())
     return known[key]
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from bench import registry
 from bench.config import RunConfig
 from bench.data.loader import SliceLoader, channel_numbers, random_patch
-from bench.data.pack import Pack, load_or_pack, one_case_per_slice
-from bench.data.preprocessed import Tick, preprocess_pack
+from bench.data.pack import Pack, Tick, load_or_pack, one_case_per_slice
+from bench.data.preprocessed import preprocess_pack
 from bench.data.source import Source
 from bench.data.splits import split_hash
 from bench.device import find_device

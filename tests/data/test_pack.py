@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +15,13 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from bench.data import pack as packing
 from bench.data.fingerprints import shared_images
 from bench.data.pack import load_or_pack, open_pack, pack_in_memory
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.files import cache_folder
-from tests.fakes import pack_of
+from tests.fakes import pack_of, refuse_to_write
 
 CASES = {"B": 3, "A": 2}  # patients and how many slices each has
 SHAPE = (6, 5, 2)
@@ -150,6 +153,42 @@ def test_a_changed_file_gives_another_key(disk, cache, changed):
     assert open_pack(first.folder).manifest == first.manifest
 
 
+def test_masks_replaced_with_equal_size_and_time_give_another_key(disk, cache):
+    first = load_or_pack(disk.source(), cache)
+    path = disk.folder / "A2_mask.npy"
+    before = path.stat()
+    np.save(path, 1 - np.load(path))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        second = load_or_pack(disk.source(), cache)
+        assert second.manifest.key != first.manifest.key
+        assert np.array_equal(second.masks[4], np.load(path))
+
+
+def test_files_that_only_seem_changed_are_read_once_and_keep_their_pack(disk, cache):
+    first = load_or_pack(disk.source(), cache)
+    disk.reads.clear()
+    for path in disk.folder.iterdir():  # another inode
+        shutil.copy2(path, path.with_suffix(".copy"))
+        path.with_suffix(".copy").replace(path)
+    for _ in range(2):
+        assert load_or_pack(disk.source(), cache).manifest == first.manifest
+    assert disk.reads["A2.npy"] == 1
+
+
+def test_a_pack_is_checked_once_after_each_change(disk, cache, monkeypatch):
+    folder = load_or_pack(disk.source(), cache).folder
+    checks = []
+    key_of = packing._content_key
+    monkeypatch.setattr(packing, "_content_key", lambda *args: checks.append(1) or key_of(*args))
+    load_or_pack(disk.source(), cache)
+    assert len(checks) == 0
+    os.utime(folder / "masks.npy")
+    for _ in range(2):
+        load_or_pack(disk.source(), cache)
+    assert len(checks) == 1
+
+
 @pytest.mark.parametrize("fact", [{"case": "C"}, {"number": 9}, {"institution": "X"}])
 def test_case_number_and_institution_belong_to_the_key(disk, cache, fact):
     source = disk.source()
@@ -174,6 +213,26 @@ def test_a_cache_that_cannot_be_written_raises_a_helpful_error(disk, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write to .*file.*Set BENCH_CACHE"):
         load_or_pack(disk.source(), tmp_path / "file")
+
+
+def test_a_read_only_cache_is_read(disk, cache, monkeypatch):
+    folder = load_or_pack(disk.source(), cache).folder
+    (folder / "checked.json").unlink()
+    refuse_to_write(monkeypatch)
+    assert load_or_pack(disk.source(), cache).folder == folder
+    with pytest.raises(DataError, match=r"cannot write to the cache: .*Read-only file system\. Set BENCH_CACHE"):
+        load_or_pack(replace(disk.source(), variant="resize=3"), cache)
+
+
+def test_a_full_disk_is_an_error_before_a_slice_is_written(disk, cache, monkeypatch):
+    def full(_file, _offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"images\.npy: No space.*; 0 MiB are needed.*set BENCH_CACHE"):
+        load_or_pack(disk.source(), cache)
+    assert content_of(cache) == []
+    assert "A2.npy" not in disk.reads
 
 
 def test_concurrent_calls_write_one_pack(disk, cache):
@@ -242,6 +301,13 @@ def edit(path: Path, **changes: object) -> None:
         lambda folder: (folder / "index.csv").write_text(""),
         lambda folder: cut(folder / "manifest.json"),
         lambda folder: edit(folder / "manifest.json", channels=3),
+        lambda folder: edit(folder / "manifest.json", channels=["pre", "flair", "post"]),
+        lambda folder: edit(folder / "manifest.json", sha256={}),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: np.save(folder / "masks.npy", np.zeros((5, 6, 6), np.uint8)),
+        lambda folder: np.save(folder / "images.npy", np.zeros((5, *SHAPE), np.float32)),
+        lambda folder: np.save(folder / "histograms.npy", np.zeros((5, 2, 256), object)),
+        lambda folder: (folder / "index.csv").write_text("case,slice\n" + 5 * "A,1\n"),
     ],
 )
 def test_a_damaged_pack_raises_a_helpful_error(disk, cache, damage):
@@ -261,15 +327,51 @@ def test_a_pack_of_another_format_raises_a_helpful_error(disk, cache):
         open_pack(folder)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "index.csv"])
-def test_verification_detects_a_flipped_bit(disk, cache, name):
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
+def overwrite_a_third(path: Path) -> None:
+    array = np.load(path, mmap_mode="r+")
+    array[: len(array) // 3] ^= 1
+    array.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("images.npy", flip),
+        ("index.csv", flip),
+        ("histograms.npy", flip),
+        ("masks.npy", overwrite_a_third),
+        ("manifest.json", lambda path: edit(path, key="0123456789abcdef")),
+    ],
+)
+def test_other_content_than_was_written_is_refused(disk, cache, name, damage):
     folder = load_or_pack(disk.source(), cache).folder
     open_pack(folder, verify=True)
-    content = bytearray((folder / name).read_bytes())
-    content[-2] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"has changed since it was written: {name}"):
-        open_pack(folder, verify=True)
+    damage(folder / name)
+    for reopen in (lambda: open_pack(folder), lambda: open_pack(folder, verify=True)) * 2:
+        with pytest.raises(DataError, match=f"has changed since it was written: {name}"):
+            reopen()
+
+
+@pytest.mark.parametrize(
+    "fact", [{"channels": ["t1", "t2"]}, {"synthetic": True}, {"dataset": "x"}, {"notes": []}]
+)
+def test_a_manifest_that_contradicts_the_dataset_is_refused(disk, cache, fact):
+    folder = load_or_pack(disk.source(), cache).folder
+    edit(folder / "manifest.json", **fact)
+    with pytest.raises(DataError, match=f"manifest.json has other {next(iter(fact))} than the dataset"):
+        load_or_pack(disk.source(), cache)
+
+
+def test_a_damaged_pack_does_not_hinder_another_dataset(disk, cache):
+    other = load_or_pack(replace(disk.source(), name="other"), cache)
+    (other.folder / "manifest.json").write_text("")
+    assert load_or_pack(disk.source(), cache).manifest.dataset == "fake"
 
 
 # In memory

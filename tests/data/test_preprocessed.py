@@ -24,7 +24,7 @@ from bench.inference.fold_models import FoldModels
 from bench.models.io import save_model
 from bench.overrides import override
 from bench.training.experiment import resolve
-from tests.fakes import tiny_pack
+from tests.fakes import refuse_to_write, tiny_pack
 
 CALLS: Counter[str] = Counter()
 
@@ -87,7 +87,7 @@ def pack(tmp_path):
 
 def cached(folder: Path) -> list[str]:
     """Entries beside the files of the pack, except locks."""
-    own = {"images.npy", "masks.npy", "histograms.npy", "index.csv", "manifest.json"}
+    own = {"images.npy", "masks.npy", "histograms.npy", "index.csv", "manifest.json", "checked.json"}
     return sorted(f.name for f in folder.iterdir() if f.name not in own and not f.name.endswith(".lock"))
 
 
@@ -229,6 +229,21 @@ def test_damaged_slices_raise_a_helpful_error(pack):
         preprocess_pack(pack, {"halve": {}})
     shutil.rmtree(pack.folder / name)
     assert np.array_equal(preprocess_pack(pack, {"halve": {}}).images, pack.images // 2)
+
+
+def test_overwritten_slices_are_refused_and_a_read_only_folder_is_read(pack, monkeypatch):
+    expected = np.array(preprocess_pack(pack, {"halve": {}}).images)
+    refuse_to_write(monkeypatch)
+    assert np.array_equal(preprocess_pack(pack, {"halve": {}}).images, expected)
+    with pytest.raises(DataError, match=r"cannot write to the cache: .*Set BENCH_CACHE"):
+        preprocess_pack(pack, {"lift": {}})
+    [name] = cached(pack.folder)
+    images = np.load(pack.folder / name / "images.npy", mmap_mode="r+")
+    images[4, 0, 0] += 1
+    images.flush()
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{name} is damaged .slice 4 has changed"):
+            preprocess_pack(pack, {"halve": {}})
 
 
 def test_unknown_steps_settings_and_wrong_results_raise_helpful_errors(pack):

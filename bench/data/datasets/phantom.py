@@ -18,7 +18,6 @@ from typing import Annotated
 
 import numpy as np
 import tifffile
-from filelock import FileLock
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import gaussian_filter
@@ -27,7 +26,7 @@ from bench.data.datasets.lgg import lgg
 from bench.data.readers.patient_folders import MARKER, TABLE
 from bench.data.source import Pixels, Source
 from bench.errors import BadSetting, DataError
-from bench.files import cache_folder
+from bench.files import cache_folder, lock_if_writable, writing_to_cache
 from bench.registry import dataset
 
 VERSION = 1  # increase when the pixels change: phantoms in the cache are then written again
@@ -63,8 +62,7 @@ def phantom(
     settings = PhantomSettings(patients, size, slices, institutions, seed)
     key = hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:12]
     folder = cache_folder() / f"phantom-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with writing_to_cache(folder.parent), lock_if_writable(folder.with_suffix(".lock")):
         if len(list(folder.glob("*/*.tif"))) != 2 * patients * slices:
             shutil.rmtree(folder, ignore_errors=True)
             _write(folder, settings)
