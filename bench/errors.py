@@ -1,7 +1,7 @@
 """Errors that a user can fix: one sentence each, with a way out.
 
-The command line prints a `BenchError` as one line and exits with code 2; anything else is a bug and keeps its
-traceback.
+The command line prints a `BenchError`, or an `OSError` with what it says of the disk, as one line and exits with
+code 2; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
