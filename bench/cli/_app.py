@@ -29,6 +29,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only."
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")]
 RunOrExport = Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")]
 OneFold = Annotated[int | None, typer.Option("--fold", help="Use the model of this fold only.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")]
 
 

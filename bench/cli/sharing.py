@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.cli._app import Device, Host, OneFold, TrackingUri, Where, app
+from bench.cli._app import Device, Host, OneFold, Port, TrackingUri, Where, app
+
+ALLOW_HELP = "Further name by which the page may be opened, such as that of a proxy."
 
 
 @app.command()
 def ui(
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 5000,
+    port: Port = 5000,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Serve MLflow's UI for the tracking store."""
-    import subprocess
-
+    from bench.servers import check_address, run_server
     from bench.tracking import connect, ui_command
 
     store = connect(tracking_uri)
     if store.uri.startswith("http"):
         typer.echo(f"the store is already a server: open {store.address}")
         return
-    command, environment = ui_command(store, host, port)
-    typer.echo(f"MLflow UI on {store.address} (Ctrl-C ends it; it takes some seconds to start)")
+    address = check_address(host, port)
+    address.announce(f"MLflow's UI of {store.address}", "see and change these runs", typer.echo)
     for experiment, path in store.views().items():
-        typer.echo(f"  leaderboard of {experiment}: http://{host}:{port}{path}")
-    sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+        typer.echo(f"  leaderboard of {experiment}: {address.url}{path}")
+    run_server(*ui_command(store, address.host, port))
 
 
 @app.command()
@@ -38,14 +38,15 @@ def demo(
     run: Annotated[str | None, typer.Argument(help="Run to show first; default: the newest.")] = None,
     data: Annotated[Path | None, typer.Option(help="Data folder; default: only dropped files.")] = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 7860,
+    port: Port = 7860,
+    allow_host: Annotated[list[str] | None, typer.Option(help=ALLOW_HELP)] = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Show out-of-fold predictions, or predictions of dropped scans, on a web page (needs the extra `demo`)."""
     from bench.demo.command import open_demo
 
-    open_demo(run, data, host=host, port=port, device=device, uri=tracking_uri)
+    open_demo(run, data, host=host, port=port, allowed_hosts=allow_host or (), device=device, uri=tracking_uri)
 
 
 @app.command()

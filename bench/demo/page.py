@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 from bench.data.pack import display_channel
 from bench.demo import panels
+from bench.demo.guard import Guard
 from bench.demo.layout import LETTERS, NO_SECOND_MODEL, Choices, ControlValues, Layout
 from bench.demo.logged_models import TEST_FOLD_NOT_RUN, LoggedModels
 from bench.demo.predictions import Prediction, choose_slice, encode_masks
 from bench.demo.scans import Scan, read_dropped_files
 from bench.demo.style import CSS, DARK_MODE_JS, DOWNLOAD_JS
-from bench.errors import BenchError, DataError
+from bench.errors import BadSetting, BenchError, DataError
+from bench.servers import Address
 
 LAUNCH = {"share": False, "quiet": True, "ssr_mode": False, "footer_links": [], "run_history": False}
 LAUNCH |= {"max_file_size": "64mb"}
@@ -33,19 +35,28 @@ class Page:
             self.ui = Layout(gradio, self._run_choices(), run_id)
             self._connect_events()
 
-    def serve(self, host: str, port: int) -> None:
-        """Serve until interrupted. Nothing is shared, and no font or script is fetched from other machines."""
+    def serve(self, address: Address, allowed_hosts: Sequence[str], uploads: Path) -> None:
+        """Serve until interrupted. Nothing is shared, and no font or script is fetched from other machines.
+
+        `allowed_hosts` are further names under which the page may be opened. Raises `BadSetting` if another server
+        has taken the address.
+        """
         gr = self.gr
+        hosts = {"hosts": (address.host, *allowed_hosts), "proxies": allowed_hosts}
         fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
         mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-        self.blocks.launch(
-            server_name=host,
-            server_port=port,
-            theme=gr.themes.Base(primary_hue="zinc", neutral_hue="zinc", font=fonts, font_mono=mono),
-            css=CSS,
-            js=DARK_MODE_JS,
-            **LAUNCH,
-        )
+        try:
+            self.blocks.launch(
+                server_name=address.url_host,
+                server_port=address.port,
+                app_kwargs={"middleware": [(Guard, (), {**hosts, "uploads": uploads})]},
+                theme=gr.themes.Base(primary_hue="zinc", neutral_hue="zinc", font=fonts, font_mono=mono),
+                css=CSS,
+                js=DARK_MODE_JS,
+                **LAUNCH,
+            )
+        except OSError as error:  # taken since the address was checked
+            raise BadSetting(f"nothing can be served at {address.url} ({error}). Give another --port.") from None
 
     def _connect_events(self) -> None:
         ui = self.ui

@@ -308,3 +308,16 @@ def test_a_forged_upload_cannot_name_a_file_of_this_machine(address, home, page)
 def test_everything_that_the_page_needs_comes_from_this_machine(page, requests, address):
     kinds = {url.split("?")[0].rsplit(".", 1)[-1] for url in requests if url.startswith(address)}
     assert {"js", "css"} <= kinds  # the fixture `page` asserts that nothing else was requested
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("Host", "evil.example"), ("Origin", "http://evil.example"), ("Origin", "null")]
+)
+def test_the_server_refuses_foreign_names_and_uploads_of_other_sites(address, name, value):
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    body = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\nhello\r\n--x--\r\n'
+    upload = urllib.request.Request(f"{address}/gradio_api/upload", body, kind | {name: value})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(upload, timeout=10)
+    assert error.value.code == 403
+    error.value.close()
