@@ -42,14 +42,15 @@ def leaderboard(
     Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
     """
     from bench.analysis.leaderboard import build_boards
+    from bench.outputs import check_outputs, write_output
     from bench.reports import tables
     from bench.tracking import connect, read_records
 
+    check_outputs([cases] if cases else [])
     found = read_records(connect(tracking_uri))
     made = build_boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
     if cases is not None:
-        cases.parent.mkdir(parents=True, exist_ok=True)
-        cases.write_text(tables.cases_csv(made, found), encoding="utf-8")
+        write_output(cases, tables.cases_csv(made, found))
     match format:
         case Format.csv:
             typer.echo(tables.board_csv(made), nl=False)

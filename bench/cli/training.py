@@ -114,9 +114,11 @@ def suite(
     from bench.experiments.launch.local import threads_per_worker
     from bench.experiments.suite import FAILED, run_suite, states
     from bench.experiments.suite_file import read_suite
+    from bench.outputs import check_outputs
     from bench.overrides import parse_assignment
     from bench.tracking import connect
 
+    check_outputs([out] if out else [])
     flags = {"dataset.folder": data and str(data), "device": device}
     cells = read_suite(file, budget=budget, given=without_none(flags))
     store = connect(tracking_uri)

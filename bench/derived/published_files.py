@@ -23,10 +23,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from bench import registry
 from bench.data.splits import split_hash
 from bench.errors import DataError, LeakageError
-from bench.files import read_small
+from bench.files import read_small, write_atomically
 from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
 from bench.metrics.classification import CALL_COLUMNS, summarise_calls
 from bench.metrics.confusion import dice_of
+from bench.outputs import check_outputs
 from bench.tracking.tags import SHARED, Tag, scored_by_slice
 from bench.types import Fold, RunRecord
 
@@ -68,19 +69,28 @@ class Published:
 
 
 def write_published(folder: Path, published: Published) -> None:
-    """Write the files that `read_published` reads, with full precision."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the files that `read_published` reads, with full precision, `RUNS` last: it makes the others count.
+
+    A published folder has been read, so its files may be replaced; in any other folder nothing is. Raises
+    `BadSetting`.
+    """
+    files = {
+        name: pd.concat(tables, names=["run_id", ""]).droplevel(1).to_csv()
+        for name, tables in (
+            (CASES, {run.run_id: run.cases for run in published.runs}),
+            (SLICES, {run.run_id: run.slices for run in published.runs if run.slices is not None}),
+        )
+        if tables
+    }
+    files |= {f"split-{split}.csv": table.to_csv(index=False) for split, table in published.splits.items()}
     runs = tuple(_Run.model_validate(run, from_attributes=True) for run in published.runs)
     content = _File(format=FORMAT, runs=runs).model_dump(mode="json")
-    (folder / RUNS).write_text(f"{json.dumps(content, indent=1, sort_keys=True)}\n", encoding="utf-8")
-    for name, tables in (
-        (CASES, {run.run_id: run.cases for run in published.runs}),
-        (SLICES, {run.run_id: run.slices for run in published.runs if run.slices is not None}),
-    ):
-        if tables:
-            pd.concat(tables, names=["run_id", ""]).droplevel(1).to_csv(folder / name)
-    for split, table in published.splits.items():
-        table.to_csv(folder / f"split-{split}.csv", index=False)
+    files[RUNS] = f"{json.dumps(content, indent=1, sort_keys=True)}\n"
+    if not (folder / RUNS).exists():
+        check_outputs(folder / name for name in files)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_atomically(folder / name, text.encode())
 
 
 def read_published(folder: Path) -> Published:

@@ -19,10 +19,11 @@ from bench.data.readers import itk
 from bench.data.readers.images import find_images, group_by_patient, read_mask_beside, read_slice
 from bench.data.source import Pixels
 from bench.device import find_device
-from bench.errors import DataError
+from bench.errors import BadSetting, DataError
 from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import side_by_side
 from bench.masks import Mask
+from bench.outputs import check_outputs, new_output, write_output
 from bench.tracking import connect, download_models, find_run
 from bench.tracking.export import find_exported_models
 
@@ -31,11 +32,12 @@ from bench.tracking.export import find_exported_models
 class _PatientInput:
     """The slices of one patient to predict.
 
-    `names` are those of the slices, `load` reads their pixels (S, H, W, C), and `write` takes an output folder,
-    the channel to show (S, H, W) and masks of that shape.
+    `names` are those of the slices, `outputs` those of the files to write, `load` reads the pixels (S, H, W, C),
+    and `write` takes an output folder, the channel to show (S, H, W) and masks of that shape.
     """
 
     names: list[str]
+    outputs: list[str]
     load: Callable[[], Pixels]
     write: Callable[[Path, Pixels, Mask], None]
 
@@ -56,7 +58,14 @@ def predict_folder(
             folders = download_models(store, find_run(store, wanted), Path(workspace), fold=fold)
         models = FoldModels(folders, str(find_device(device)))
         threshold = models.threshold if threshold is None else threshold
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise BadSetting(
+                f"--out {out} is inside {path}: masks would lie among the images that they were made from. "
+                "Give a folder outside of it."
+            )
         patients = _volumes(path, models) or _images(path, models)
+        table = out / "presence.csv"
+        check_outputs([table] if models.presence else (out / name for p in patients for name in p.outputs))
         total = sum(len(patient.names) for patient in patients)
         called: list[dict[str, object]] = []
         for patient in patients:
@@ -67,15 +76,14 @@ def predict_folder(
                 {"image": name, "probability": float(p.max()), "called": bool(mask.any())}
                 for name, p, mask in zip(patient.names, probability, masks, strict=True)
             ]
-            out.mkdir(parents=True, exist_ok=True)
             if not models.presence:
                 patient.write(out, images[..., display_channel(models.channels)], masks)
             display.bar(len(called), total, "predicting", "images")
     positive = sum(bool(row["called"]) for row in called)
     count = f"{total} image{'s' * (total != 1)}"
     if models.presence:
-        pd.DataFrame(called).to_csv(out / "presence.csv", index=False)
-        result = f"{out / 'presence.csv'} lists {count}"
+        write_output(table, pd.DataFrame(called).to_csv(index=False))
+        result = f"{table} lists {count}"
     else:
         result = f"masks and overlays of {count} are in {out}"
     console().print(f"{result}; {positive} of them with tumour at threshold {threshold:.2f}", markup=False)
@@ -96,15 +104,21 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
             truth = read_mask_beside(file)
             if truth is not None and truth.shape != mask.shape:
                 raise DataError(f"the mask beside {file} has another size than the image. Fix or remove it.")
-            name = out / file.relative_to(root).with_suffix("")
-            name.parent.mkdir(parents=True, exist_ok=True)
-            pixels = mask.astype(np.uint8) * 255
-            tifffile.imwrite(name.with_name(f"{name.name}_mask.tif"), pixels, photometric="minisblack")
-            _write_overlay(name, image, mask, truth)
+            mask_name, overlay_name = named(file)
+            with new_output(out / mask_name) as tiff:
+                tifffile.imwrite(tiff, mask.astype(np.uint8) * 255, photometric="minisblack")
+            _write_overlay(out / overlay_name, image, mask, truth)
+
+    def named(file: Path) -> tuple[str, str]:
+        stem = file.relative_to(root).with_suffix("")
+        return f"{stem}_mask.tif", f"{stem}_overlay.png"
 
     return [
         _PatientInput(
-            [str(file.relative_to(root)) for file in files], partial(load, folder, files), partial(write, files)
+            [str(file.relative_to(root)) for file in files],
+            [name for file in files for name in named(file)],
+            partial(load, folder, files),
+            partial(write, files),
         )
         for folder, images in find_images(path).items()
         for files in group_by_patient(images, root, pattern)
@@ -114,10 +128,11 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
 def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
     window = models.config.dataset.params.get("window")
 
-    def write(case: str, file: Path, out: Path, images: Pixels, masks: Mask) -> None:
-        itk.write_mask(out / f"{case}_mask{itk.volume_suffix(file)}", masks, file)
+    def write(names: list[str], file: Path, out: Path, images: Pixels, masks: Mask) -> None:
+        with new_output(out / names[0]) as volume:
+            itk.write_mask(volume, masks, file)
         largest = int(masks.sum((1, 2)).argmax())
-        _write_overlay(out / case, images[largest], masks[largest], None)
+        _write_overlay(out / names[1], images[largest], masks[largest], None)
 
     patients = []
     for case, files in itk.group_channels(itk.find_volumes(path)).items():
@@ -126,9 +141,11 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
             raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
         names = [f"{case}#{number}" for number in range(1, slices + 1)]
         load = partial(itk.read_volume, files, window)
-        patients.append(_PatientInput(names, load, partial(write, case, files[0])))
+        outputs = [f"{case}_mask{itk.volume_suffix(files[0])}", f"{case}_overlay.png"]
+        patients.append(_PatientInput(names, outputs, load, partial(write, outputs, files[0])))
     return patients
 
 
-def _write_overlay(name: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:
-    cv2.imwrite(str(name.with_name(f"{name.name}_overlay.png")), side_by_side(image, mask, truth)[..., ::-1])
+def _write_overlay(path: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:
+    with new_output(path) as png:
+        cv2.imwrite(str(png), side_by_side(image, mask, truth)[..., ::-1])

@@ -23,6 +23,7 @@ from bench.errors import BenchError
 from bench.experiments.suite import DONE, RUNNING, CellState, Report, cell_runs, states, to_run
 from bench.experiments.suite_file import Cell, Parts, Suite
 from bench.formatting import NAMES, duration
+from bench.outputs import write_output
 from bench.reports.tables import board_markdown, board_table, frame_markdown
 from bench.tracking import LEAKY, Run, Store, read_records, search_runs
 from bench.tracking.tags import Tag, task_name
@@ -105,8 +106,7 @@ def print_suite(
         screen.print(frame_table("beside the published figures", published_table(suite, found)))
         screen.print(NOTE, markup=False)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(suite, found, boards, command))
+        write_output(out, page(suite, found, boards, command))
         screen.print(f"the page is in {out}", markup=False)
 
 

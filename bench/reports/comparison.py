@@ -25,6 +25,7 @@ from bench.console import Display, console
 from bench.data.readers.patient_folders import parse_case_name
 from bench.errors import BenchError
 from bench.formatting import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
+from bench.outputs import check_outputs, new_output, write_output
 from bench.stats import Interval
 from bench.tracking import Run, connect, read_table
 from bench.tracking.selection import comparable_pair, load_shared_pack
@@ -54,6 +55,8 @@ def compare(
     `primary` is any metric that both have logged per patient. `data` is the folder of the data set, by default
     where a run read it; it is needed to find missing sequences. Raises `BenchError`.
     """
+    files = [out / "comparison.json", out / "comparison.png"] if out is not None else []
+    check_outputs(files)
     store = connect(uri)
     runs = comparable_pair(store, a, b, SEGMENTATION_ONLY)
     cases = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
@@ -72,9 +75,9 @@ def compare(
         comparison = replace(comparison, claim=f"{comparison.claim} {SYNTHETIC_WARNING}")
     print_comparison(comparison)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.json").write_text(json.dumps(comparison.as_json(), indent=1, allow_nan=False))
-        draw_comparison(comparison).savefig(out / "comparison.png", dpi=150)
+        write_output(files[0], json.dumps(comparison.as_json(), indent=1, allow_nan=False))
+        with new_output(files[1]) as png:
+            draw_comparison(comparison).savefig(png, dpi=150)
         console().print(f"comparison.json and comparison.png are in {plain(str(out))}", markup=False)
     return comparison
 

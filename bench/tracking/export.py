@@ -29,20 +29,23 @@ def export_run(
     run = find_run(store, name_or_id)
     parent = find_parent(store, run)
     patients = read_participants(store, parent).anonymise()
-    with tempfile.TemporaryDirectory() as workspace:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as workspace:
+        made = Path(workspace) / "made"  # a part of the folds must not look like an export
         for folder in download_models(store, run, Path(workspace), fold=fold):
             model, description = load_model(folder)
             if half:
                 for weights in model.parameters():
                     if weights.ndim > 1:  # biases, scales and running statistics are few, and may be large
                         weights.data = weights.data.half()
-            save_model(out / f"fold-{description['fold']}", model, description | {"patients": patients})
-    card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
-    folders = find_exported_models(out)
-    count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
-    use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "
-    use += f"`bench evaluate {out.name} --data DIR` scores them on other patients."
-    (out / "README.md").write_text(f"{card}\n\n{count}. {use}\n")
+            save_model(made / f"fold-{description['fold']}", model, description | {"patients": patients})
+        card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
+        folders = find_exported_models(made)
+        count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
+        use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "
+        use += f"`bench evaluate {out.name} --data DIR` scores them on other patients."
+        (made / "README.md").write_text(f"{card}\n\n{count}. {use}\n", encoding="utf-8")
+        made.rename(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     console().print(f"{len(folders)} models, {size / 1e6:.1f} MB, are in {out}", markup=False)
 

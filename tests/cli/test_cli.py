@@ -494,3 +494,26 @@ def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, t
     fold = find_run(store, "fold 0")
     assert len(read_table(store, fold, "cases")) == 2
     assert bench("leaderboard", "--tracking-uri", uri) == ""  # half a run is not ranked
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["leaderboard", "--cases", "out.csv"], "out.csv"),
+        (["report", "--out", "out.html"], "out.html"),
+        (["compare", "one", "other", "--out", "out"], "out/comparison.png"),
+        (["suite", "benchmarks/smoke.yaml", "--out", "out.md"], "out.md"),
+        (
+            ["search", str(Path(__file__).parents[2] / "benchmarks/search/unet.yaml"), "--out", "best.yaml"],
+            "best.yaml",
+        ),
+        (["data", "describe", "nowhere", "--html", "out.html"], "out.html"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_no_command_replaces_the_file_of_someone_else(words, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text("theirs")
+    assert f"{Path(file).name} exists, and bench did not write it" in refused(*words)
+    assert Path(file).read_text() == "theirs"

@@ -24,6 +24,7 @@ from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.predict import predict_folder
 from bench.inference.fold_models import FoldModels
 from bench.models.io import save_model
+from bench.outputs import LIST
 from bench.overrides import configure
 
 itk = pytest.importorskip("SimpleITK", reason="pip install 'medseg-bench[volumes]'")
@@ -318,9 +319,10 @@ def test_a_predicted_mask_has_the_position_of_its_volume(two, tmp_path):
 
     threshold = float(np.median(probability("a")))
     predict(model, two / "imagesTr", tmp_path / "out", threshold)
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {LIST} | {
         f"{case}_{what}" for case in "ab" for what in ("mask.nii.gz", "overlay.png")
     }
+    assert find_volumes(tmp_path / "out") == {}
     for case in "ab":
         written, like = (
             itk.ReadImage(str(f))

@@ -170,6 +170,14 @@ def test_a_folder_of_published_runs_grows_and_loses_none(published, store: Store
     assert not (tmp_path / "none").exists()
 
 
+def test_runs_are_not_published_over_the_files_of_someone_else(logged: Path, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "cases.csv").write_text("theirs")
+    with pytest.raises(BadSetting, match=r"cases\.csv exists, and bench did not write it"):
+        publish_runs(tmp_path / "theirs", uri=store.uri)
+    assert [(p.name, p.read_text()) for p in (tmp_path / "theirs").iterdir()] == [("cases.csv", "theirs")]
+
+
 def test_no_place_of_the_machine_nor_its_user_is_published(published) -> None:
     _, folder = published
     content = "".join(file.read_text() for file in folder.iterdir())

@@ -16,12 +16,13 @@ from torch import nn
 
 from bench import registry
 from bench.data.readers.images import find_images, read_slice
-from bench.errors import DataError
+from bench.errors import BadSetting, DataError
 from bench.experiments.evaluate import evaluate_external
 from bench.experiments.predict import predict_folder
 from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import PREDICTION, TRUTH
 from bench.models.io import save_model
+from bench.outputs import LIST
 from bench.overrides import configure
 from bench.tracking import EVALUATION, Store, find_run, open_run, read_records, read_table
 from bench.tracking.tags import Tag
@@ -116,7 +117,7 @@ def test_a_mask_may_be_a_png(tmp_path):
     cv2.imwrite(str(tmp_path / "scans" / "x_1_mask.png"), mask_of())
     predict(saved(tmp_path / "model", UNET, lean=-50), tmp_path / "scans", tmp_path / "out")
     assert near(overlay(tmp_path / "out" / "x_1_overlay.png")[1], TRUTH).any()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x_1_mask.tif", "x_1_overlay.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [LIST, "x_1_mask.tif", "x_1_overlay.png"]
 
 
 def test_a_mask_of_another_size_is_refused_by_name(tmp_path):
@@ -124,6 +125,50 @@ def test_a_mask_of_another_size_is_refused_by_name(tmp_path):
     write(folder / "a_2_mask.tif", mask_of(12))
     with pytest.raises(DataError, match=r"the mask beside .*a_2\.tif has another size than the image"):
         predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / "out")
+
+
+# Where masks are written
+
+
+@pytest.mark.parametrize("out", ["scans", "scans/a", "scans/new"])
+def test_masks_are_not_written_among_the_images(tmp_path, out):
+    folder = write_case(tmp_path / "scans", "a", (2,))
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(BadSetting, match="masks would lie among the images"):
+        predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / out)
+    assert {path: path.read_bytes() for path in (tmp_path / "scans").rglob("*.*")} == before
+
+
+def test_the_true_masks_of_another_folder_are_kept(tmp_path):
+    write_case(tmp_path / "scans", "a", (1, 2))
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    truth = tmp_path / "out" / "a" / "a_2_mask.tif"
+    write(truth, mask_of())
+    before = truth.read_bytes()
+    with pytest.raises(BadSetting, match=r"a_2_mask\.tif exists, and bench did not write it"):
+        predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*.*")] == [truth]
+    assert truth.read_bytes() == before
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_predicted(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in ("x.png", "x.tif"):
+        cv2.imwrite(str(tmp_path / "scans" / name), image_of("x"))
+    with pytest.raises(BadSetting, match=r"two results would be written to .*x_mask\.tif"):
+        predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_are_replaced_and_never_predicted_or_taken_for_the_truth(tmp_path):
+    write_case(tmp_path, "a", (2,))
+    (tmp_path / "a" / "a_2_mask.tif").unlink()
+    model = saved(tmp_path / "model", UNET, lean=50)
+    for _ in range(2):
+        predict(model, tmp_path / "a" / "a_2.tif", tmp_path / "a")
+    assert find_images(tmp_path / "a") == {tmp_path / "a": [tmp_path / "a" / "a_2.tif"]}
+    predict(model, tmp_path / "a", tmp_path / "out")
+    assert not near(overlay(tmp_path / "out" / "a_2_overlay.png")[1], TRUTH).any()
 
 
 # Classifiers
@@ -140,7 +185,7 @@ def test_a_presence_model_leaves_one_table_and_no_masks(tmp_path, capsys):
         probability |= {f"{name}/{file.name}": float(p) for file, p in zip(files, found[:, 0, 0], strict=True)}
     middle = sorted(probability.values())[3]
     predict(model, tmp_path / "scans", tmp_path / "out", threshold=middle)
-    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["presence.csv"]
+    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {LIST, "presence.csv"}
     said = pd.read_csv(tmp_path / "out" / "presence.csv").set_index("image")
     assert list(said.index) == list(probability)
     assert said["probability"].to_dict() == pytest.approx(probability, abs=1e-6)

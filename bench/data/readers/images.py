@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from bench.data.source import MAX_SIDE, BadFile, Pixels, to_binary_mask
 from bench.errors import BadSetting, DataError
+from bench.outputs import without_outputs
 
 TIFF = (".tif", ".tiff")
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg")
@@ -31,7 +32,7 @@ def find_images(path: Path) -> dict[Path, list[Path]]:
         return {path.parent: [path]}
     if not path.is_dir():
         raise DataError(f"{path} does not exist. Pass an image, or a folder of images.")
-    images = [p for p in list_images(path) if not MASK_NAME.fullmatch(p.stem)]
+    images = without_outputs(p for p in list_images(path) if not MASK_NAME.fullmatch(p.stem))
     if not images:
         raise DataError(f"{path} holds no images. They end in {', '.join(SUFFIXES)}.")
     return {
@@ -113,7 +114,7 @@ def read_mask_image(path: Path) -> Pixels:
 def read_mask_beside(path: Path) -> NDArray[np.bool_] | None:
     """Read the mask beside an image, <name>_mask of the same type, as bool (H, W); None if there is none."""
     mask = path.with_name(f"{path.stem}_mask{path.suffix}")
-    return read_mask_image(mask).astype(bool) if mask.is_file() else None
+    return read_mask_image(mask).astype(bool) if mask.is_file() and without_outputs([mask]) else None
 
 
 def relative_name(folder: Path, path: Path) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bench.data.source import MAX_SIDE, BadFile, Pixels, by_name, format_shape
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
+from bench.outputs import without_outputs
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 PERCENTILES = (0.5, 99.5)  # of a volume, mapped to black and white
@@ -29,7 +30,8 @@ def find_volumes(path: Path) -> dict[str, Path]:
     Raises `DataError` for two files of one name.
     """
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    volumes = ((file.name.removesuffix(end), file) for file in files if (end := volume_suffix(file)))
+    found = without_outputs(file for file in files if volume_suffix(file))
+    volumes = ((file.name.removesuffix(volume_suffix(file)), file) for file in found)
     return by_name((name, file) for name, file in volumes if file.name[0] != ".")
 
 

@@ -25,6 +25,7 @@ from bench.experiments.search.plan import ResolvedSearch, SearchPlan, resolve_se
 from bench.experiments.search.storage import best_trial, check_dependencies, finished_trials, load_study
 from bench.experiments.search.workers import run_trials
 from bench.masks import Masks
+from bench.outputs import check_outputs, write_output
 from bench.stats import compare_paired
 from bench.tracking import FOLD, PARENT, MlflowRecorder, Tag, search_runs, without_password
 from bench.tracking.resume import digest
@@ -51,6 +52,7 @@ def search(
     evaluator: TrialEvaluator = train_and_validate,
 ) -> str:
     """Start or resume a study, and score its best trial once on the held-out fold. Return the id of the run."""
+    check_outputs([out] if out else [])
     with study_run.open_session(storage, uri, quiet, evaluator) as session:
         resolved = resolve_search(plan, machine, session.display)
         with study_run.complete_study(session, resolved, name) as (study, run):
@@ -161,7 +163,7 @@ def log_best(
         (Path(folder) / "best.yaml").write_text(text)
         recorder.files(Path(folder), "best")
     if out is not None:
-        out.write_text(text)
+        write_output(out, text)
     recorder.tags({Tag.BEST_TRIAL: str(best.number), Tag.TRIALS: study_run.describe_counts(study)})
     names = [f"best/{name}" for name in resolved.plan.objectives]
     recorder.metrics(dict(zip(names, best.values, strict=True)), best.number)

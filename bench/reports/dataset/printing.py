@@ -13,6 +13,7 @@ from bench.data.describe import describe
 from bench.data.pack import Pack, open_pack
 from bench.errors import DataError
 from bench.formatting import join_first
+from bench.outputs import check_outputs, new_output, write_output
 from bench.reports.dataset.figures import draw_figures
 from bench.reports.dataset.page import DPI, render_page
 from bench.training.experiment import raw_pack, source_of
@@ -48,6 +49,7 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
     """
     if html is not None and html.is_dir():
         raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
+    check_outputs([html] if html else [])
     pack = _packed(config)
     description = describe(pack)
     tables = description.intensity, description.contrast
@@ -66,15 +68,18 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         return
     figures = draw_figures(pack, description)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, frame in description.tables.items():
-            frame.to_csv(out / f"{name}.csv")
-        for name, figure in figures.items():
-            figure.savefig(out / f"{name}.png", dpi=DPI)
+        csvs, pngs = (
+            [out / f"{name}.{end}" for name in of] for of, end in ((description.tables, "csv"), (figures, "png"))
+        )
+        check_outputs([*csvs, *pngs])
+        for path, frame in zip(csvs, description.tables.values(), strict=True):
+            write_output(path, frame.to_csv())
+        for path, figure in zip(pngs, figures.values(), strict=True):
+            with new_output(path) as png:
+                figure.savefig(png, dpi=DPI)
         screen.print(f"tables and figures are in {out}", markup=False)
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(render_page(pack, description, figures), encoding="utf-8")
+        write_output(html, render_page(pack, description, figures))
         screen.print(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)", markup=False)
 
 

@@ -13,6 +13,7 @@ from bench.console import Display, console
 from bench.errors import BadSetting, StoreError
 from bench.formatting import SYNTHETIC_WARNING
 from bench.inference.overlays import PREDICTION, TRUTH
+from bench.outputs import check_outputs, write_output
 from bench.reports.html.board_data import BoardData, read_board_data
 from bench.reports.html.chapter import render_chapter
 from bench.reports.html_document import definition_list, escaped, html_document
@@ -59,7 +60,7 @@ def write_report(
     """
     if out.is_dir():
         raise BadSetting(f"{out} is a folder. Give the name of a file, such as {out / 'report.html'}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs([out])
     store = connect(uri)
     runs = {record.run_id: record for record in read_records(store)}
     boards = build_boards(list(runs.values()), primary=primary, where=where)
@@ -69,7 +70,7 @@ def write_report(
     largest = boards[0]
     with Display() as display:
         data_of_boards = [read_board_data(store, board, runs, data, display) for board in boards]
-        out.write_text(render_report(title or f"Leaderboard: {largest.dataset}", data_of_boards), encoding="utf-8")
+        write_output(out, render_report(title or f"Leaderboard: {largest.dataset}", data_of_boards))
         console().print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         experiment_id = store.client.get_run(largest.rows[0].run_id).info.experiment_id
         experiment = store.client.get_experiment(experiment_id).name

@@ -1,0 +1,93 @@
+"""Writing the files that a user asks for, without replacing any file that this suite did not write.
+
+Every folder with outputs has a list of them, `.bench-files`, in the format of `sha256sum`. A file is replaced only
+if it is as it was written; what lists it as an output keeps it from being read as an input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.errors import BadSetting
+
+LIST = ".bench-files"
+
+
+def check_outputs(paths: Iterable[Path]) -> None:
+    """Raise `BadSetting` if two results have the same name, or if one would replace a file of someone else.
+
+    Call it before anything is computed.
+    """
+    lists: dict[Path, dict[str, set[str]]] = {}
+    seen = set[Path]()
+    for path in map(Path, map(os.path.abspath, paths)):
+        if path in seen:
+            raise BadSetting(
+                f"two results would be written to {path}. Rename one of the files they are made from."
+            )
+        seen.add(path)
+        if path.exists() and not path.is_file():
+            raise BadSetting(f"{path} is not a file, so nothing can be written to it. Give another name.")
+        if path.exists() and not _is_output(path, lists):
+            raise BadSetting(
+                f"{path} exists, and bench did not write it or it has changed since. "
+                "Give another name, or remove it."
+            )
+
+
+@contextmanager
+def new_output(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix to write to; it gets its own name once it is complete.
+
+    Creates the folder. Raises `BadSetting` as `check_outputs` does.
+    """
+    check_outputs([path])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(f".writing-{path.name}")
+    try:
+        yield writing
+        with (path.parent / LIST).open("a", encoding="utf-8") as file:  # first, so that a listed file may be old
+            file.write(f"{_sha256(writing)}  {path.name}\n")
+        writing.replace(path)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write one file for the user, text as UTF-8. Raises `BadSetting` as `check_outputs` does."""
+    with new_output(path) as writing:
+        writing.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def without_outputs(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that are not outputs of this suite, in their order."""
+    lists: dict[Path, dict[str, set[str]]] = {}
+    return [path for path in paths if not _is_output(path, lists)]
+
+
+def _is_output(path: Path, lists: dict[Path, dict[str, set[str]]]) -> bool:
+    """Return whether a file is as it was written here; `lists` keeps what each folder's list says."""
+    if path.parent not in lists:
+        lists[path.parent] = _read_list(path.parent)
+    digests = lists[path.parent].get(path.name)
+    return digests is not None and _sha256(path) in digests
+
+
+def _read_list(folder: Path) -> dict[str, set[str]]:
+    """Return `{name: the digests of all its versions}`; an interrupted command may have left an older version."""
+    written = defaultdict[str, set[str]](set)
+    if (folder / LIST).is_file():
+        for line in (folder / LIST).read_text(encoding="utf-8", errors="replace").splitlines():
+            digest, _, name = line.partition("  ")
+            written[name].add(digest)
+    return written
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
