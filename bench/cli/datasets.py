@@ -68,6 +68,19 @@ def pack(
     show_pack(_config(folder, dataset, set_, plugin), verify=verify)
 
 
+@data.command("cache")
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all that no running process needs.")] = False,
+) -> None:
+    """List what is in the cache, the folder BENCH_CACHE or else ~/.cache/bench. It is written again when needed.
+
+    Example: `bench data cache --clear`
+    """
+    from bench.reports.dataset.printing import show_cache
+
+    show_cache(clear=clear)
+
+
 @data.command("phantom")
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must be empty or not exist.")],

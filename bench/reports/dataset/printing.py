@@ -5,18 +5,24 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from bench.config import RunConfig
 from bench.console import Display, console, frame_table
 from bench.data.audit import audit, audit_source
 from bench.data.audit_layout import Finding
+from bench.data.cache import clear_cache, list_cache
 from bench.data.describe import describe
 from bench.data.pack import Pack, open_pack
 from bench.errors import DataError
-from bench.formatting import join_first
+from bench.files import cache_folder
+from bench.formatting import duration, join_first
 from bench.outputs import check_outputs, new_output, write_output
 from bench.reports.dataset.figures import draw_figures
 from bench.reports.dataset.page import DPI, render_page
 from bench.training.experiment import raw_pack, source_of
+
+DAY = 86400.0  # seconds
 
 
 def show_audit(config: RunConfig) -> bool:
@@ -93,6 +99,19 @@ def show_pack(config: RunConfig, *, verify: bool) -> None:
     text = f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB"
     text += f", key {pack.manifest.key}{', verified' if verify else ''}"
     console().print(text, markup=False, soft_wrap=True)
+
+
+def show_cache(*, clear: bool) -> None:
+    """Print what is in the cache with its size and age. `clear` removes what no running process needs."""
+    removed = {entry.path: entry.size for entry in (clear_cache() if clear else ())}
+    entries = list_cache()
+    ages = [duration(e.age) if e.age < 2 * DAY else f"{e.age / DAY:.0f} days" for e in entries]
+    rows = [(e.kind, e.path.name, e.size / 2**20, age, e.kept) for e, age in zip(entries, ages, strict=True)]
+    out = console()
+    title = f"{cache_folder()}: {sum(entry.size for entry in entries) / 2**20:.0f} MiB"
+    out.print(frame_table(title, pd.DataFrame(rows, columns=["what", "name", "MiB", "age", "kept"])))
+    if clear:
+        out.print(f"removed {len(removed)} entries, {sum(removed.values()) / 2**20:.0f} MiB", markup=False)
 
 
 def _packed(config: RunConfig) -> Pack:
