@@ -18,6 +18,7 @@ from bench.tracking.recorder import MlflowRecorder as MlflowRecorder
 from bench.tracking.recorder import log_failure as log_failure
 from bench.tracking.recorder import log_ranks as log_ranks
 from bench.tracking.recorder import open_run as open_run
+from bench.tracking.sqlite import sqlite_file as sqlite_file
 from bench.tracking.store import Store as Store
 from bench.tracking.store import check_reachable as check_reachable
 from bench.tracking.store import connect as connect

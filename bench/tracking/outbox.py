@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +19,13 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking.store import Store, root_cause
+from bench.tracking.store import Store, root_cause, to_stderr
 
 # MLflow reads these at every request. Two attempts of 10 seconds, instead of eight of 120.
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 PAUSE_FACTOR = 10  # times the length of the failed attempt: a store that hangs costs at most a tenth of a run
 REFUSED = "INVALID_PARAMETER_VALUE"  # an invalid name or a deleted run: waiting does not help
 FIELDS = ("key", "value", "timestamp", "step")  # of a metric in the file
-
-
-def to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 class Outbox:

@@ -24,8 +24,8 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from bench.errors import StoreError
-from bench.tracking.outbox import Outbox, short_timeouts, to_stderr
-from bench.tracking.store import Store, quoted, root_cause
+from bench.tracking.outbox import Outbox, short_timeouts
+from bench.tracking.store import Store, quoted, root_cause, to_stderr
 from bench.tracking.tags import FOLD, PARENT, Tag
 
 PARAM_LIMIT = 6000  # characters that MLflow accepts
@@ -149,19 +149,20 @@ def open_run(
     `StoreError`.
     """
     tags = {Tag.KIND: PARENT, **tags}
-    adopted = os.environ.pop("MLFLOW_RUN_ID", None)  # removed, or worker processes would close the parent
+    adopted = _launched_run(store) if resume is None else None
+    os.environ.pop("MLFLOW_RUN_ID", None)  # or worker processes would close the parent
     if resume is not None:
         reopen(store, resume)
         run = resume
-    elif adopted:
-        run = store.client.get_run(adopted)
+    elif adopted is not None:
+        run = adopted
     else:
-        experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
+        experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment, say)
         origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
         run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
     outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
     recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, resumed=resume is not None)
-    if adopted and resume is None:
+    if adopted is not None:
         recorder.tags({"mlflow.runName": name, **tags})
     try:
         with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder):
@@ -171,6 +172,29 @@ def open_run(
             f"the tracking store {store.address} failed during run {recorder.run_id}: {root_cause(error)}. "
             "Fix the store, then repeat the command."
         ) from error
+
+
+def _launched_run(store: Store) -> Run | None:
+    """Return the run that `mlflow run` has opened, or None. Raises `StoreError` for any other run."""
+    if not (run_id := os.environ.get("MLFLOW_RUN_ID")):
+        return None
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        state = f"not in {store.address} ({root_cause(error)})"
+    else:
+        if run.info.lifecycle_stage != "active":
+            state = "deleted"
+        elif run.info.status != "RUNNING":
+            state = f"already {run.info.status}"
+        elif Tag.KIND in run.data.tags:
+            state = "a run of another command"
+        else:
+            return run
+    raise StoreError(
+        f"MLFLOW_RUN_ID names run {run_id}, which is {state}. `mlflow run` sets it for a new run; elsewhere it "
+        "is a leftover: `unset MLFLOW_RUN_ID`."
+    )
 
 
 def reopen(store: Store, run: Run) -> None:

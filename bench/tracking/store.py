@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import re
 import socket
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,15 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from requests import RequestException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError
+from bench.tracking.sqlite import create_database, sqlite_file
 from bench.tracking.tags import PARENT, Tag
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -33,6 +35,7 @@ DRIVERS = {
     "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
     "mysql": "pip install pymysql, and write mysql+pymysql://...",
 }
+NOT_UNIQUE = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")  # SQLite, PostgreSQL, MySQL
 VIEW = "leaderboard"
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
@@ -40,6 +43,10 @@ VIEW_COLUMNS = (
     *(f"metrics.`{m}`" for m in ("dice_median", "dice_positive_slices", "hd95", "missed_slices")),
     *(f"metrics.`cost/{m}`" for m in ("parameters", "flops", "device_seconds", "latency_p50_ms")),
 )
+
+
+def to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -54,23 +61,38 @@ class Store:
     uri: str
     client: MlflowClient
 
-    def experiment(self, name: str) -> str:
-        """Return the id of the experiment `name`. Create or restore the experiment if necessary."""
+    def experiment(self, name: str, say: Callable[[str], None] = to_stderr) -> str:
+        """Return the id of the experiment `name`. Create or, which `say` tells, restore it if necessary."""
         experiment = self.client.get_experiment_by_name(name)
-        if experiment is not None:
-            if experiment.lifecycle_stage == "deleted":
+        if experiment is None:
+            place = (self.folder / "artifacts" / _folder_name(name)).as_uri() if self.folder else None
+            view = {f"mlflow.sharedViewState.{VIEW}": _leaderboard_view()}
+            try:
+                return str(self.client.create_experiment(name, artifact_location=place, tags=view))
+            except MlflowException:  # another process has just created it
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            deleted = self._deleted_runs(experiment.experiment_id)
+            try:
                 self.client.restore_experiment(experiment.experiment_id)
-            return str(experiment.experiment_id)
-        location = (self.folder / "artifacts" / name).as_uri() if self.folder else None
-        try:
-            new = str(self.client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another process has just created it
-            experiment = self.client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-            return str(experiment.experiment_id)
-        self.client.set_experiment_tag(new, f"mlflow.sharedViewState.{VIEW}", _leaderboard_view())
-        return new
+            except MlflowException:  # another process has just restored it
+                if self.client.get_experiment(experiment.experiment_id).lifecycle_stage == "deleted":
+                    raise
+            for run in deleted:  # MLflow restores them with their experiment
+                self.client.delete_run(run)
+            say(f"experiment {name} was deleted and is restored; its {len(deleted)} earlier runs stay deleted")
+        return str(experiment.experiment_id)
+
+    def _deleted_runs(self, experiment_id: str) -> list[str]:
+        search = partial(self.client.search_runs, [experiment_id], run_view_type=ViewType.DELETED_ONLY)
+        page = search(max_results=1000)
+        runs = list(page)
+        while page.token:
+            page = search(max_results=1000, page_token=page.token)
+            runs += page
+        return [run.info.run_id for run in runs]
 
     @property
     def address(self) -> str:
@@ -80,7 +102,7 @@ class Store:
     @property
     def folder(self) -> Path | None:
         """The folder of a SQLite store; None for a server."""
-        path = _sqlite_path(self.uri)
+        path = sqlite_file(self.uri, "--tracking-uri")
         return path and path.parent
 
     def views(self) -> dict[str, str]:
@@ -97,13 +119,14 @@ def connect(uri: str | None = None) -> Store:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces tables and monitors
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it prints, it also raises
     uri = store_uri(uri)
-    path = _sqlite_path(uri)
+    path = sqlite_file(uri, "--tracking-uri")
     check_reachable(uri, "--tracking-uri")
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # two processes that create one database break it
-                client = _open_sqlite(path, uri)
+            with FileLock(f"{path}.lock"):  # two processes that create one database break it
+                create_database(path, _make_database)
+                client = _open_client(uri)
         else:
             client = _open_client(uri)
     except Exception as error:
@@ -114,20 +137,11 @@ def connect(uri: str | None = None) -> Store:
     return Store(uri, client)
 
 
-def _open_sqlite(path: Path, uri: str) -> MlflowClient:
-    """Return the client of a SQLite store. Create the database again if its creation was interrupted."""
-    marker = path.with_suffix(".making")
-    if marker.exists():  # the process that created it was killed, and nobody has used it yet
-        for end in ("", "-journal", "-wal", "-shm"):
-            path.with_name(path.name + end).unlink(missing_ok=True)
-    if path.exists():
-        return _open_client(uri)
-    marker.touch()
-    client = _open_client(uri)
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA journal_mode=WAL")  # one process can write while others read
-    marker.unlink()
-    return client
+def _make_database(uri: str) -> None:
+    """Create MLflow's tables and its default experiment, whose artifacts are beside the database, too."""
+    place = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    database = SqlAlchemyStore(uri, place)  # type: ignore[no-untyped-call]
+    database.engine.dispose()
 
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
@@ -201,10 +215,15 @@ class RetryingClient:
                         f"the server at {uri} no longer answers ({root_cause(error)}). Start it again, then "
                         "repeat the command: it resumes the run and sends the metrics kept in this folder."
                     ) from error
-                if "database is locked" not in str(error):
+                if "database is locked" not in str(error) and not _created_twice(error):
                     raise
             time.sleep(pause)
         return call(*args, **kwargs)
+
+
+def _created_twice(error: MlflowException) -> bool:
+    """Return whether another process created the same row first: repeated, the call finds it."""
+    return error.error_code != "RESOURCE_ALREADY_EXISTS" and any(text in str(error) for text in NOT_UNIQUE)
 
 
 def quoted(value: str) -> str:
@@ -221,8 +240,12 @@ def root_cause(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+def _folder_name(experiment: str) -> str:
+    """Return the name of the folder of an experiment: one part of a path, without a meaning in URLs."""
+    if re.fullmatch(r"(?!\.+$)[\w.-]{1,100}", experiment):
+        return experiment
+    readable = re.sub(r"[^\w-]+", "-", experiment)[:60]
+    return f"{readable}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
 
 
 def _leaderboard_view() -> str:

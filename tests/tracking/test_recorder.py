@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.errors import StoreError
 from bench.tracking import log_ranks, open_run, read_records, read_table
 from bench.tracking.recorder import reopen
 
@@ -68,6 +69,30 @@ def test_a_run_that_mlflow_run_opened_becomes_the_parent(store, monkeypatch):
     assert run.run_id == opened.info.run_id
     adopted = store.client.get_run(run.run_id)
     assert (adopted.info.status, adopted.info.run_name) == ("FINISHED", "mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (lambda client, run_id: client.set_terminated(run_id), "already FINISHED"),
+        (lambda client, run_id: client.set_tag(run_id, "bench.kind", "cv"), "a run of another command"),
+        (lambda client, run_id: client.delete_run(run_id), "deleted"),
+        (None, "not in sqlite:"),
+    ],
+)
+def test_any_other_run_in_mlflow_run_id_is_refused_and_unchanged(store, monkeypatch, change, state):
+    run_id = store.client.create_run(store.experiment("theirs"), run_name="theirs").info.run_id
+    if change:
+        change(store.client, run_id)
+    before = store.client.get_run(run_id).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id if change else "f" * 32)
+    with (
+        pytest.raises(StoreError, match=f"which is {state}.*unset MLFLOW_RUN_ID"),
+        open_run(store, "my", "lgg", TAGS),
+    ):
+        pass
+    assert store.client.get_run(run_id).to_dictionary() == before
+    assert store.client.get_experiment_by_name("lgg") is None
 
 
 def test_more_settings_than_fit_one_batch_are_logged(store):

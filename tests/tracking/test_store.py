@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from bench.errors import StoreError
+from bench.experiments.search.storage import open_storage
 from bench.tracking import Store, check_reachable, connect, store_uri, ui_command, without_password
 
 
@@ -37,10 +39,47 @@ def test_the_same_experiment_is_used_again(store):
     assert store.experiment("lgg") == store.experiment("lgg")
 
 
-def test_a_deleted_experiment_is_restored(store):
-    experiment = store.experiment("lgg")
+def test_a_deleted_experiment_is_restored_without_its_deleted_runs(store):
+    experiment, told = store.experiment("lgg"), []
+    old = store.client.create_run(experiment).info.run_id
     store.client.delete_experiment(experiment)
-    assert store.experiment("lgg") == experiment
+    assert store.experiment("lgg", told.append) == experiment
+    assert store.client.get_run(old).info.lifecycle_stage == "deleted"
+    assert store.client.get_run(store.client.create_run(experiment).info.run_id).info.lifecycle_stage == "active"
+    assert told == ["experiment lgg was deleted and is restored; its 1 earlier runs stay deleted"]
+
+
+@pytest.mark.parametrize(
+    "name", ["lgg", "/Users/me@x/lgg", "../../x", "..", "a/b", "a%20b;c?d=e#f", "é", "a" * 300]
+)
+def test_the_artifacts_of_every_experiment_lie_inside_the_store(store, name):
+    run = store.client.create_run(store.experiment(name))
+    store.client.log_text(run.info.run_id, "x", "table.csv")
+    (table,) = store.folder.parent.rglob("table.csv")
+    folder = table.relative_to(store.folder / "artifacts")
+    assert folder.parts[1:3] == (run.info.run_id, "artifacts")
+    assert (folder.parts[0] == name) == (name in ("lgg", "é"))
+
+
+@pytest.mark.parametrize("folder", ["a b", "a%b", "a#b;c", "é+&"])
+def test_a_store_lies_where_its_path_says(template, tmp_path, folder):
+    shutil.copytree(template, tmp_path / folder)
+    store = connect(f"sqlite:///{tmp_path / folder / 'mlflow.db'}")
+    store.client.log_text(store.client.create_run(store.experiment("lgg")).info.run_id, "x", "table.csv")
+    assert [path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("table.csv")] == [folder]
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///{}/a%20b/x.db", "sqlite+pysqlite:///{}/a?b=c/x.db", "sqlite:///:memory:"]
+)
+def test_a_path_that_urls_cannot_hold_is_refused(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match="--tracking-uri"):
+        connect(uri.format(tmp_path))
+    with pytest.raises(StoreError, match="--storage"), open_storage(uri.format(tmp_path)):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -94,35 +133,64 @@ def test_the_ui_listens_on_the_host_and_reads_the_store(store):
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
-def test_a_store_whose_creation_was_interrupted_is_created_again(tmp_path):
-    file, marker, broken = (tmp_path / name for name in ("mlflow.db", "mlflow.making", "broken.db"))
-    for half in (file, broken):
-        with closing(sqlite3.connect(half)) as database:
+def test_a_store_is_created_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "mlflow.db"
+
+    def stop_half_way(uri):
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
             database.execute("CREATE TABLE datasets (half INTEGER)")
-    with pytest.raises(StoreError, match="cannot be used"):
-        connect(f"sqlite:///{broken}")
-    marker.touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.tracking.store._make_database", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            connect(f"sqlite:///{file}")
+    assert not file.exists()
+    (tmp_path / ".mlflow.db.making").write_text("what a killed process leaves")
     assert connect(f"sqlite:///{file}").experiment("lgg")
-    assert not marker.exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        f"mlflow.db{end}" for end in ("", ".lock", "-wal", "-shm")
+    }
     with closing(sqlite3.connect(file)) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-CONNECT = "import sys; from bench.tracking import connect; print(connect(sys.argv[1]).experiment('lgg'))"
+@pytest.mark.parametrize("leftover", ["mlflow.making", ".mlflow.sqlite.making", ".mlflow.db.making"])
+def test_a_database_with_runs_survives_every_leftover(store, leftover):
+    run = store.client.create_run(store.experiment("lgg"))
+    (store.folder / leftover).touch()
+    assert connect(store.uri).client.get_run(run.info.run_id)
+
+
+TOGETHER = """
+    import sys
+    from bench.tracking import connect, open_run
+    print("ready", flush=True)
+    input()
+    with open_run(connect(sys.argv[1]), "mine", "lgg", {}) as run:
+        run.data("lgg", "digest", {})
+    print(run.experiment_id, run.client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.digest)
+"""
 
 
 @pytest.mark.slow
-def test_processes_that_open_a_new_store_together_create_one(tmp_path):
+def test_processes_that_create_store_experiment_and_data_set_together_share_them(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONNECT, uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    assert len({out.strip() for out, _ in outputs}) == 1
+    assert set(run_together(TOGETHER, uri, processes=8)) == {"1 digest"}
+
+
+def run_together(script, argument, processes):
+    """Start scripts, which print 'ready' after their imports, and return what each prints when all are."""
+    command = [sys.executable, "-c", textwrap.dedent(script), argument]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen(command, text=True, **pipes) for _ in range(processes)]
+    assert [process.stdout.readline() for process in started] == ["ready\n"] * processes
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, outputs
+    return [out.strip() for out, _ in outputs]
 
 
 @pytest.fixture
@@ -152,14 +220,4 @@ STORAGE = """
 
 @pytest.mark.slow
 def test_processes_that_open_an_empty_database_together_all_succeed(empty_database):
-    command = [sys.executable, "-c", textwrap.dedent(STORAGE), empty_database]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
-    for process in processes:  # all have imported what they need
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=120) for process in processes]
-    ends = [(process.returncode, out.strip()) for process, (out, _) in zip(processes, outputs, strict=True)]
-    assert ends == [(0, "[]")] * 3, outputs
+    assert run_together(STORAGE, empty_database, processes=3) == ["[]"] * 3

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
-from urllib.parse import urlparse
 
 import optuna
 from filelock import FileLock
@@ -21,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError, UnknownName, did_you_mean
 from bench.experiments.search.plan import SearchPlan, ignore_experimental_warnings
-from bench.tracking import check_reachable, without_password
+from bench.tracking import check_reachable, sqlite_file, without_password
 
 HEARTBEAT = 15  # seconds between two heartbeats of a worker
 GRACE = 120  # seconds without a heartbeat after which a trial is failed
@@ -43,7 +42,7 @@ class SqliteStorage(RDBStorage):
 def open_storage(url: str) -> Iterator[RDBStorage]:
     """Open Optuna's storage with heartbeats, so that the trial of a lost worker is failed. Raises `StoreError`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search prints the results of trials itself
-    local = urlparse(url).scheme == "sqlite"
+    local = sqlite_file(url, "--storage") is not None
     check_reachable(url, "--storage")
     connect = partial(
         SqliteStorage if local else RDBStorage,
@@ -72,7 +71,7 @@ def open_storage(url: str) -> Iterator[RDBStorage]:
 
 
 def _lock(url: str) -> FileLock:
-    return FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+    return FileLock(f"{sqlite_file(url, '--storage')}.lock")
 
 
 def open_study(
