@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from bench.console import console
-from bench.errors import BadSetting
+from bench.errors import BadSetting, DataError
+from bench.files import read_json
 from bench.models.io import DESCRIPTION, load_model, save_model
 from bench.tracking import connect, download_models, find_parent, find_run
 from bench.tracking.participants import read_participants
@@ -32,15 +33,19 @@ def export_run(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as workspace:
         made = Path(workspace) / "made"  # a part of the folds must not look like an export
-        for folder in download_models(store, run, Path(workspace), fold=fold):
+        folders = download_models(store, run, Path(workspace), fold=fold)
+        for folder in folders:
             model, description = load_model(folder)
             if half:
                 for weights in model.parameters():
                     if weights.ndim > 1:  # biases, scales and running statistics are few, and may be large
                         weights.data = weights.data.half()
-            save_model(made / f"fold-{description['fold']}", model, description | {"patients": patients})
+            save_model(
+                made / f"fold-{description['fold']}",
+                model,
+                description | {"patients": patients, "models": len(folders)},
+            )
         card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
-        folders = find_exported_models(made)
         count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
         use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "
         use += f"`bench evaluate {out.name} --data DIR` scores them on other patients."
@@ -51,7 +56,18 @@ def export_run(
 
 
 def find_exported_models(folder: Path, fold: int | None = None) -> list[Path]:
-    """Return the model folders of an export, or of one of its folds; an empty list for any other folder."""
+    """Return the model folders of an export, or of one of its folds; an empty list for any other folder.
+
+    Raises `DataError` if models are missing from an export.
+    """
     if (folder / DESCRIPTION).is_file():
         return [folder]
-    return sorted(path.parent for path in folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
+    files = sorted(folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
+    count = (
+        read_json(files[0], "the model", "Export the run again.").get("models") if files and fold is None else None
+    )
+    if count is not None and len(files) != count:
+        raise DataError(
+            f"{folder} was exported with {count} models and has {len(files)}. Export it again, or give --fold."
+        )
+    return [file.parent for file in files]

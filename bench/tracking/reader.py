@@ -13,6 +13,7 @@ from mlflow.entities import Run as Run  # others import it from here, because on
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.formatting import join_and
 from bench.masks import Masks, Probabilities, load_masks, load_probabilities
 from bench.overrides import parse_assignment
 from bench.tracking.store import Store, quoted
@@ -89,6 +90,26 @@ def find_folds(store: Store, run: Run) -> dict[int, Run]:
     return dict(sorted(folds.items()))
 
 
+def whole_folds(store: Store, run: Run) -> dict[int, Run]:
+    """Return the fold runs of a run as `find_folds` does; none if it never had any.
+
+    Raises `StoreError` if some are missing, so that a part of the folds is never taken for all of them.
+    """
+    folds = find_folds(store, run)
+    if not folds or run.data.tags.get(Tag.KIND) == FOLD:
+        return folds
+    if run.info.status != "FINISHED":
+        raise StoreError(
+            f"run {run_label(run)} is not finished. Repeat its command to resume it, or name one fold."
+        )
+    if missing := sorted(set(read_table(store, run, "cases")["fold"]) - folds.keys()):
+        raise StoreError(
+            f"run {run_label(run)} has lost its run of fold {join_and(missing)}. If it was deleted in MLflow's "
+            "UI, restore it there; otherwise name one of the other folds."
+        )
+    return folds
+
+
 def read_settings(run: Run) -> dict[str, Any]:
     """Return the settings of a run as `bench.overrides.override` accepts them."""
     logged = {k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(NOT_SETTINGS)}
@@ -109,15 +130,26 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
 
 
 def download_models(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
-    """Download the models of a run, one per fold, as folders that `bench.models.io.load_model` reads."""
-    folders = []
-    for number, owner in find_folds(store, run).items():
-        outputs = owner.outputs.model_outputs if owner.outputs else []
-        if outputs and fold in (None, number):
-            local = download_model(store, outputs[0].model_id, into / str(number))
-            folders.append(next(local.rglob("model.json")).parent)
-    if not folders:
+    """Download the models of a run, one per fold, as folders that `bench.models.io.load_model` reads.
+
+    Raises `StoreError` if one of them is missing.
+    """
+    folds = whole_folds(store, run) if fold is None else find_folds(store, run)
+    logged = {
+        number: owner.outputs.model_outputs if owner.outputs else []
+        for number, owner in folds.items()
+        if fold in (None, number)
+    }
+    if not any(logged.values()):
         raise _nothing_logged(run, "model" if fold is None else f"model of fold {fold}")
+    if lost := [number for number, outputs in logged.items() if not outputs]:
+        raise StoreError(
+            f"run {run_label(run)} has lost its model of fold {join_and(lost)}. Name one of the other folds."
+        )
+    folders = []
+    for number, outputs in logged.items():
+        local = download_model(store, outputs[0].model_id, into / str(number))
+        folders.append(next(local.rglob("model.json")).parent)
     return folders
 
 
@@ -144,7 +176,7 @@ def read_probabilities(store: Store, run: Run) -> Probabilities:
 def _load_from_folds(
     store: Store, run: Run, name: str, load: Callable[[Path], tuple[pd.DataFrame, T]]
 ) -> Iterator[tuple[pd.DataFrame, T]]:
-    folds = find_folds(store, run)
+    folds = whole_folds(store, run)
     if not folds:
         raise _nothing_logged(run, name)
     for fold in folds.values():

@@ -55,7 +55,7 @@ def logged(store: Store, model: Path) -> str:
     """A finished run of one fold with this model, whose patients are others; gives its name."""
     with open_run(store, "mine", "lgg", TAGS) as run:
         run.table("split", pd.DataFrame({"case": ["somebody"]}))
-        run.table("cases", pd.DataFrame({"case": ["somebody"]}))
+        run.table("cases", pd.DataFrame({"case": ["somebody"], "fold": [0]}))
         with run.child("fold 0", {"bench.fold": "0"}) as fold:
             fold.model(model, 3)
     return "mine"

@@ -18,12 +18,12 @@ from bench import registry
 from bench.cli import app
 from bench.data.datasets.lgg import lgg
 from bench.data.pack import load_or_pack
-from bench.errors import BadSetting, DataError, UnknownName
+from bench.errors import BadSetting, DataError, StoreError, UnknownName
 from bench.experiments.evaluate import evaluate_external
 from bench.inference.fold_models import FoldModels
 from bench.models.io import save_model
 from bench.overrides import configure
-from bench.tracking import Store, open_run, read_table
+from bench.tracking import Store, find_folds, find_run, open_run, read_masks, read_table
 from bench.tracking.export import export_run, find_exported_models
 from bench.tracking.participants import read_exported_participants
 from tests.fakes import image_of, write, write_case
@@ -43,6 +43,7 @@ def run(store: Store, tmp_path: Path) -> str:
     with open_run(store, "mine", "lgg", TAGS) as parent:
         parent.tags({"mlflow.note.content": "**mine**: its model card"})
         parent.table("split", pd.DataFrame({"case": ["p_1", "p_2"]}))
+        parent.table("cases", pd.DataFrame({"case": ["p_1", "p_2"], "fold": [0, 1]}))
         for number in range(2):
             torch.manual_seed(number)
             model = registry.model["unet"].bind(config.model.params)(3)
@@ -139,6 +140,45 @@ def test_an_export_does_not_overwrite_files(run, store, tmp_path):
     with pytest.raises(UnknownName, match="no run 'min'"):
         export_run("min", tmp_path / "new", uri=store.uri)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_has_lost_a_fold_is_never_taken_for_the_whole(run, store, tmp_path):
+    lost = find_folds(store, find_run(store, run))[1]
+    store.client.delete_run(lost.info.run_id)
+    message = r"run mine \(\w{8}\) has lost its run of fold 1\. .* restore it there"
+    with pytest.raises(StoreError, match=message):
+        export_run(run, tmp_path / "out", uri=store.uri)
+    with pytest.raises(StoreError, match=message):
+        read_masks(store, find_run(store, run))
+    assert not (tmp_path / "out").exists()
+    export_run(run, tmp_path / "out", fold=0, uri=store.uri)
+    store.client.restore_run(lost.info.run_id)
+    export_run(run, tmp_path / "whole", uri=store.uri)
+    assert len(find_exported_models(tmp_path / "whole")) == 2
+
+
+def test_a_run_that_has_lost_a_model_is_never_taken_for_the_whole(run, store, tmp_path):
+    fold = find_folds(store, find_run(store, run))[1]
+    bare = store.client.create_run(fold.info.experiment_id, tags=fold.data.tags, run_name="fold 1")
+    store.client.set_terminated(bare.info.run_id)
+    store.client.delete_run(fold.info.run_id)
+    with pytest.raises(StoreError, match=r"has lost its model of fold 1\. Name one of the other folds"):
+        export_run(run, tmp_path / "out", uri=store.uri)
+
+
+def test_a_run_that_is_not_finished_gives_only_single_folds(run, store, tmp_path):
+    store.client.set_terminated(find_run(store, run).info.run_id, "FAILED")
+    with pytest.raises(StoreError, match=r"is not finished\. Repeat its command to resume it, or name one fold"):
+        export_run(run, tmp_path / "out", uri=store.uri)
+    export_run(run, tmp_path / "out", fold=0, uri=store.uri)
+
+
+def test_an_export_that_has_lost_a_model_is_never_taken_for_the_whole(run, store, tmp_path):
+    export_run(run, tmp_path / "out", uri=store.uri)
+    shutil.rmtree(tmp_path / "out" / "fold-1")
+    with pytest.raises(DataError, match=r"was exported with 2 models and has 1\. Export it again, or give --fold"):
+        find_exported_models(tmp_path / "out")
+    assert find_exported_models(tmp_path / "out", 0) == [tmp_path / "out" / "fold-0"]
 
 
 CHAMPION = Path(__file__).parents[2] / "benchmarks" / "results" / "lgg" / "champion"
