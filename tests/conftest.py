@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.servers import Postgres, running_postgres
+
 if TYPE_CHECKING:
     from bench.tracking import Store
 
@@ -35,6 +37,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("BENCH_CACHE", str(folder))
         patch.delenv("MLFLOW_RUN_ID", raising=False)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of the module's own."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

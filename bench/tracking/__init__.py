@@ -1,5 +1,6 @@
 """The tracking store: the only package that knows MLflow."""
 
+from bench.tracking import databases as databases  # from here on, connections wait for servers that restart
 from bench.tracking.outbox import replay as replay
 from bench.tracking.reader import Run as Run
 from bench.tracking.reader import download_model as download_model

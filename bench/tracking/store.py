@@ -36,6 +36,7 @@ DRIVERS = {
     "mysql": "pip install pymysql, and write mysql+pymysql://...",
 }
 NOT_UNIQUE = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")  # SQLite, PostgreSQL, MySQL
+UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"  # what MLflow calls every failed operation of a database
 VIEW = "leaderboard"
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
@@ -209,14 +210,16 @@ class RetryingClient:
             try:
                 return call(*args, **kwargs)
             except MlflowException as error:
-                if isinstance(error.__context__, RequestException):
-                    uri = without_password(self._client.tracking_uri)
-                    raise StoreError(
-                        f"the server at {uri} no longer answers ({root_cause(error)}). Start it again, then "
-                        "repeat the command: it resumes the run and sends the metrics kept in this folder."
-                    ) from error
                 if "database is locked" not in str(error) and not _created_twice(error):
-                    raise
+                    lost = isinstance(error.__context__, RequestException)
+                    if not lost and error.error_code != UNAVAILABLE:
+                        raise
+                    kind = "server" if lost else "database"
+                    raise StoreError(
+                        f"the {kind} at {without_password(self._client.tracking_uri)} no longer answers "
+                        f"({root_cause(error)}). Start it again, then repeat the command: it resumes the run and "
+                        "sends the metrics kept in this folder."
+                    ) from error
             time.sleep(pause)
         return call(*args, **kwargs)
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import textwrap
-import uuid
 from contextlib import closing
+from threading import Timer
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from bench.errors import StoreError
 from bench.experiments.search.storage import open_storage
-from bench.tracking import Store, check_reachable, connect, store_uri, ui_command, without_password
+from bench.tracking import Store, check_reachable, connect, databases, store_uri, ui_command, without_password
 
 
 def test_store_uri_prefers_the_argument_then_the_environment(monkeypatch, tmp_path):
@@ -193,21 +191,6 @@ def run_together(script, argument, processes):
     return [out.strip() for out, _ in outputs]
 
 
-@pytest.fixture
-def empty_database():
-    """A new database of the PostgreSQL server that `POSTGRES_URL` names, such as postgresql://me:secret@host."""
-    server = os.environ.get("POSTGRES_URL", "")
-    if not server:
-        pytest.skip("POSTGRES_URL does not name a PostgreSQL server on which databases may be created")
-    name = f"bench_{uuid.uuid4().hex}"
-    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield f"{server}/{name}"
-        connection.execute(text(f"DROP DATABASE {name}"))
-    engine.dispose()
-
-
 STORAGE = """
     import sys
     from bench.experiments.search.storage import open_storage
@@ -219,5 +202,20 @@ STORAGE = """
 
 
 @pytest.mark.slow
-def test_processes_that_open_an_empty_database_together_all_succeed(empty_database):
-    assert run_together(STORAGE, empty_database, processes=3) == ["[]"] * 3
+def test_processes_that_open_an_empty_database_together_all_succeed(postgres):
+    assert run_together(STORAGE, postgres.create("empty"), processes=3) == ["[]"] * 3
+
+
+@pytest.mark.slow
+def test_a_store_on_a_server_that_restarts_continues_and_one_that_stays_away_ends(postgres, monkeypatch):
+    store = connect(postgres.create("runs"))
+    experiment = store.experiment("lgg")
+    postgres.stop()
+    Timer(3, postgres.start).start()
+    run = store.client.create_run(experiment, run_name="kept")
+    monkeypatch.setattr(databases, "WAIT", 0)
+    postgres.stop()
+    with pytest.raises(StoreError, match=r"the database at postgresql://.* no longer answers .* repeat"):
+        store.client.set_tag(run.info.run_id, "key", "value")
+    postgres.start()
+    assert [found.info.run_name for found in store.client.search_runs([experiment])] == ["kept"]

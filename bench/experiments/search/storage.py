@@ -6,13 +6,14 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import optuna
 from filelock import FileLock
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -28,6 +29,14 @@ COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # states of the trials that 
 PROBLEM = "problem"  # attribute of a failed trial: its error message
 
 
+class ServerStorage(RDBStorage):
+    """Optuna's storage on a database server. A heartbeat may be lost with its connection: the next one follows."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with suppress(StorageInternalError):
+            super().record_heartbeat(trial_id)
+
+
 class SqliteStorage(RDBStorage):
     """Optuna's storage in SQLite with a file lock: SQLite locks no rows, so two workers could take one trial."""
 
@@ -40,12 +49,15 @@ class SqliteStorage(RDBStorage):
 
 @contextmanager
 def open_storage(url: str) -> Iterator[RDBStorage]:
-    """Open Optuna's storage with heartbeats, so that the trial of a lost worker is failed. Raises `StoreError`."""
+    """Open Optuna's storage with heartbeats, so that the trial of a lost worker is failed.
+
+    Raises `StoreError` if it cannot be opened, or no longer answers.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search prints the results of trials itself
     local = sqlite_file(url, "--storage") is not None
     check_reachable(url, "--storage")
     connect = partial(
-        SqliteStorage if local else RDBStorage,
+        SqliteStorage if local else ServerStorage,
         url,
         engine_kwargs={"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True},
         heartbeat_interval=HEARTBEAT,
@@ -58,13 +70,19 @@ def open_storage(url: str) -> Iterator[RDBStorage]:
             except DBAPIError:  # another process was creating the tables of a new database
                 time.sleep(2)
                 storage = connect()
-    except (SQLAlchemyError, ImportError, ValueError, OSError) as error:
+    except (SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(
             f"the storage {without_password(url)} cannot be used: {reason}. Give another --storage."
         ) from error
     try:
         yield storage
+    except (SQLAlchemyError, StorageInternalError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise StoreError(
+            f"the storage {without_password(url)} no longer answers: {reason}. Start it again, then repeat the "
+            "command: it continues the study."
+        ) from error
     finally:
         storage.remove_session()
         storage.engine.dispose()

@@ -69,6 +69,8 @@ def open_session(
                 "Give --storage postgresql://..."
             )
         storage = f"sqlite:///{store.folder / 'optuna.db'}"
+    if storage == store.uri:
+        raise BadSetting("runs and studies need databases of their own. Give another --storage.")
     with Display(quiet=quiet) as display, open_storage(storage) as opened:
         yield Session(store, opened, display, evaluator)
 

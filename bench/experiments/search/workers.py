@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna import Study, Trial
+from optuna.exceptions import StorageInternalError
 from optuna.storages import _CachedStorage, fail_stale_trials
 from optuna.trial import TrialState, create_trial
 
@@ -21,6 +22,7 @@ from bench.experiments.search.storage import COUNTED, GRACE, PROBLEM, failed_tri
 from bench.training.fold import derive_seed
 
 MAX_RETRIES = 2  # of a trial whose worker was lost
+MAX_LOSSES = 5  # of the storage's connection, each in the middle of a transaction
 POLL = 5.0  # seconds between two looks at the trials of other workers
 MACHINE = platform.node()
 ObjectiveFunction = Callable[[Trial], tuple[float, ...]]
@@ -46,8 +48,32 @@ def run_trials(
     """Run trials until exactly `plan.trials` are complete or pruned, counting those of all workers.
 
     `after_trial` is called whenever a trial has ended. The owner also repeats interrupted trials and waits for its
-    helpers. Raises `BadSetting` if more trials fail than finish.
+    helpers. If the storage loses its connection, the trial at work is repeated like one of a lost worker. Raises
+    `BadSetting` if more trials fail than finish, `StorageInternalError` if the storage does not come back.
     """
+    for losses in range(MAX_LOSSES):
+        try:
+            _run_trials(study, plan, objective, owner=owner, after_trial=after_trial, say=say)
+            return
+        # Optuna raises an UnboundLocalError if it cannot read the trial whose result it could not store.
+        except (StorageInternalError, UnboundLocalError) as error:
+            lost = error if isinstance(error, StorageInternalError) else error.__context__
+            if not isinstance(lost, StorageInternalError):
+                raise
+            if losses == MAX_LOSSES - 1:
+                raise lost from lost.__cause__
+            say("the storage lost its connection: the trial at work is repeated")
+
+
+def _run_trials(
+    study: Study,
+    plan: SearchPlan,
+    objective: ObjectiveFunction,
+    *,
+    owner: bool,
+    after_trial: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
     first_seen: dict[int, float] = {}
     announced = False
     with ignore_experimental_warnings():
