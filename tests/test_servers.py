@@ -14,6 +14,7 @@ import pytest
 
 from bench.errors import BadSetting, BenchError
 from bench.servers import check_address, run_server
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -21,11 +22,6 @@ def taken() -> Iterator[int]:
     """A port at which another server listens."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def answers(port: int) -> bool:

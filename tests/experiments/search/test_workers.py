@@ -19,8 +19,9 @@ from bench.errors import BadSetting, StoreError, TrainingError, UnknownName
 from bench.experiments.search.plan import SearchPlan, make_sampler
 from bench.experiments.search.space import build_space
 from bench.experiments.search.storage import load_study, open_storage
+from bench.experiments.search.study_run import open_session
 from bench.experiments.search.workers import SurplusTrial, fail_unclaimed, queue_grid, run_trials
-from tests.experiments.search.fakes import draw_x, points, small_plan
+from tests.experiments.search.fakes import draw_x, points, scripted, small_plan
 
 
 def states(study: optuna.Study) -> list[str]:
@@ -308,4 +309,12 @@ def test_an_unknown_study_or_storage_is_refused_by_name(url: str, connect) -> No
     with open_storage(url) as storage, pytest.raises(UnknownName, match=r"no study 'ss'.*Did you mean 's'"):
         load_study(storage, "ss")
     with pytest.raises(StoreError, match="cannot be used"), open_storage("nosuch://host/db"):
+        pass
+
+
+def test_runs_and_studies_may_not_share_a_database(store) -> None:
+    with (
+        pytest.raises(BadSetting, match="need databases of their own"),
+        open_session(store.uri, store.uri, quiet=True, evaluator=scripted({})),
+    ):
         pass
