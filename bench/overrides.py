@@ -169,7 +169,7 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
     above = ""
     for part in parents:
         here = f"{above}.{part}".removeprefix(".")
-        if part not in node and above not in CHAINS:
+        if part not in node and above not in (*CHAINS, *_COMPONENTS):
             raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
         if part not in node or (node[part] is None and here in _GROUPS):
             node[part] = {}

@@ -28,14 +28,20 @@ def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Pat
 
 
 @data.command("check")
-def check(folder: Folder, dataset: DataSet = "lgg", set_: Set = None, plugin: Plugin = None) -> None:
-    """List every problem of a data folder by file and patient. The exit code is 1 if there are errors.
+def check(
+    folder: Folder,
+    dataset: DataSet = "lgg",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print each finding on a line of its own.")] = False,
+    set_: Set = None,
+    plugin: Plugin = None,
+) -> None:
+    """Find every problem of a data folder, by file and patient. The exit code is 1 if there are errors.
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
     from bench.reports.dataset.printing import show_audit
 
-    if not show_audit(_config(folder, dataset, set_, plugin)):
+    if not show_audit(_config(folder, dataset, set_, plugin), verbose=verbose):
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from bench.data.audit_layout import Finding, layout_errors, layout_warnings, table_warnings
 from bench.data.readers.images import read_image, read_mask
 from bench.data.readers.patient_folders import CHANNELS, scan_folder
-from bench.data.source import BadFile, Pixels, SliceFile, Source, format_shape
-from bench.errors import DataError
+from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, format_shape
+from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 
 
@@ -51,6 +51,18 @@ def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, total
     return Audit(tuple(errors), tuple(warnings), _facts(cases, synthetic=bool(tree.synthetic)))
 
 
+def audit_dataset(
+    load: Callable[[], Source], *, tick: Callable[[int, int], None] = lambda done, total: None
+) -> Audit:
+    """Check a dataset that `load` returns, or what is left of it without the files that it refuses."""
+    try:
+        return audit_source(load(), tick=tick)
+    except UnusableFiles as error:
+        rest = audit_source(error.source, tick=tick) if error.source else Audit((), ())
+        refused = [_unusable_file(problem) for problem in error.problems]
+        return replace(rest, errors=(*refused, *rest.errors))
+
+
 def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda done, total: None) -> Audit:
     """Check every slice of a source with its own `read`."""
     members = defaultdict(list)
@@ -66,13 +78,13 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
                 continue
             try:
                 image, mask = source.read(entry)
-            except DataError as error:
+            except (DataError, BadSetting) as error:
                 broken.add(entry.image)
                 errors.append(_unusable_file(error, entry))
                 continue
             path = entry.image if entry.position is None else Path(f"{entry.image}#{entry.position + 1}")
             audited.add_image(path, image)
-            audited.add_mask(mask)
+            audited.add_mask(mask, entry.mask)
     warnings = [Finding("note", note) for note in source.notes]
     warnings += [*_unusual_sizes(cases), *(finding for audited in cases for finding in audited.warnings())]
     return Audit((*errors, *_shared_images(cases)), tuple(warnings), _facts(cases, synthetic=source.synthetic))
@@ -91,6 +103,8 @@ class _CaseAudit:
     masks: int = 0
     positive: int = 0
     largest: int = 0  # tumour pixels of one slice
+    white: list[Path | None] = field(default_factory=list)  # masks without background
+    inverted: list[Path | None] = field(default_factory=list)  # masks that look so
 
     def __post_init__(self) -> None:
         self.blank: dict[str, list[Path]] = {channel: [] for channel in self.channels}
@@ -115,13 +129,17 @@ class _CaseAudit:
         if image is not None and mask.shape != image.shape[:2]:
             message = f"{entry.mask} is {format_shape(mask.shape)}, its image {format_shape(image.shape[:2])}."
             yield Finding("mask-size", message, (str(entry.mask), self.case))
-        self.add_mask(mask)
+        self.add_mask(mask, entry.mask)
 
-    def add_mask(self, mask: Pixels) -> None:
+    def add_mask(self, mask: Pixels, path: Path | None) -> None:
         area = int(mask.sum())
         self.masks += 1
         self.positive += area > 0
         self.largest = max(self.largest, area)
+        if area == mask.size:
+            self.white.append(path)
+        elif area > mask.size / 2 and mask[:: mask.shape[0] - 1 or 1, :: mask.shape[1] - 1 or 1].all():
+            self.inverted.append(path)
 
     def add_image(self, path: Path, image: Pixels) -> None:
         self.shapes[path] = image.shape
@@ -153,7 +171,14 @@ class _CaseAudit:
                 count = "all" if len(paths) == len(self.shapes) else f"{len(paths)} of {len(self.shapes)}"
                 message = f"the {channel} channel of {self.case} is blank in {count} slices."
                 yield Finding("blank-channel", message, (self.case, *map(str, paths)))
-        if self.masks and not self.positive:
+        for code, what, masks in (
+            ("all-white", "white everywhere.", self.white),
+            ("inverted-mask", "white in most pixels and all corners: is tumour black in them?", self.inverted),
+        ):
+            if masks:
+                message = f"{len(masks)} of {self.masks} mask(s) of {self.case} are {what}"
+                yield Finding(code, message, (self.case, *map(str, masks)))
+        if self.masks == len(self.slices) and not self.positive:  # refused masks may hold tumour
             message = f"{self.case} has no tumour in any mask: its Dice is not defined."
             yield Finding("no-tumour", message, (self.case,))
         for paths in _groups_by_digest(self.digests.items()):
@@ -162,9 +187,11 @@ class _CaseAudit:
             yield Finding("repeated-slice", message, (self.case, *map(str, paths)))
 
 
-def _unusable_file(error: DataError, entry: SliceFile) -> Finding:
-    code, path = (error.code, error.path) if isinstance(error, BadFile) else ("refused", entry.image)
-    return Finding(code, str(error), (str(path), entry.case))
+def _unusable_file(error: DataError | BadSetting, entry: SliceFile | None = None) -> Finding:
+    where = (str(entry.image), entry.case) if entry else ()
+    if isinstance(error, BadFile):
+        return Finding(error.code, str(error), (str(error.path), *where[1:]))
+    return Finding("refused", str(error), where)
 
 
 def _groups_by_digest(pairs: Iterable[tuple[Path, str]]) -> list[list[Path]]:

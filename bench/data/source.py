@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from numpy.typing import NDArray
 from bench.errors import DataError
 
 Pixels = NDArray[np.uint8]
-
-MAX_SIDE = 4096  # pixels; a header that claims more is refused before memory is allocated
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,65 @@ class BadFile(DataError):
         return BadFile, (self.code, self.path, str(self).removeprefix(f"{self.path} "))
 
 
+class UnusableFiles(DataError):
+    """Several files that cannot be used. `source` is the dataset without them, None if nothing is left."""
+
+    def __init__(self, problems: Sequence[DataError], source: Source | None) -> None:
+        others = f" `bench data check` names {len(problems) - 1} more problem(s)." if problems[1:] else ""
+        super().__init__(f"{problems[0]}{others}")
+        self.problems, self.source = tuple(problems), source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnusableFiles, (self.problems, None)
+
+
+def without_problems(source: Source, problems: Sequence[DataError]) -> Source:
+    """Return `source`. Raises `UnusableFiles`, with what is left of it, if there are problems."""
+    if problems:
+        raise UnusableFiles(problems, source if source.slices else None)
+    return source
+
+
+def check_folder(folder: Path) -> Path:
+    """Return a data folder with `~` expanded. Raises `DataError` if it is none."""
+    root = folder.expanduser()
+    if root.is_file():
+        archive = root.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"))
+        what = "is an archive. Unpack it and pass" if archive else "is a file. Set dataset.folder to"
+        raise DataError(f"{folder} {what} the folder that holds the data.")
+    if not root.is_dir():
+        raise DataError(f"the data folder {folder} does not exist. Set dataset.folder to the folder of the data.")
+    return root
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder below `root` with the sorted names of its files; hidden ones are left out.
+
+    Links to folders are followed, unless they lead back to a folder that holds them.
+    """
+    for parent, subfolders, names in os.walk(root, followlinks=True):
+        folder = Path(parent)
+        real = folder.resolve()
+        visible = [name for name in sorted(subfolders) if name[0] != "." and name != "__MACOSX"]
+        subfolders[:] = [name for name in visible if (folder / name).resolve() not in (real, *real.parents)]
+        yield folder, sorted(name for name in names if name[0] != ".")
+
+
 def format_shape(shape: tuple[int, ...]) -> str:
     """Return a shape as text, such as '256x256'."""
     return "x".join(map(str, shape))
 
 
-def by_name(files: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Return `{name: file}`. Raises `DataError` for two files of one name."""
+def by_name(files: Iterable[tuple[str, Path]], problems: list[DataError] | None = None) -> dict[str, Path]:
+    """Return `{name: file}`. Two files of one name raise `DataError`, or are added to `problems`."""
     named: dict[str, Path] = {}
     for name, path in files:
         if name in named:
-            raise DataError(f"{named[name]} and {path} have the same name. Keep one of them.")
-        named[name] = path
+            error = BadFile("same-name", path, f"and {named[name]} have the same name. Keep one of them.")
+            if problems is None:
+                raise error
+            problems.append(error)
+        named.setdefault(name, path)
     return named
 
 
@@ -82,13 +128,3 @@ def check_mask_size(image: Pixels, mask: NDArray[Any], path: Path) -> None:
     if mask.shape != image.shape[:-1]:
         sizes = f"{format_shape(mask.shape)}, its image {format_shape(image.shape[:-1])}"
         raise BadFile("mask-size", path, f"is {sizes}. Save both with the same size.")
-
-
-def to_binary_mask(mask: Pixels, path: Path) -> Pixels:
-    """Return a mask of {0, 255} or {0, 1} as 0 and 1. Raises `BadFile`, naming `path`, for other values."""
-    high = mask.max()
-    if high not in (0, 1, 255) or not ((mask == 0) | (mask == high)).all():
-        values = np.unique(mask)
-        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-        raise BadFile("mask-values", path, f"holds the values {shown}. A mask holds 0 and 255, or 0 and 1.")
-    return (mask > 0).astype(np.uint8)

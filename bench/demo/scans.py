@@ -20,7 +20,7 @@ from bench.errors import DataError
 from bench.formatting import join_and
 from bench.masks import Mask
 
-SUFFIXES = (".tif", ".tiff", ".png")  # no JPEG: a truncated one is read without an error
+SUFFIXES = (".tif", ".tiff", ".png")
 MAX_PIXELS = 1 << 26  # of all dropped slices together; `bench predict` takes more
 
 
@@ -101,7 +101,11 @@ def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan
             shutil.copy(file, folder)
         try:
             (paths,) = find_images(Path(folder)).values()
-            slices = [read_slice(path, len(channels)) for path in paths]
+            slices: list[Pixels] = []
+            for path in paths:  # counted while they are read: together they may be too many for memory
+                slices.append(read_slice(path, len(channels)))
+                if (pixels := sum(image[..., 0].size for image in slices)) > MAX_PIXELS:
+                    raise DataError(f"{pixels:,} pixels are too many for this page. Use `bench predict`.")
         except DataError as error:
             raise DataError(str(error).replace(f"{folder}/", "")) from None
     sizes = {image.shape[:2]: path.name for image, path in zip(slices, paths, strict=True)}
@@ -109,8 +113,6 @@ def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan
         examples = join_and(f"{name} is {size[0]}x{size[1]}" for size, name in list(sizes.items())[:2])
         raise DataError(f"{examples}: the files of one patient must have one size. Drop one patient at a time.")
     images = np.stack(slices)
-    if images[..., 0].size > MAX_PIXELS:
-        raise DataError(f"{images[..., 0].size:,} pixels are too many for this page. Use `bench predict`.")
     names = tuple(path.stem for path in paths)
     masks = len(files) - len(paths)
     return Scan(

@@ -16,10 +16,17 @@ import tifffile
 from bench.console import Display, console
 from bench.data.pack import display_channel
 from bench.data.readers import itk
-from bench.data.readers.images import find_images, group_by_patient, read_mask_beside, read_slice
+from bench.data.readers.images import (
+    find_images,
+    group_by_patient,
+    is_mask_name,
+    read_mask_beside,
+    read_slice,
+)
 from bench.data.source import Pixels
 from bench.device import find_device
 from bench.errors import BadSetting, DataError
+from bench.formatting import join_first
 from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import side_by_side
 from bench.masks import Mask
@@ -70,6 +77,7 @@ def predict_folder(
         called: list[dict[str, object]] = []
         for patient in patients:
             images = patient.load()
+            _refuse_masks(images, patient.names)
             probability = models.predict(images)
             masks = probability >= threshold
             called += [
@@ -91,7 +99,9 @@ def predict_folder(
 
 def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
     root = path.parent if path.is_file() else path
-    pattern = models.config.dataset.params.get("patient")
+    params = models.config.dataset.params
+    table = params.get("patients")
+    table = table if isinstance(table, str) else None  # the phantom's `patients` is their number
 
     def load(folder: Path, files: list[Path]) -> Pixels:
         slices = [read_slice(file, len(models.channels)) for file in files]
@@ -121,7 +131,7 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
             partial(write, files),
         )
         for folder, images in find_images(path).items()
-        for files in group_by_patient(images, root, pattern)
+        for files in group_by_patient(images, root, params.get("patient"), table)
     ]
 
 
@@ -135,7 +145,8 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
         _write_overlay(out / names[1], images[largest], masks[largest], None)
 
     patients = []
-    for case, files in itk.group_channels(itk.find_volumes(path)).items():
+    scans = {name: file for name, file in itk.find_volumes(path).items() if not is_mask_name(name)}
+    for case, files in itk.group_channels(scans).items():
         slices, channels = itk.count_slices_and_channels(files)
         if channels != len(models.channels):
             raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
@@ -144,6 +155,15 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
         outputs = [f"{case}_mask{itk.volume_suffix(files[0])}", f"{case}_overlay.png"]
         patients.append(_PatientInput(names, outputs, load, partial(write, outputs, files[0])))
     return patients
+
+
+def _refuse_masks(images: Pixels, names: list[str]) -> None:
+    """Raise `DataError` if the images of a patient hold two grey levels only, as masks do."""
+    low, high = images.min(), images.max()
+    if low < high and ((images == low) | (images == high)).all():
+        raise DataError(
+            f"{join_first(names)} hold two grey levels only, like masks. Pass the scans without masks."
+        )
 
 
 def _write_overlay(path: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from bench.data.source import Source
 from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.evaluate import evaluate_external
 from bench.inference.fold_models import FoldModels
-from bench.overrides import configure
+from bench.overrides import configure, parse_assignment
 from bench.tracking import connect, read_table
 from bench.training.cross_validation import cross_validate
-from bench.training.experiment import resolve
+from bench.training.experiment import resolve, source_of
 from tests.fakes import MemoryRecorder
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
@@ -130,8 +131,8 @@ def test_a_patient_is_never_guessed(pattern, error, message, tmp_path):
     [
         (None, None, "has no folder 'images'.*Set dataset.images and dataset.masks"),
         ("images/a/readme.txt", "masks/a/1.png", r"holds no images\. They end in \.tif"),
-        ("images/a/1.png", "masks/a/2.png", r"1 image\(s\) have no mask: .*images/a/1\.png"),
-        ("images/a/1_mask.png", "masks/a/1.png", r"1 image\(s\) have no mask"),
+        ("images/a/1.png", "masks/a/2.png", r"images/a/1\.png has no mask of its name.* names 1 more"),
+        ("images/a/1_mask.png", "masks/a/1.png", r"images/a/1_mask\.png has no mask of its name"),
     ],
 )
 def test_missing_folders_images_and_masks_raise_helpful_errors(image, mask, message, tmp_path):
@@ -149,7 +150,7 @@ def test_two_files_of_one_name_and_orphan_masks_are_refused(tmp_path):
     write(tmp_path / "images/a/1.png", GREY)
     write(tmp_path / "masks/a/1.png", MASK)
     write(tmp_path / "masks/a/2.png", MASK)
-    with pytest.raises(DataError, match=r"1 mask\(s\) have no image: .*a/2\.png"):
+    with pytest.raises(DataError, match=r"a/2\.png has no image of its name"):
         load_source(tmp_path)
     write(tmp_path / "masks/a/1_mask.png", MASK)
     with pytest.raises(DataError, match="have the same name"):
@@ -183,7 +184,7 @@ def test_a_grey_image_is_repeated_in_every_channel(tmp_path):
 @pytest.mark.parametrize(
     ("image", "mask", "message"),
     [
-        (GREY.astype(np.uint16) * 99, MASK, "cannot be read as an 8-bit image"),
+        (GREY.astype(np.uint16) * 99, MASK, "holds uint16 pixels"),
         (GREY, MASK * 7, "holds the values 0, 7"),
         (GREY, GREY, r"holds the values 0, 1, 2, 3, 4, \.\.\.\. A mask holds"),
         (GREY, COLOUR, "is in colour. A mask is grey"),
@@ -207,6 +208,53 @@ def test_resized_pixels_are_the_mean_of_the_area_they_cover(tmp_path):
     pack = load_or_pack(load_source(tmp_path, resize=16), tmp_path / "cache")
     np.testing.assert_array_equal(pack.images[0, ..., 0], np.arange(256).reshape(16, 16))
     np.testing.assert_array_equal(pack.masks[0], np.eye(16))
+
+
+def coloured(folder: Path) -> Path:
+    """Two masks of black, red (tumour) and blue."""
+    for number in (1, 2):
+        mask = np.zeros((*GREY.shape, 3), np.uint8)
+        mask[MASK == 1] = 255, 0, 0
+        mask[0, number] = 0, 0, 255
+        write(folder / f"images/a/{number}.png", GREY)
+        write(folder / f"masks/a/{number}.png", mask)
+    return folder
+
+
+def test_one_colour_of_a_mask_is_the_foreground(tmp_path):
+    settings = dict(parse_assignment(a) for a in ("dataset=pairs", "dataset.colours={tumour: [255, 0, 0]}"))
+    config = configure(settings | {"dataset.folder": str(coloured(tmp_path))})
+    pack = load_or_pack(source_of(config), tmp_path / "cache")
+    for row in (0, 1):
+        expected = MASK.copy()
+        expected[0, row + 1] = 0
+        np.testing.assert_array_equal(pack.masks[row], expected)
+    with pytest.raises(
+        BadSetting, match=r"dataset\.colours\.tumour = \[0, 9, 0\] occurs in no mask\. They hold \[0, 0, 0\]"
+    ):
+        load_or_pack(load_source(tmp_path, colours={"tumour": [0, 9, 0]}), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"is in colour.* set dataset\.colours"):
+        load_or_pack(load_source(tmp_path), tmp_path / "cache")
+
+
+def test_a_grey_level_of_a_mask_may_be_the_foreground(tmp_path):
+    write(tmp_path / "images/a/1.png", GREY)
+    write(tmp_path / "masks/a/1.png", GREY % 3)
+    source = load_source(tmp_path, colours={"tumour": [2, 2, 2]})
+    np.testing.assert_array_equal(source.read(source.slices[0])[1], GREY % 3 == 2)
+
+
+def test_a_table_determines_the_patient(tmp_path):
+    folder = flat(tmp_path, "ISIC_1", "ISIC_2", "ISIC_3")
+    (folder / "patients.csv").write_text("image,patient\nISIC_1,A\nISIC_2,B\nISIC_3,A\n")
+    rows = table(load_source(folder, **FLAT, patients="patients.csv"))
+    assert [row[:2] for row in rows] == [("A", 1), ("A", 3), ("B", 2)]
+    with pytest.raises(BadSetting, match="both name the patients"):
+        load_source(folder, **FLAT, patients="patients.csv", patient="(.*)")
+    files = [folder / f"scans/ISIC_{n}.png" for n in (1, 2, 3)]
+    (folder / "scans/patients.csv").write_text((folder / "patients.csv").read_text())
+    grouped = group_by_patient(files, folder / "scans", None, "patients.csv")
+    assert [[file.stem for file in part] for part in grouped] == [["ISIC_1", "ISIC_3"], ["ISIC_2"]]
 
 
 # Training and prediction
@@ -327,6 +375,28 @@ def test_an_audit_of_pairs_names_all_problems_at_once(damaged):
         "slices_per_patient": (2, 2.0, 2),
         "positive_per_patient": (0, 1.5, 2),
     }
+
+
+def test_a_check_names_every_problem_and_groups_them_by_kind(damaged):
+    for name in ("images/P4_0.png", "images/P4_1.png", "masks/P5_0.png"):
+        write(damaged / name, MASK)
+    write(damaged / "masks/P3_1.png", MASK * 7)  # P3: one mask refused, so its tumour is unknown
+    write(damaged / "masks/P0_0.png", np.full_like(MASK, 255))
+    inverted = np.full_like(MASK, 255)
+    inverted[2:4, 2:4] = 0
+    write(damaged / "masks/P0_1.png", inverted)
+    words = ["data", "check", str(damaged), "--dataset", "pairs", "--set", r"dataset.patient=(P\d)_.*"]
+    short, long = (CliRunner().invoke(app, [*words, *more]) for more in ([], ["--verbose"]))
+    kinds = re.findall(r"^(?:error|warning) \[([a-z-]+)\]", long.stdout, re.MULTILINE)
+    assert sorted(kinds) == sorted(
+        ["orphan-image"] * 2 + ["orphan-mask", "unreadable", "mask-values", "shared-slice"]
+        + ["blank-channel"] * 3 + ["all-white", "inverted-mask"]
+    )  # fmt: skip
+    assert re.findall(r"^(?:error|warning) \[([a-z-]+)\]", short.stdout, re.MULTILINE) == list(
+        dict.fromkeys(kinds)
+    )
+    assert f"And 1 more: {damaged / 'images/P4_1.png'}." in short.stdout
+    assert "6 errors, 5 warnings; --verbose prints each" in short.stdout
 
 
 def test_the_data_commands_accept_any_dataset(damaged, monkeypatch):

@@ -15,10 +15,16 @@ import torch
 from torch import nn
 
 from bench import registry
-from bench.data.audit import audit_source
+from bench.data.audit import audit_dataset, audit_source
 from bench.data.pack import load_or_pack
-from bench.data.readers.itk import find_volumes, group_channels, read_volume
-from bench.data.source import Source
+from bench.data.readers.itk import (
+    count_slices_and_channels,
+    find_volumes,
+    group_channels,
+    read_array,
+    read_volume,
+)
+from bench.data.source import BadFile, Source
 from bench.demo.scans import Patients
 from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.predict import predict_folder
@@ -243,10 +249,10 @@ def damage(folder: Path, what: str) -> dict[str, object]:
         ("no folder", "has no folder 'labels'. Set dataset.images and dataset.labels to the two folders"),
         ("no volumes", "empty holds no volumes. They end in .nii.gz"),
         ("empty window", "dataset.window = [5.0, 5.0] is empty. Give two levels, the lower one first"),
-        ("no label", "1 volume(s) have no label: b. Fix or remove them"),
-        ("no image", "1 label(s) have no volume: b"),
+        ("no label", "b_0000.nii.gz has no label of its name. Fix or remove it"),
+        ("no image", "b.nii.gz has no volume of its name"),
         ("a channel", "b lacks a channel: it has b_0001.nii.gz"),
-        ("fewer channels", "b has 1 channel(s), but a has 2. Save all volumes alike"),
+        ("fewer channels", "b_0000.nii.gz has 1 channel(s), but a has 2. Save all volumes alike"),
         ("twice", "have the same name. Keep one of them"),
         ("names", "dataset.json is not JSON"),
         ("pattern", "dataset.patient = '(a)' finds no patient in"),
@@ -266,6 +272,123 @@ def test_unusable_volumes_raise_a_helpful_error(two, what, message):
     settings = damage(two, what)
     with pytest.raises(BenchError, match=re.escape(message)):
         (lambda source: [source.read(entry) for entry in source.slices])(load_source(two, **settings))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda label: label + 0.4 * (label == 1), "b.nii.gz holds the values 0.0, 1.4, 2.0"),
+        (lambda label: np.where(label == 1, np.nan, label), "b.nii.gz holds values that are not finite"),
+        (lambda label: label - 1.0, "b.nii.gz holds the values -1.0, 0.0, 1.0. Labels are whole numbers from 0"),
+        (lambda label: label / 255, "b.nii.gz holds the values 0.0, 0.003921"),
+        (
+            lambda label: np.arange(label.size).reshape(label.shape) % 300,
+            "b.nii.gz holds the values 0, 1, 2, 3, 4, ...",
+        ),
+    ],
+)
+def test_labels_that_are_no_labels_are_refused_with_their_values(two, change, message):
+    changed = change(array(two / "labelsTr/b.nii.gz"))
+    write(two / "labelsTr/b.nii.gz", changed.astype(np.float32 if changed.dtype.kind == "f" else np.int16))
+    source = load_source(two)
+    with pytest.raises(BadFile, match=re.escape(message)):
+        source.read(source.slices[3])
+
+
+def test_ringing_of_a_millionth_is_rounded_away(two):
+    label = array(two / "labelsTr/a.nii.gz")
+    write(two / "labelsTr/a.nii.gz", (label + 1e-6).astype(np.float32))
+    for wanted, expected in ((None, label > 0), (1, label == 1)):
+        source = load_source(two, label=wanted)
+        np.testing.assert_array_equal(np.stack([source.read(s)[1] for s in source.slices[:3]]), expected)
+
+
+def test_a_label_that_occurs_nowhere_is_an_error_that_names_the_others(two, tmp_path):
+    write(
+        two / "labelsTr/a.nii.gz", array(two / "labelsTr/a.nii.gz") // 2
+    )  # 0 and 1: not all volumes need all labels
+    assert load_or_pack(load_source(two, label=2), tmp_path / "cache").masks.any()
+    with pytest.raises(BadSetting, match=r"dataset\.label = 3 occurs in no mask\. They hold 0, 1, 2\."):
+        load_or_pack(load_source(two, label=3), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_truncated_volumes_are_refused(suffix, tmp_path):
+    file = write(tmp_path / f"a{suffix}", scan())
+    read_array(file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(BadFile, match=r"a.* (is truncated|is damaged|cannot be read)"):
+        read_array(file)
+
+
+def test_a_flipped_bit_of_a_compressed_volume_is_refused(tmp_path):
+    file = write(tmp_path / "a.nii.gz", scan())
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(BadFile, match=r"is damaged|cannot be read"):
+        read_array(file)
+
+
+def test_a_volume_that_claims_too_much_is_refused_from_its_header(tmp_path):
+    file = write(tmp_path / "a.nii", scan())
+    content = bytearray(file.read_bytes())
+    content[42:48] = np.array([2000, 2000, 2000], "<i2").tobytes()  # dim[1] to dim[3] of NIfTI
+    file.write_bytes(content)
+    for read in (read_array, lambda path: count_slices_and_channels((path,))):
+        with pytest.raises(BadFile, match=r"claims 2000x2000x2000 pixels; at most .* 1,073,741,824 a volume"):
+            read(file)
+
+
+def test_a_sheared_volume_is_refused_with_the_way_out(tmp_path):
+    file = write(tmp_path / "a.nii", scan())
+    content = bytearray(file.read_bytes())
+    content[252:256] = np.array([0, 1], "<i2").tobytes()  # qform_code, sform_code
+    content[280:328] = np.array([1, 0.3, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], "<f4").tobytes()  # the rows of sform
+    file.write_bytes(content)
+    with pytest.raises(BadFile, match=r"orthonormal.*Resample it to a grid without shear"):
+        count_slices_and_channels((file,))
+
+
+def test_other_layouts_of_volumes_are_refused_with_the_way_out(two, tmp_path):
+    write(tmp_path / "brats/P1/P1_flair.nii.gz", scan())
+    with pytest.raises(
+        DataError, match=r"1 folder\(s\) of volumes, such as P1\. Copy or link .*labelsTr/<patient>"
+    ):
+        load_source(tmp_path / "brats")
+    write(two / "imagesTr/c.mhd", scan())
+    with pytest.raises(
+        DataError, match=r"c\.mhd keeps its pixels in a second file\. Save it as \.nii\.gz or \.mha"
+    ):
+        load_source(two)
+
+
+def test_names_of_channels_may_begin_with_a_byte_order_mark(two):
+    file = two / "dataset.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert load_source(two).channels == ("t1", "flair")
+
+
+def test_a_table_groups_volumes_by_patient(two):
+    (two / "patients.csv").write_text("image,patient\na.nii.gz,P1\nb.nii.gz,P1\n")
+    source = load_source(two, patients="patients.csv")
+    assert {entry.case for entry in source.slices} == {"P1"}
+    assert source.notes == ()
+
+
+def test_an_audit_names_every_unusable_volume_and_checks_the_others(two):
+    write(two / "imagesTr/c_0000.nii.gz", scan())
+    write(two / "imagesTr/d_0001.nii.gz", scan())
+    write(two / "labelsTr/e.nii.gz", truth())
+    damage(two, "garbage")
+    result = audit_dataset(lambda: load_source(two))
+    assert sorted(finding.code for finding in result.errors) == [
+        "orphan-image",
+        "orphan-mask",
+        "refused",
+        "unreadable",
+    ]
+    assert result.facts["patients"] == 1
 
 
 def test_without_simpleitk_the_error_says_how_to_install_it(two, monkeypatch):
@@ -354,6 +477,18 @@ def test_a_volume_with_other_channels_is_refused_and_nothing_is_written(two, tmp
     with pytest.raises(DataError, match=r"a has 2 channel\(s\); the model was trained on 1"):
         predict(model, two / "imagesTr", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_are_not_predicted_as_scans(two, tmp_path):
+    model = save(tmp_path / "model", "unet", ("grey",), base=4, depth=2)
+    write(tmp_path / "mixed/a.nii.gz", scan())
+    write(tmp_path / "mixed/a_seg.nii.gz", truth())
+    predict(model, tmp_path / "mixed", tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").glob("[!.]*")} == {"a_mask.nii.gz", "a_overlay.png"}
+    write(tmp_path / "mixed/b.nii.gz", truth() // 2)
+    with pytest.raises(DataError, match=r"b#1, b#2, b#3 hold two grey levels only, like masks"):
+        predict(model, tmp_path / "mixed/b.nii.gz", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_demo_names_every_slice_of_a_volume(two, tmp_path, monkeypatch):

@@ -309,7 +309,7 @@ def _not_a_png(folder: Path) -> list[Path]:
         (_not_a_png, "a.png cannot be read as an 8-bit image"),
         (
             lambda folder: [png(folder / "a.png", np.zeros((8, 8, 3), np.uint16))],
-            "a.png cannot be read as an 8-bit image",
+            "a.png holds uint16 pixels",
         ),
         (lambda folder: [png(folder / "a_1_mask.png")], "only masks were dropped"),
         (lambda folder: [], "no files were dropped"),

@@ -12,6 +12,7 @@ from pydantic import Field
 from bench.data.readers.images import (
     MASK_NAME,
     SUFFIXES,
+    find_patients,
     last_number,
     list_images,
     match_patient,
@@ -20,10 +21,20 @@ from bench.data.readers.images import (
     relative_name,
     resize_pair,
 )
+from bench.data.readers.mask_values import Colour, Colours
 from bench.data.readers.patient_folders import UNKNOWN
-from bench.data.source import Pixels, SliceFile, Source, by_name, check_mask_size
+from bench.data.source import (
+    BadFile,
+    Pixels,
+    SliceFile,
+    Source,
+    UnusableFiles,
+    by_name,
+    check_folder,
+    check_mask_size,
+    without_problems,
+)
 from bench.errors import DataError
-from bench.formatting import join_first
 from bench.registry import dataset
 
 SPLIT_FOLDERS = "train", "training", "val", "valid", "validation", "test", "testing"  # never names of patients
@@ -37,6 +48,8 @@ def pairs(
     images: str = "images",
     masks: str = "masks",
     patient: str | None = None,
+    patients: str | None = None,
+    colours: Colours | None = None,
     resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
 ) -> Source:
     """Your own images with one mask each: PNG, JPEG or TIFF of 8 bits, grey or colour.
@@ -45,56 +58,83 @@ def pairs(
     _mask or _segmentation at the end; '.' for both means that masks are beside their images. A folder of images is
     one patient. If several patients share a folder, `patient` is a regular expression for the path of an image
     below `images`, without its suffix, whose group is the patient: '(P[0-9]+)_.*', or '(.*)' if every image is a
-    separate patient. `resize` resizes every slice to that many pixels square when it is read, the image by area
-    and the mask by nearest pixel. Raises `BenchError` for problems that must be fixed.
+    separate patient; or `patients` is a table below `folder`, such as patients.csv, with the columns image and
+    patient. A mask holds 0 and 255, or 0 and 1; otherwise `colours` names the colour of the foreground in it, such
+    as {tumour: [255, 0, 0]}; a grey level v is [v, v, v]. `resize` resizes every slice to that many pixels square
+    when it is read, the image by area and the mask by nearest pixel. Raises `BenchError` for problems that must be
+    fixed.
     """
-    root = folder.expanduser()
-    image_files, mask_files = _pair_files(root, images, masks)
+    root = check_folder(folder)
+    image_files, mask_files, problems = _pair_files(root, images, masks)
+    owners = find_patients(image_files, patient, root / patients if patients else None)
     members = defaultdict(list)
     for name in image_files:
-        members[_patient_of(name, patient, root / images)].append(name)
+        members[owners[name] if owners else _patient_of(name, patient, root / images)].append(name)
     slices = tuple(
         SliceFile(case, number, UNKNOWN, image_files[name], mask_files[name])
         for case, names in sorted(members.items())
         for number, name in _number_slices(names)
     )
-    channels = CHANNELS[read_pixels(slices[0].image).shape[-1]]
-    return Source(
+    channels = _channels_of(slices) if slices else CHANNELS[1]
+    colour = None
+    for name, levels in (colours or {}).items():
+        files = len(mask_files)
+        colour = Colour(f"dataset.colours.{name} = {list(levels)}", int.from_bytes(bytes(levels)), files)
+    source = Source(
         name=root.resolve().name,
         slices=slices,
-        read=partial(_read, channels=len(channels), resize=resize),
+        read=partial(_read, channels=len(channels), resize=resize, colour=colour),
         channels=channels,
         licence="not stated",
-        variant=f"resize={resize}" if resize else "",
+        variant=" ".join([f"resize={resize}"] * bool(resize) + [f"colours={colours}"] * bool(colours)),
     )
+    return without_problems(source, problems)
 
 
-def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return images and masks by the path of the image below its folder, without suffix. Raises `DataError`."""
+def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path], list[DataError]]:
+    """Return images and masks by the path of the image below its folder, without suffix, and what has no partner.
+
+    Raises `DataError` if there are no images at all.
+    """
     for name in (images, masks):
         if not (root / name).is_dir():
             raise DataError(
                 f"{root} has no folder '{name}'. Set dataset.images and dataset.masks to the two folders, "
                 "or both to '.' if masks are beside their images."
             )
+    problems: list[DataError] = []
     side_by_side = (root / images).resolve() == (root / masks).resolve()
     folders = root / images, root / masks
     in_images, in_masks = ([(relative_name(folder, p), p) for p in list_images(folder)] for folder in folders)
-    image_files = by_name(p for p in in_images if not (side_by_side and MASK_NAME.fullmatch(p[0])))
+    image_files = by_name((p for p in in_images if not (side_by_side and MASK_NAME.fullmatch(p[0]))), problems)
     mask_files = by_name(
-        (name if name in image_files or not (match := MASK_NAME.fullmatch(name)) else match[1], path)
-        for name, path in in_masks
-        if not (side_by_side and name in image_files)
+        (
+            (name if name in image_files or not (match := MASK_NAME.fullmatch(name)) else match[1], path)
+            for name, path in in_masks
+            if not (side_by_side and name in image_files)
+        ),
+        problems,
     )
     if not image_files:
         raise DataError(f"{root / images} holds no images. They end in {', '.join(SUFFIXES)}.")
-    for some, others, problem in (
-        (image_files, mask_files, "image(s) have no mask"),
-        (mask_files, image_files, "mask(s) have no image"),
+    for code, some, others, missing in (
+        ("orphan-image", image_files, mask_files, "has no mask of its name"),
+        ("orphan-mask", mask_files, image_files, "has no image of its name"),
     ):
-        if orphans := [some[name] for name in sorted(some.keys() - others.keys())]:
-            raise DataError(f"{len(orphans)} {problem}: {join_first(orphans)}. Fix or remove them.")
-    return image_files, mask_files
+        orphans = sorted(some.keys() - others.keys())
+        problems += [BadFile(code, some.pop(name), f"{missing}. Fix or remove it.") for name in orphans]
+    return image_files, mask_files, problems
+
+
+def _channels_of(slices: tuple[SliceFile, ...]) -> tuple[str, ...]:
+    """Return the channels of the first image that can be read. Raises `BadFile` if there is none."""
+    broken: list[BadFile] = []
+    for entry in slices:
+        try:
+            return CHANNELS[read_pixels(entry.image).shape[-1]]
+        except BadFile as error:
+            broken.append(error)
+    raise UnusableFiles(broken, None)
 
 
 def _patient_of(name: str, pattern: str | None, images: Path) -> str:
@@ -124,13 +164,11 @@ def _number_slices(names: list[str]) -> list[tuple[int, str]]:
     return list(zip(numbers, ordered, strict=True))
 
 
-def _read(entry: SliceFile, *, channels: int, resize: int | None) -> tuple[Pixels, Pixels]:
+def _read(entry: SliceFile, *, channels: int, resize: int | None, colour: Colour | None) -> tuple[Pixels, Pixels]:
     assert entry.mask is not None  # `_pair_files`
-    image, mask = read_pixels(entry.image), read_mask_image(entry.mask)
+    image, mask = read_pixels(entry.image), read_mask_image(entry.mask, colour)
     if image.shape[-1] != channels:
-        raise DataError(
-            f"{entry.image} has {image.shape[-1]} channel(s), but the first image has {channels}. "
-            "Save all images alike."
-        )
+        sentence = f"has {image.shape[-1]} channel(s), but the first image has {channels}. Save all images alike."
+        raise BadFile("channels", entry.image, sentence)
     check_mask_size(image, mask, entry.mask)
     return resize_pair(image, mask, resize)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
-from bench.data.readers.images import match_patient, resize_pair
+from bench.data.readers.images import find_patients, match_patient, resize_pair
 from bench.data.readers.itk import (
     SUFFIXES,
     Window,
@@ -22,8 +21,17 @@ from bench.data.readers.itk import (
     read_array,
     read_volume,
 )
+from bench.data.readers.mask_values import Foreground
 from bench.data.readers.patient_folders import UNKNOWN
-from bench.data.source import Pixels, SliceFile, Source, check_mask_size
+from bench.data.source import (
+    BadFile,
+    Pixels,
+    SliceFile,
+    Source,
+    check_folder,
+    check_mask_size,
+    without_problems,
+)
 from bench.errors import BadSetting, DataError
 from bench.files import read_json
 from bench.formatting import join_first
@@ -41,6 +49,7 @@ def volumes(
     label: Annotated[int, Field(ge=1, lt=2**32)] | None = None,
     window: tuple[Level, Level] | None = None,
     patient: str | None = None,
+    patients: str | None = None,
     resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
 ) -> Source:
     """Your own volumes: NIfTI, NRRD or MetaImage, in the layout of nnU-Net or the Decathlon (MSD).
@@ -50,21 +59,34 @@ def volumes(
     names the channels. The foreground is every value above 0, or only the value `label`. Grey levels become 8
     bits: from the 0.5 to the 99.5 percentile of each volume and channel, or between the two levels of `window`,
     such as [-160, 240] for CT. A volume is one patient, unless `patient` groups several: a regular expression for
-    <case> whose group is the patient. `resize` resizes every slice to that many pixels square. Slices are those of
-    the last axis, as stored, and scores are in pixels. Raises `BenchError` for problems that must be fixed.
+    <case> whose group is the patient; or `patients` is a table below `folder`, such as patients.csv, with the
+    columns image (<case>) and patient. `resize` resizes every slice to that many pixels square. Slices are those
+    of the last axis, as stored, and scores are in pixels. Raises `BenchError` for problems that must be fixed.
     """
     if window is not None and not window[0] < window[1]:
         raise BadSetting(f"dataset.window = {list(window)} is empty. Give two levels, the lower one first.")
-    root = folder.expanduser()
-    scans, masks = _pair_files(root, images, labels)
-    sizes = {case: count_slices_and_channels(files) for case, files in scans.items()}
-    (first, (_, channels)), *others = sizes.items()
-    for case, (_, count) in others:
+    root = check_folder(folder)
+    scans, masks, problems = _pair_files(root, images, labels)
+    sizes: dict[str, tuple[int, int]] = {}
+    aligned: dict[str, bool] = {}
+    for case, files in scans.items():
+        try:
+            size = count_slices_and_channels(files)
+            aligned[case] = are_aligned(files[0], masks[case])
+            sizes[case] = size
+        except BadFile as error:
+            problems.append(error)
+    channels = next((count for _, count in sizes.values()), 1)
+    for case, (_, count) in list(sizes.items()):
         if count != channels:
-            raise DataError(f"{case} has {count} channel(s), but {first} has {channels}. Save all volumes alike.")
+            sentence = f"has {count} channel(s), but {next(iter(sizes))} has {channels}. Save all volumes alike."
+            problems.append(BadFile("channels", scans[case][0], sentence))
+            del sizes[case]
+    owners = find_patients(sizes, patient, root / patients if patients else None)
     members = defaultdict(list)
-    for case in scans:
-        members[case if patient is None else match_patient(case, patient, root / images)].append(case)
+    for case in sizes:
+        own = case if patient is None else match_patient(case, patient, root / images)
+        members[owners[case] if owners else own].append(case)
     slices: list[SliceFile] = []
     for name, cases in sorted(members.items()):
         positions = [(case, position) for case in cases for position in range(sizes[case][0])]
@@ -73,23 +95,25 @@ def volumes(
             for number, (case, position) in enumerate(positions, 1)
         ]
     notes = []
-    if patient is None:
+    if patient is None and owners is None:
         notes += ["each volume is treated as one patient; if a patient has several volumes, set dataset.patient."]
-    if misaligned := [case for case, files in scans.items() if not are_aligned(files[0], masks[case])]:
+    if misaligned := [case for case in sizes if not aligned[case]]:
         notes += [
             f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
             f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
         ]
-    return Source(
+    foreground = Foreground(f"dataset.label = {label}", label, len(sizes))
+    source = Source(
         name=root.resolve().name,
         slices=tuple(slices),
-        read=_Reader({files[0]: files for files in scans.values()}, label, window, resize),
+        read=_Reader({scans[case][0]: scans[case] for case in sizes}, foreground, window, resize),
         channels=_channel_names(root, channels),
         licence="not stated",
         notes=tuple(notes),
         variant=f"{label} {window} {resize}",
-        extra_files=tuple(path for files in scans.values() for path in files[1:]),
+        extra_files=tuple(path for case in sizes for path in scans[case][1:]),
     )
+    return without_problems(source, problems)
 
 
 @dataclass
@@ -97,7 +121,7 @@ class _Reader:
     """Reads slices of a volume, which stays in memory until a slice of another volume is read."""
 
     files: Mapping[Path, tuple[Path, ...]]
-    label: int | None
+    foreground: Foreground
     window: Window | None
     resize: int | None
     cached: tuple[Path, Pixels, Pixels] | None = None
@@ -106,32 +130,37 @@ class _Reader:
         if self.cached is None or self.cached[0] != entry.image:
             self.cached = None  # free its memory first
             assert entry.mask is not None  # `_pair_files`
-            images, labels = read_volume(self.files[entry.image], self.window), read_array(entry.mask)
+            images, labels = read_volume(self.files[entry.image], self.window), read_array(entry.mask, finite=True)
             check_mask_size(images, labels, entry.mask)
-            foreground = labels > 0 if self.label is None else labels == self.label
-            self.cached = entry.image, images, np.asarray(foreground, np.uint8)
+            self.cached = entry.image, images, self.foreground.select(labels, entry.mask)
         _, images, masks = self.cached
         return resize_pair(images[entry.position], masks[entry.position], self.resize)
 
 
-def _pair_files(root: Path, images: str, labels: str) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path]]:
-    """Return the image files and the label file of each case. Raises `DataError`."""
-    for name in (images, labels):
-        if not (root / name).is_dir():
-            raise DataError(
-                f"{root} has no folder '{name}'. Set dataset.images and dataset.labels to the two folders."
+def _pair_files(
+    root: Path, images: str, labels: str
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path], list[DataError]]:
+    """Return the image files and the label file of each case, and what is incomplete. Raises `DataError`."""
+    if missing := [name for name in (images, labels) if not (root / name).is_dir()]:
+        way = "Set dataset.images and dataset.labels to the two folders."
+        folders = [path for path in sorted(root.iterdir()) if path.is_dir() and find_volumes(path, [])]
+        if folders and len(missing) == 2:
+            way = (
+                f"It holds {len(folders)} folder(s) of volumes, such as {folders[0].name}. Copy or link those "
+                f"of each patient to {images}/<patient>_0000.nii.gz, {images}/<patient>_0001.nii.gz ..., one for "
+                f"each channel, and its label to {labels}/<patient>.nii.gz."
             )
-    masks = find_volumes(root / labels)
-    scans = group_channels(find_volumes(root / images), masks)
-    if not scans:
+        raise DataError(f"{root} has no folder '{missing[0]}'. {way}")
+    problems: list[DataError] = []
+    masks = find_volumes(root / labels, problems)
+    scans = group_channels(find_volumes(root / images, problems), masks, problems)
+    if not scans and not problems:
         raise DataError(f"{root / images} holds no volumes. They end in {', '.join(SUFFIXES)}.")
-    for some, others, problem in (
-        (scans, masks, "volume(s) have no label"),
-        (masks, scans, "label(s) have no volume"),
-    ):
-        if orphans := sorted(set(some) - set(others)):
-            raise DataError(f"{len(orphans)} {problem}: {join_first(orphans)}. Fix or remove them.")
-    return scans, masks
+    unlabelled, unused = sorted(scans.keys() - masks.keys()), sorted(masks.keys() - scans.keys())
+    way = "of its name. Fix or remove it."
+    problems += [BadFile("orphan-image", scans.pop(case)[0], f"has no label {way}") for case in unlabelled]
+    problems += [BadFile("orphan-mask", masks.pop(case), f"has no volume {way}") for case in unused]
+    return scans, masks, problems
 
 
 def _channel_names(root: Path, count: int) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 """TIFF, PNG and JPEG images of 8 bits, grey or colour, in folders of one or several patients.
 
-The tags of a TIFF file are checked before a pixel is allocated. Without the checks, a truncated file may be read
-as an array of shape (0,), a multi-page file yields only its first page, and a damaged header can request 10 GB.
+Headers are checked before a pixel is allocated (`headers.py`). Without the checks, a truncated TIFF may be read as
+an array of shape (0,), and a multi-page file yields only its first page.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,69 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from bench.data.source import MAX_SIDE, BadFile, Pixels, to_binary_mask
+from bench.data.readers.headers import check_file, check_header, check_orientation, open_image, tiff_header
+from bench.data.readers.mask_values import Colour, colour_code, to_binary_mask
+from bench.data.readers.patient_folders import read_patients
+from bench.data.source import BadFile, Pixels, walk
 from bench.errors import BadSetting, DataError
 from bench.outputs import without_outputs
 
 TIFF = (".tif", ".tiff")
+BY_PILLOW = (5, 7, 50000)  # LZW, JPEG and ZSTD, which tifffile leaves to a further package
 SUFFIXES = (*TIFF, ".png", ".jpg", ".jpeg")
-MASK_NAME = re.compile(r"(.+)_(mask|segmentation)", re.IGNORECASE)  # of a mask beside images, without suffix
+# The name of a mask beside images, without suffix, and of folders of masks.
+MASK_NAME = re.compile(r"(.+)_(mask|seg|segmentation|label|gt)", re.IGNORECASE)
+MASK_FOLDERS = {"mask", "masks", "label", "labels", "labelstr", "labelsts", "segmentation", "segmentations", "gt"}
 
 
 def find_images(path: Path) -> dict[Path, list[Path]]:
-    """Return `{folder: its images by slice number}`, without masks (`MASK_NAME`). Raises `DataError`."""
+    """Return `{folder: its images by slice number}`, without masks (`is_mask_name`). Raises `DataError`."""
     if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{path} is no image: {', '.join(SUFFIXES)}. Unpack an archive and pass its folder.")
+        if is_mask_name(path.stem):
+            raise DataError(
+                f"{path} is named like a mask, which is not predicted. Pass the image, or rename the file."
+            )
         return {path.parent: [path]}
-    if not path.is_dir():
+    if not path.exists():
         raise DataError(f"{path} does not exist. Pass an image, or a folder of images.")
-    images = without_outputs(p for p in list_images(path) if not MASK_NAME.fullmatch(p.stem))
+    found = without_outputs(list_images(path))
+    images = [file for file in found if not is_mask_name(relative_name(path, file))]
     if not images:
-        raise DataError(f"{path} holds no images. They end in {', '.join(SUFFIXES)}.")
+        raise DataError(f"{path} holds no images other than masks. They end in {', '.join(SUFFIXES)}.")
     return {
         folder: sorted((p for p in images if p.parent == folder), key=lambda p: (last_number(p.stem), p.name))
         for folder in sorted({p.parent for p in images})
     }
 
 
+def is_mask_name(name: str) -> bool:
+    """Return whether a path below a folder, without suffix, is that of a mask: by its end or a folder."""
+    *folders, file = name.split("/")
+    return bool(MASK_NAME.fullmatch(file)) or not MASK_FOLDERS.isdisjoint(map(str.lower, folders))
+
+
 def list_images(folder: Path) -> list[Path]:
-    """Return all files below a folder with the suffix of an image, except hidden ones."""
-    return [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES and p.name[0] != "."]
+    """Return all files below a folder with the suffix of an image, except in hidden folders."""
+    found = (parent / name for parent, names in walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
-def group_by_patient(files: Sequence[Path], root: Path, pattern: str | None) -> list[list[Path]]:
-    """Group the images of one folder by the patient that `pattern` matches; without a pattern, as one patient."""
-    if pattern is None:
+def group_by_patient(
+    files: Sequence[Path], root: Path, pattern: str | None, table: str | None = None
+) -> list[list[Path]]:
+    """Group the images of one folder by the patient that `pattern` matches or `table` names; else as one patient.
+
+    Raises `DataError` for several images without the table.
+    """
+    if len(files) == 1 or pattern is None is table:
         return [list(files)]
+    owners = read_patients(root / table, [relative_name(root, path) for path in files]) if table else {}
     members = defaultdict(list)
     for path in files:
-        match = re.fullmatch(pattern, relative_name(root, path))
-        members[match[1] if match else ""].append(path)
+        match = re.fullmatch(pattern or "", relative_name(root, path))
+        members[owners.get(relative_name(root, path)) or (match[1] if match else "")].append(path)
     return list(members.values())
 
 
@@ -73,6 +99,13 @@ def match_patient(name: str, pattern: str, folder: Path) -> str:
     return case
 
 
+def find_patients(images: Collection[str], pattern: str | None, table: Path | None) -> dict[str, str] | None:
+    """Return `{image: patient}` of the table named in dataset.patients, None without one. Raises `BenchError`."""
+    if table is not None and pattern is not None:
+        raise BadSetting("dataset.patient and dataset.patients both name the patients. Set one of them.")
+    return None if table is None else read_patients(table, images)
+
+
 def read_slice(path: Path, channels: int) -> Pixels:
     """Read an image as uint8 (H, W, channels); a grey image is repeated in every channel. Raises `DataError`."""
     image = read_pixels(path)
@@ -85,17 +118,7 @@ def read_slice(path: Path, channels: int) -> Pixels:
 
 def read_pixels(path: Path) -> Pixels:
     """Read a grey image as uint8 (H, W, 1) or a colour image as (H, W, 3). Raises `BadFile`."""
-    if path.suffix.lower() in TIFF:
-        image = read_page(path)
-    else:
-        decoded = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if decoded is None or decoded.dtype != np.uint8:
-            raise BadFile("unreadable", path, "cannot be read as an 8-bit image. Save it as an 8-bit PNG.")
-        image = np.asarray(decoded, np.uint8)
-        if image.ndim == 3:
-            if image.shape[2] == 4 and (image[..., 3] < 255).any():
-                raise BadFile("shape", path, "is partly transparent. Save it without an alpha channel.")
-            image = image[..., 2::-1]  # from blue, green, red, without an opaque alpha channel
+    image = read_page(path) if path.suffix.lower() in TIFF else _decode(path, "PNG", "JPEG")
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -103,11 +126,36 @@ def read_pixels(path: Path) -> Pixels:
     return np.ascontiguousarray(image)
 
 
-def read_mask_image(path: Path) -> Pixels:
-    """Read a mask of {0, 255} or {0, 1} in one or equal channels as uint8 (H, W) of 0 and 1. Raises `BadFile`."""
+def _decode(path: Path, *formats: str) -> Pixels:
+    """Decode an image with Pillow, which refuses truncated ones, as uint8 (H, W[, 3]). Raises `BadFile`."""
+    try:
+        check_file(path)
+        with path.open("rb") as file, open_image(path, file, *formats) as image:
+            image.load()
+            check_orientation(path, image)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                if np.asarray(image)[..., 3].min() < 255:
+                    raise BadFile("shape", path, "is partly transparent. Save it without an alpha channel.")
+            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        reason = " ".join(str(error).split()).replace(str(path), path.name)
+        sentence = f"cannot be read as an 8-bit image ({reason}). Download or save it again."
+        raise BadFile("unreadable", path, sentence) from None
+
+
+def read_mask_image(path: Path, colour: Colour | None = None) -> Pixels:
+    """Read a mask as uint8 (H, W) of 0 and 1: where it is `colour`, or else above 0. Raises `BadFile`."""
     pixels = read_pixels(path)
+    if colour is not None:
+        return colour.select(colour_code(pixels), path)
     if (pixels != pixels[..., :1]).any():
-        raise BadFile("shape", path, "is in colour. A mask is grey: 0 and 255, or 0 and 1.")
+        raise BadFile(
+            "shape",
+            path,
+            "is in colour. A mask is grey: 0 and 255, or 0 and 1. If one colour is the foreground, set "
+            "dataset.colours, such as dataset.colours={tumour: [255, 0, 0]}.",
+        )
     return to_binary_mask(pixels[..., 0], path)
 
 
@@ -146,11 +194,17 @@ def read_mask(path: Path) -> Pixels:
 
 def read_page(path: Path) -> Pixels:
     """Read the pixels of a single-page uint8 file after checking its tags. Raises `BadFile`."""
+    check_file(path)
     try:
         with tifffile.TiffFile(path) as file:
-            _check_tags(file, path)
-            pixels: Pixels = file.pages[0].asarray()
-            expected = file.pages[0].shape
+            header = tiff_header(file)
+            check_header(path, header)
+            _check_bytes(file, path)
+            page: Any = file.pages[0]
+            expected = page.shape
+            if page.compression in BY_PILLOW:
+                return _decode(path, "TIFF")
+            pixels: Pixels = page.asarray()
     except DataError:
         raise
     except Exception as error:  # the decoder raises anything from struct.error to zlib.error
@@ -160,18 +214,11 @@ def read_page(path: Path) -> Pixels:
     if pixels.shape != expected or not pixels.size:
         shapes = f"{pixels.shape}, not {expected}"
         raise BadFile("truncated", path, f"contains pixels of shape {shapes}. Download it again.")
-    return pixels
+    return ~pixels if header.kind == "miniswhite" else pixels
 
 
-def _check_tags(file: Any, path: Path) -> None:
-    page, pages = file.pages[0], len(file.pages)
-    if max(page.imagewidth, page.imagelength) > MAX_SIDE or page.samplesperpixel > 16:
-        claim = f"{page.imagewidth}x{page.imagelength} pixels of {page.samplesperpixel} channel(s)"
-        raise BadFile("giant", path, f"claims {claim}; at most {MAX_SIDE} a side are read. Is its header damaged?")
-    if pages != 1:
-        raise BadFile("multi-page", path, f"has {pages} pages. Save one slice per file.")
-    if page.dtype != np.uint8:
-        raise BadFile("dtype", path, f"holds {page.dtype} pixels. Rescale it and save it as uint8.")
+def _check_bytes(file: Any, path: Path) -> None:
+    page = file.pages[0]
     ends = [at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     stored, size = sum(page.databytecounts), file.filehandle.size
     promised = page.nbytes if page.compression == 1 else stored  # 1: uncompressed

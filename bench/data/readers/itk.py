@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.source import MAX_SIDE, BadFile, Pixels, by_name, format_shape
+from bench.data.readers.headers import check_file, check_size
+from bench.data.source import BadFile, Pixels, by_name, format_shape
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 from bench.outputs import without_outputs
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+TWO_FILES = (".mhd", ".hdr", ".nhdr")
 PERCENTILES = (0.5, 99.5)  # of a volume, mapped to black and white
 
 _CHANNEL = re.compile(r"(.+)_(00\d\d)")  # does not match the year in scan_2021
@@ -24,15 +29,23 @@ _CHANNEL = re.compile(r"(.+)_(00\d\d)")  # does not match the year in scan_2021
 Window = tuple[float, float]
 
 
-def find_volumes(path: Path) -> dict[str, Path]:
+def find_volumes(path: Path, problems: list[DataError] | None = None) -> dict[str, Path]:
     """Return `{name without suffix: file}` of a volume or of the volumes in a folder; empty if there are none.
 
-    Raises `DataError` for two files of one name.
+    Two files of one name, and volumes whose header and pixels are two files, raise `DataError` or are added to
+    `problems`.
     """
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    files = [file for file in files if file.name[0] != "."]
+    for file in files:
+        if file.suffix.lower() in TWO_FILES:
+            way = "Save it as .nii.gz or .mha with SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)."
+            error = BadFile("two-files", file, f"keeps its pixels in a second file. {way}")
+            if problems is None:
+                raise error
+            problems.append(error)
     found = without_outputs(file for file in files if volume_suffix(file))
-    volumes = ((file.name.removesuffix(volume_suffix(file)), file) for file in found)
-    return by_name((name, file) for name, file in volumes if file.name[0] != ".")
+    return by_name(((file.name.removesuffix(volume_suffix(file)), file) for file in found), problems)
 
 
 def volume_suffix(path: Path) -> str:
@@ -40,19 +53,26 @@ def volume_suffix(path: Path) -> str:
     return next((path.name[-len(end) :] for end in SUFFIXES if path.name.lower().endswith(end)), "")
 
 
-def group_channels(volumes: Mapping[str, Path], cases: Iterable[str] = ()) -> dict[str, tuple[Path, ...]]:
+def group_channels(
+    volumes: Mapping[str, Path], cases: Iterable[str] = (), problems: list[DataError] | None = None
+) -> dict[str, tuple[Path, ...]]:
     """Return the files of each case: <case>_0000, <case>_0001 ... are channels, any other name is a case itself.
 
-    A name in `cases` is a case even if it ends like a channel. Raises `DataError` for a missing channel.
+    A name in `cases` is a case even if it ends like a channel. A missing channel raises `DataError`, or is added
+    to `problems`.
     """
     known, numbered = set(cases), defaultdict[str, dict[int, Path]](dict)
     for name, path in volumes.items():
         parts = None if name in known else _CHANNEL.fullmatch(name)
         numbered[parts[1] if parts else name][int(parts[2]) if parts else 0] = path
-    for case, files in numbered.items():
+    for case, files in list(numbered.items()):
         if sorted(files) != list(range(len(files))):
             names = join_first(path.name for path in files.values())
-            raise DataError(f"{case} lacks a channel: it has {names}, but channels are numbered from 0000.")
+            error = DataError(f"{case} lacks a channel: it has {names}, but channels are numbered from 0000.")
+            if problems is None:
+                raise error
+            problems.append(error)
+            del numbered[case]
     return {case: tuple(files[number] for number in sorted(files)) for case, files in sorted(numbered.items())}
 
 
@@ -61,8 +81,6 @@ def count_slices_and_channels(files: tuple[Path, ...]) -> tuple[int, int]:
     size = read_header(files[0]).GetSize()
     if len(size) not in (3, 4) or (len(size) == 4 and len(files) > 1):
         raise BadFile("shape", files[0], f"has the size {size}. It must have three axes, or four with channels.")
-    if max(size[:2]) > MAX_SIDE:
-        raise BadFile("giant", files[0], f"claims {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are read.")
     return size[2], size[3] if len(size) == 4 else len(files)
 
 
@@ -94,14 +112,47 @@ def _to_grey_levels(channel: NDArray[Any], window: Window | None) -> Pixels:
     return np.asarray(levels.round(out=levels).clip(0, 255, out=levels), np.uint8)
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """Read a file as (S, H, W), or (C, S, H, W) if it has four axes. Raises `BadFile`."""
+def read_array(path: Path, *, finite: bool = False) -> NDArray[Any]:
+    """Read a file as (S, H, W), or (C, S, H, W) if it has four axes. Raises `BadFile`.
+
+    SimpleITK reads a NaN of NIfTI as 0; with `finite` it is refused.
+    """
     itk = import_simpleitk()
+    header = read_header(path)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_nifti(path, header, finite=finite)
     try:
         array: NDArray[Any] = itk.GetArrayFromImage(itk.ReadImage(str(path)))
     except RuntimeError as error:
         raise _unreadable(path, error) from None
     return array
+
+
+def _check_nifti(path: Path, header: Any, *, finite: bool) -> None:
+    """Raise `BadFile` for a NIfTI file that ends early or is damaged: SimpleITK reads zeros without an error."""
+    start, bits = int(float(header.GetMetaData("vox_offset"))), int(header.GetMetaData("bitpix"))
+    missing = prod(header.GetSize()) * bits // 8
+    real = {"16": "f4", "64": "f8"}.get(header.GetMetaData("datatype")) if finite else None
+    try:
+        with path.open("rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            order = ">" if file.read(start)[:1] == b"\0" else "<"  # first is the size of the header, 348 or 540
+            while missing and (block := file.read(min(missing, 1 << 20))):
+                missing -= len(block)
+                whole = len(block) // (bits // 8)
+                if real and not np.isfinite(np.frombuffer(block, order + real, whole)).all():
+                    raise BadFile(
+                        "mask-values", path, "holds values that are not finite. Save it again without them."
+                    )
+            file.read(1 << 20)  # the end, where gzip checks its sum
+    except (OSError, EOFError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise BadFile("truncated", path, f"is damaged ({reason}). Download it again.") from None
+    if missing:
+        raise BadFile(
+            "truncated", path, f"is truncated: {missing} bytes of its pixels are missing. Download it again."
+        )
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_], like: Path) -> None:
@@ -132,6 +183,7 @@ def _geometry(path: Path) -> tuple[list[float], list[float], list[float]]:
 def read_header(path: Path) -> Any:
     """Return a SimpleITK reader that has read the header of a file, but no pixels. Raises `BadFile`."""
     reader = import_simpleitk().ImageFileReader()
+    check_file(path)
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -139,6 +191,7 @@ def read_header(path: Path) -> Any:
         raise _unreadable(path, error) from None
     if reader.GetNumberOfComponents() != 1:
         raise BadFile("shape", path, "holds vectors. Save one file per channel, or the channels as a fourth axis.")
+    check_size(path, reader.GetSize())
     return reader
 
 
@@ -154,4 +207,5 @@ def import_simpleitk(needed_by: str = "reading volumes", extra: str = "volumes",
 
 def _unreadable(path: Path, error: RuntimeError) -> BadFile:
     reason = " ".join(str(error).rpartition("ERROR: ")[2].split()) or "damaged"
-    return BadFile("unreadable", path, f"cannot be read ({reason}). Download or save it again.")
+    way = "Resample it to a grid without shear" if "orthonormal" in reason else "Download or save it again"
+    return BadFile("unreadable", path, f"cannot be read ({reason}). {way}.")

@@ -9,16 +9,15 @@ with images by name and slices are ordered by number, since text sorts `_10_mask
 from __future__ import annotations
 
 import filecmp
-import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from bench.data.source import SliceFile
+from bench.data.source import SliceFile, check_folder, walk
 from bench.errors import DataError
 from bench.formatting import join_first
 
@@ -26,6 +25,7 @@ CHANNELS = ("pre", "flair", "post")
 MARKER = "PHANTOM.json"  # marks a folder of synthetic data, so that it is never mistaken for patients
 TABLE = "data.csv"
 UNKNOWN = "unknown"
+TEXT = dict.fromkeys(("Patient", "patient", "image"), str)  # the columns that are no numbers
 
 _SLICE = re.compile(r"(?P<stem>.+_(?P<number>\d+))(?P<mask>_mask)?\.tiff?", re.IGNORECASE)
 _BARCODE = re.compile(r"(?P<case>(?:TCGA|PHANTOM)_(?P<institution>[A-Z0-9]{2})_[A-Z0-9]+)(?:_\d{8})?")
@@ -54,18 +54,12 @@ class DataTree:
 
 def scan_folder(folder: Path) -> DataTree:
     """Find patients, slices and tables under `folder`. Raises `DataError` if it is not a folder."""
-    root = folder.expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"the data folder {folder} does not exist. Set dataset.folder to the folder that holds the cases."
-        )
+    root = check_folder(folder)
     scans: dict[str, list[PatientFolder]] = defaultdict(list)
     tables, unnumbered = [], []
-    for parent, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(n for n in subfolders if n[0] != "." and n != "__MACOSX")
-        current = Path(parent)
+    for current, names in walk(root):
         tables += [current / TABLE] if TABLE in names else []
-        tiffs = sorted(n for n in names if n[0] != "." and n.lower().endswith((".tif", ".tiff")))
+        tiffs = [name for name in names if name.lower().endswith((".tif", ".tiff"))]
         scan, others = _scan_patient(current, tiffs)
         unnumbered += others
         if scan.slices or scan.orphan_masks:
@@ -116,16 +110,45 @@ def find_conflicting_copy(
     return None
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read data.csv, with commas or semicolons, indexed by patient; empty cells are NaN. Raises `DataError`."""
+def read_table(path: Path, key: str = "Patient") -> pd.DataFrame:
+    """Read a table with commas or semicolons, indexed by a column; empty cells are NaN. Raises `DataError`."""
     try:
         header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        table = pd.read_csv(path, sep=";" if ";" in header else ",", encoding="utf-8-sig", dtype={"Patient": str})
+        table = pd.read_csv(path, sep=";" if ";" in header else ",", encoding="utf-8-sig", dtype=TEXT)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a table ({' '.join(str(error).split())}).") from None
-    if "Patient" not in table:
-        raise DataError(f"{path} has no column 'Patient'; it has {join_first(table.columns)}.")
-    return table.set_index("Patient")
+    if key not in table:
+        raise DataError(f"{path} has no column '{key}'; it has {join_first(table.columns)}.")
+    return table.set_index(key)
+
+
+def read_patients(path: Path, images: Collection[str]) -> dict[str, str]:
+    """Return `{image: patient}` from the columns image and patient of a table. Raises `DataError`.
+
+    An image is named by its path below its folder or by its file name, with or without a suffix. Rows of other
+    images are ignored.
+    """
+    table = read_table(path, "image")
+    if "patient" not in table:
+        raise DataError(f"{path} has no column 'patient'; it has {join_first(['image', *table.columns])}.")
+    table, names = table.dropna(subset=["patient"]), Counter(image.rpartition("/")[2] for image in images)
+    owners = defaultdict[str, set[str]](set)
+    for name, patient in zip(map(str, table.index), table["patient"], strict=True):
+        for key in {name, str(Path(name).with_suffix("")), name.removesuffix(".nii.gz")}:
+            owners[key].add(patient)
+    found = {image: owners.get(image, set()) for image in images}
+    for image in found.keys() - owners.keys():
+        if names[name := image.rpartition("/")[2]] == 1:
+            found[image] = owners.get(name, set())
+    for problem, wrong in (
+        ("has no row", [image for image, patients in found.items() if not patients]),
+        ("names several patients", [image for image, patients in found.items() if len(patients) > 1]),
+    ):
+        if wrong:
+            raise DataError(
+                f"{path} {problem} for {len(wrong)} image(s): {join_first(wrong)}. Add or correct the rows."
+            )
+    return {image: patient for image, (patient,) in found.items()}
 
 
 def _scan_patient(folder: Path, names: list[str]) -> tuple[PatientFolder, list[Path]]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.config import RunConfig
 from bench.console import Display, console, frame_table
-from bench.data.audit import audit, audit_source
+from bench.data.audit import audit, audit_dataset
 from bench.data.audit_layout import Finding
 from bench.data.cache import clear_cache, list_cache
 from bench.data.describe import describe
@@ -25,26 +25,33 @@ from bench.training.experiment import raw_pack, source_of
 DAY = 86400.0  # seconds
 
 
-def show_audit(config: RunConfig) -> bool:
+def show_audit(config: RunConfig, *, verbose: bool = False) -> bool:
     """Audit the data set of a configuration and print the findings. Return whether the data set can be used.
 
-    The files of LGG are checked one by one; for other data sets, what their loader returns is checked.
+    The files of LGG are checked one by one; for other data sets, what their loader returns is checked. Findings of
+    one kind share a line, unless `verbose`.
     """
     with Display() as display:
         tick = partial(display.bar, what="checking")
         if config.dataset.name == "lgg":
             report = audit(Path(config.dataset.params["folder"]), tick=tick)
         else:
-            report = audit_source(source_of(config), tick=tick)
+            report = audit_dataset(partial(source_of, config), tick=tick)
     out = console()
     for name, value in report.facts.items():
         out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
+    shortened = False
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
-        for finding in findings:
-            text = f"{kind} [{finding.code}] {finding.message}{_unnamed(finding)}"
-            out.print(text, markup=False, soft_wrap=True)
+        for code in dict.fromkeys(finding.code for finding in findings):
+            first, *others = [finding for finding in findings if finding.code == code]
+            shortened |= bool(others) and not verbose
+            for finding in [first, *others] if verbose else [first]:
+                more = "" if verbose or not others else f" And {len(others)} more: {_names(others)}."
+                text = f"{kind} [{code}] {finding.message}{_unnamed(finding)}{more}"
+                out.print(text, markup=False, soft_wrap=True)
     errors, warnings = len(report.errors), len(report.warnings)
-    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    every = "; --verbose prints each" if shortened else ""
+    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}{every}")
     return not report.errors
 
 
@@ -126,3 +133,10 @@ def _unnamed(finding: Finding) -> str:
     """List the files and patients that the message itself does not name."""
     others = [name for name in finding.where if name not in finding.message]
     return f" ({join_first(others)})" if others else ""
+
+
+def _names(findings: list[Finding]) -> str:
+    """Return what each finding is about: its file or patient."""
+    return join_first(
+        dict.fromkeys(finding.where[0] if finding.where else finding.message for finding in findings)
+    )
