@@ -25,6 +25,7 @@ from bench.tracking import (
     Store,
     connect,
     find_run,
+    is_finished,
     open_run,
     read_settings,
     run_label,
@@ -120,7 +121,9 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
 
     Raises `BadSetting` if the run cannot be resumed.
     """
-    run = find_run(connect(uri), name_or_id)
+    run = find_run(
+        connect(uri), name_or_id, lambda run: not is_finished(run) and Tag.GIVEN_UP not in run.data.tags
+    )
     name = f"run {run_label(run)}"
     if run.info.status == "FINISHED":
         raise BadSetting(f"{name} is finished. Name another run.")

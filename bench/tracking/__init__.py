@@ -8,6 +8,7 @@ from bench.tracking.reader import download_models as download_models
 from bench.tracking.reader import find_folds as find_folds
 from bench.tracking.reader import find_parent as find_parent
 from bench.tracking.reader import find_run as find_run
+from bench.tracking.reader import is_finished as is_finished
 from bench.tracking.reader import read_masks as read_masks
 from bench.tracking.reader import read_probabilities as read_probabilities
 from bench.tracking.reader import read_records as read_records

@@ -1,6 +1,7 @@
 """`bench export`: the models of a run as a folder that needs no store, with their description.
 
-The folder can recognise the patients of the run, but does not reveal them (`bench.tracking.participants`).
+The folder recognises the patients of the run by hashes of their names and images (`bench.tracking.participants`).
+They do not protect a name that can be guessed, and the README of the folder says so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from bench.files import read_json
 from bench.models.io import DESCRIPTION, load_model, save_model
 from bench.tracking import connect, download_models, find_parent, find_run
 from bench.tracking.participants import read_participants
+
+PRIVACY = (
+    "**Patients.** This folder contains salted hashes of the names and images of all patients of the run. Whoever "
+    "guesses a name (names of public data sets and running numbers are easy to guess), or has an image, can check "
+    "whether that patient took part. If that must stay secret, do not give the folder to others."
+)
 
 
 def export_run(
@@ -49,7 +56,7 @@ def export_run(
         count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
         use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "
         use += f"`bench evaluate {out.name} --data DIR` scores them on other patients."
-        (made / "README.md").write_text(f"{card}\n\n{count}. {use}\n", encoding="utf-8")
+        (made / "README.md").write_text(f"{card}\n\n{count}. {use}\n\n{PRIVACY}\n", encoding="utf-8")
         made.rename(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     console().print(f"{len(folders)} models, {size / 1e6:.1f} MB, are in {out}", markup=False)

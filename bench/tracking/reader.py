@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,10 @@ from mlflow.entities import Run as Run  # others import it from here, because on
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError, UnknownName, did_you_mean
-from bench.formatting import join_and
+from bench.formatting import join_and, join_first
 from bench.masks import Masks, Probabilities, load_masks, load_probabilities
 from bench.overrides import parse_assignment
-from bench.tracking.store import Store, quoted
+from bench.tracking.store import Store, quoted, to_stderr
 from bench.tracking.tags import FOLD, PARENT, Tag, scored_by_slice
 from bench.types import RunRecord
 
@@ -54,19 +54,37 @@ def search_runs(store: Store, tags: Mapping[str, str]) -> list[Run]:
     return runs
 
 
-def find_run(store: Store, name_or_id: str) -> Run:
-    """Return the newest run with this name, or the run whose id starts with it. Raises `UnknownName`."""
-    if named := search_runs(store, {"mlflow.runName": name_or_id}):
-        return named[0]
+def is_finished(run: Run) -> bool:
+    """Return whether a run has ended without an error."""
+    return str(run.info.status) == "FINISHED"
+
+
+def find_run(store: Store, name_or_id: str, wanted: Callable[[Run], bool] = is_finished) -> Run:
+    """Return the run with this name, or whose id starts with it. Raises `UnknownName`.
+
+    Of several, it is the newest one that is `wanted`, cross-validations first; a line on the error output names
+    it and the others.
+    """
+    if runs := search_runs(store, {"mlflow.runName": name_or_id}):
+        return _choose(runs, name_or_id, wanted)
     runs = search_runs(store, {})
-    for run in runs if len(name_or_id) >= 6 else ():
-        if any(i.startswith(name_or_id) for i in (run.info.run_id, run.data.tags.get(Tag.IMPORTED, ""))):
-            return run
+    for ids in ([(r, r.info.run_id) for r in runs], [(r, r.data.tags.get(Tag.IMPORTED, "")) for r in runs]):
+        if len(name_or_id) >= 6 and (found := [run for run, run_id in ids if run_id.startswith(name_or_id)]):
+            return _choose(found, name_or_id, wanted)
     names = {run.info.run_name for run in runs}
     raise UnknownName(
         f"no run '{name_or_id}' in {store.address}.{did_you_mean(name_or_id, names)} "
         "`bench leaderboard` shows names and ids."
     )
+
+
+def _choose(runs: Sequence[Run], name_or_id: str, wanted: Callable[[Run], bool]) -> Run:
+    chosen = max(runs, key=lambda run: (wanted(run), run.data.tags.get(Tag.KIND) == PARENT))  # runs: newest first
+    if len(runs) > 1:
+        used = f"{chosen.info.run_id[:8]} ({chosen.info.status})"
+        others = join_first(f"{r.info.run_id[:8]} ({r.info.status})" for r in runs if r is not chosen)
+        to_stderr(f"note: {len(runs)} runs are called '{name_or_id}'. {used} is used. Give an id to use {others}.")
+    return chosen
 
 
 def run_label(run: Run) -> str:

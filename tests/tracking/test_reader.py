@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pandas as pd
 import pytest
 
 from bench.errors import BadSetting, StoreError, UnknownName
+from bench.experiments.run import settings_to_resume
+from bench.overrides import configure
 from bench.tracking import find_run, open_run, read_records, search_runs
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -64,11 +67,60 @@ def test_a_name_with_both_kinds_of_quotes_is_refused(store):
         find_run(store, "Anna's 5\" disc")
 
 
-def test_the_newest_of_runs_with_one_name_is_found(store):
-    for _ in range(2):
-        with open_run(store, "same", "lgg", TAGS) as run:
-            pass
-    assert find_run(store, "same").info.run_id == run.run_id
+def runs_named_same(store, *statuses):
+    """Log runs with one name that end with these statuses, and return their ids."""
+    ids = []
+    for status in statuses:
+        with suppress(KeyboardInterrupt, RuntimeError), open_run(store, "same", "lgg", TAGS) as run:
+            ids.append(run.run_id)
+            if status != "FINISHED":
+                raise {"FAILED": RuntimeError, "KILLED": KeyboardInterrupt}[status]
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("statuses", "found"),
+    [
+        (("FINISHED", "FINISHED"), 1),
+        (("FINISHED", "FAILED", "KILLED"), 0),
+        (("FAILED", "FINISHED", "FAILED"), 1),
+        (("KILLED", "FAILED"), 1),
+    ],
+)
+def test_the_newest_finished_run_of_a_name_is_found_and_the_others_are_named(store, capsys, statuses, found):
+    ids = runs_named_same(store, *statuses)
+    capsys.readouterr()
+    assert find_run(store, "same").info.run_id == ids[found]
+    note = capsys.readouterr().err
+    assert f"{len(ids)} runs are called 'same'. {ids[found][:8]} ({statuses[found]}) is used" in note
+    assert all(note.count(run_id[:8]) == 1 for run_id in ids)
+    assert find_run(store, ids[0]).info.run_id == ids[0]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cross_validation_is_found_before_a_newer_study_of_the_same_name(store):
+    (first,) = runs_named_same(store, "FINISHED")
+    with open_run(store, "same", "lgg", TAGS | {"bench.kind": "study"}):
+        pass
+    assert find_run(store, "same").info.run_id == first
+
+
+def test_the_id_of_a_run_means_the_run_itself_before_its_imported_copy(store, capsys):
+    (first,) = runs_named_same(store, "FINISHED")
+    with open_run(store, "copy", "lgg", TAGS | {"bench.imported": first}):
+        pass
+    assert find_run(store, first[:8]).info.run_id == first
+
+
+def test_the_newest_interrupted_run_of_a_name_is_resumed(store):
+    config = configure({}).completed()
+    with suppress(KeyboardInterrupt), open_run(store, "same", "lgg", TAGS) as interrupted:
+        interrupted.settings(config.flat())
+        interrupted.tags({"bench.fingerprint": config.fingerprint()})
+        raise KeyboardInterrupt
+    abandoned, _ = runs_named_same(store, "KILLED", "FINISHED")
+    store.client.set_tag(abandoned, "bench.given_up", "true")
+    assert settings_to_resume("same", uri=store.uri) == (config, None, interrupted.run_id)
 
 
 def test_a_lost_table_is_named(store):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 
 import mlflow
@@ -31,6 +32,19 @@ def test_the_last_logged_rank_of_a_finished_run_counts(store):
     assert (values["rank"], values["dice"]) == (2, 0.5)
     assert math.isnan(values["rank_first"])
     assert store.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("seconds", [0, 3600])
+def test_ranks_are_current_after_the_clock_stood_still_or_was_set_back(store, monkeypatch, seconds):
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        pass
+    now = time.time()
+    for ago, rank in ((0, 3), (seconds, 1), (seconds, 2)):
+        monkeypatch.setattr(time, "time", lambda ago=ago: now - ago)
+        log_ranks(store, {run.run_id: {"rank": rank, "rank_first": 1 / rank}})
+        monkeypatch.undo()
+        values = store.client.get_run(run.run_id).data.metrics
+        assert (values["rank"], values["rank_first"]) == (rank, 1 / rank)
 
 
 @pytest.mark.parametrize(
