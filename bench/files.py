@@ -92,6 +92,17 @@ def lock_if_writable(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` that names no file, such as that of a full disk, the name of the one that is written."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = error.strerror or str(error)  # NumPy gives only a text
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def writing_to_cache(folder: Path) -> Iterator[None]:
     """Raise `DataError` for an `OSError` about `folder`, which is in the cache, or about no named file."""
     try:

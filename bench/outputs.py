@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.errors import BadSetting
+from bench.files import naming
 
 LIST = ".bench-files"
 
@@ -50,7 +51,8 @@ def new_output(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f".writing-{path.name}")
     try:
-        yield writing
+        with naming(path):
+            yield writing
         with (path.parent / LIST).open("a", encoding="utf-8") as file:  # first, so that a listed file may be old
             file.write(f"{_sha256(writing)}  {path.name}\n")
         writing.replace(path)

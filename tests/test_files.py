@@ -13,7 +13,7 @@ import pytest
 
 from bench import cli
 from bench.errors import DataError
-from bench.files import explain, lock_if_writable, temporary_files, writing_to_cache
+from bench.files import explain, lock_if_writable, naming, temporary_files, writing_to_cache
 from tests.fakes import refuse_to_write
 
 
@@ -61,6 +61,16 @@ def test_only_what_concerns_the_cache_is_about_the_cache(tmp_path):
         raise problem(errno.ENOSPC)
     with pytest.raises(OSError, match=r"slice\.tif"), writing_to_cache(cache):
         raise problem(errno.EACCES, Path("/data/slice.tif"))
+
+
+def test_an_error_without_a_name_gets_that_of_the_file_that_is_written(tmp_path):
+    for error in (problem(errno.ENOSPC), OSError("100 requested and 0 written")):
+        with pytest.raises(OSError, match=r"requested|No space") as caught, naming(tmp_path / "a"):
+            raise error
+        assert explain(caught.value).startswith(f"{tmp_path / 'a'}: ")
+    with pytest.raises(OSError, match="other") as caught, naming(tmp_path / "a"):
+        raise problem(errno.EACCES, Path("/other"))
+    assert caught.value.filename == "/other"
 
 
 def test_a_folder_without_a_lock_is_used_only_if_it_cannot_be_written_to(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from bench.data.datasets.lgg import lgg
 from bench.data.readers.patient_folders import MARKER, TABLE
 from bench.data.source import Pixels, Source
 from bench.errors import BadSetting, DataError
-from bench.files import cache_folder, lock_if_writable, writing_to_cache
+from bench.files import cache_folder, lock_if_writable, naming, writing_to_cache
 from bench.registry import dataset
 
 VERSION = 1  # increase when the pixels change: phantoms in the cache are then written again
@@ -81,7 +81,8 @@ def write_phantom(folder: Path, **settings: int) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         folder.rmdir()
-    _write(folder, checked)
+    with naming(folder):
+        _write(folder, checked)
     return folder
 
 
