@@ -116,7 +116,7 @@ def test_swin_unetr_refuses_images_that_its_norms_cannot_process() -> None:
     [
         ("segresnet", {"init_filters": 12}, "init_filters = 12 is refused: input should be a multiple of 8"),
         ("segresnet", {"blocks_down": [1] * 7}, "should have at most 6 items"),
-        ("segresnet", {"blocks_down": [1, 0]}, "every level needs one block or more"),
+        ("segresnet", {"blocks_down": [1, 0]}, "every level needs 1 to 64 blocks"),
         ("segresnet", {"dropout": 1.0}, "input should be less than 1"),
         ("swin_unetr", {"feature_size": 16}, "feature_size = 16 is refused: input should be a multiple of 12"),
         ("swin_unetr", {"depths": [2, 2, 2]}, "should have at least 4 items"),
