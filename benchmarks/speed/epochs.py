@@ -96,7 +96,7 @@ def train_epochs(
     watch: Watch = SILENT,
 ) -> Iterator[int]:
     """Train epoch after epoch; yield the number of images of each."""
-    settings = Train.model_validate({"epochs": 10**6, "batch_size": job.batch, "lr": LR})
+    settings = Train.model_validate({"epochs": 10**5, "batch_size": job.batch, "lr": LR})
     recipe = Recipe(
         config=RunConfig(train=settings),
         loss=registry.loss["bce_dice"].bind({}),

@@ -98,7 +98,7 @@ def measure(problem: SpeedProblem, module: str = MODULE) -> list[SpeedFigure]:
 
 def build_our_training(pack: Pack, device: torch.device, batch: int, steps: int) -> tuple[nn.Module, Side]:
     """Return the default model and a side that trains it for an epoch of this many steps per turn."""
-    config = RunConfig.model_validate({"train": {"batch_size": batch, "epochs": 10**6}}).completed()
+    config = RunConfig.model_validate({"train": {"batch_size": batch, "epochs": 10**5}}).completed()
     model: nn.Module = registry.model[config.model.name].bind(config.model.params)(len(pack.manifest.channels))
     model = model.to(device).to(memory_format=torch.channels_last)
     recipe = Recipe(
@@ -135,7 +135,7 @@ def start_nnunet(pack: Pack, device: torch.device, batch: int, steps: int) -> It
             planned_batch, plan_2d["batch_size"] = plan_2d["batch_size"], batch
             trainer_class = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
             trainer = trainer_class(plans | {"continue_training": False}, "2d", "all", dataset, device)
-            trainer.num_iterations_per_epoch, trainer.num_epochs = steps, 10**6
+            trainer.num_iterations_per_epoch, trainer.num_epochs = steps, 10**5
             trainer.disable_checkpointing = True
             before, started = multiprocessing.active_children(), list[psutil.Process]()
             try:

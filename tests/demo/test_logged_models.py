@@ -22,6 +22,7 @@ from bench.errors import BenchError, DataError, StoreError, UnknownName
 from bench.masks import load_masks
 from bench.tracking import connect, find_run, open_run
 from tests.fakes import Home, inside, make_home, train
+from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 CHANNELS = ("pre", "flair", "post")
@@ -154,7 +155,7 @@ def test_a_run_without_models_is_not_offered(home, models):
     with open_run(models.store, "cascade", "phantom", tags, say=print) as recorder:
         recorder.table("cases", pd.DataFrame({"case": ["ann"], "dice": [0.5]}))
     assert "cascade" not in [r.name for r in models.list_runs()]
-    assert "is not a finished segmentation run with models" in refused("cascade", "--port", 0)
+    assert "is not a finished segmentation run with models" in refused("cascade", "--port", free_port())
 
 
 def test_a_fold_stands_for_its_run(models):
@@ -173,7 +174,7 @@ def refused(*words: object) -> str:
 
 
 def test_a_store_without_runs_is_refused(store):
-    assert "no finished segmentation run" in refused("--port", 0)
+    assert "no finished segmentation run" in refused("--port", free_port())
     with pytest.raises(StoreError):
         LoggedModels(store, None).list_runs()
 
@@ -182,7 +183,7 @@ def test_without_gradio_the_error_says_how_to_install_it(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "")  # so that they are restored
-    assert "pip install 'medseg-bench[demo]'" in refused("--port", 0)
+    assert "pip install 'medseg-bench[demo]'" in refused("--port", free_port())
 
 
 def test_a_busy_port_is_refused():
@@ -193,4 +194,4 @@ def test_a_busy_port_is_refused():
 
 
 def test_an_unknown_run_is_refused(home):
-    assert "no run 'frist'" in refused("frist", "--port", 0)
+    assert "no run 'frist'" in refused("frist", "--port", free_port())

@@ -140,7 +140,7 @@ def trained(cache: Path) -> CompleteFold:
 @pytest.fixture(scope="module")
 def stopped(cache: Path) -> CompleteFold:
     """Up to nine epochs at a rate that learns almost nothing, until two bring no improvement."""
-    return run_complete_fold(train__epochs=9, train__patience=2, train__lr=1e-12)
+    return run_complete_fold(train__epochs=9, train__patience=2, train__lr=1e-10)
 
 
 WHILE_TRAINING = [("epoch", n) for n in (1, 2, 3)] + [("images", 5)]

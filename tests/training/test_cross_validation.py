@@ -327,7 +327,7 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
 
 @pytest.mark.slow
 def test_early_stopping_ends_a_fold(monkeypatch):
-    experiment = resolve(config(train__epochs=9, train__patience=2, train__lr=1e-12))
+    experiment = resolve(config(train__epochs=9, train__patience=2, train__lr=1e-10))
     result = cross_validate(experiment, MemoryRecorder(), only=0).results[0]
     assert result.epochs < 9
     assert result.epochs == result.best_epoch + 2
