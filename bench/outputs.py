@@ -6,7 +6,6 @@ if it is as it was written; what lists it as an output keeps it from being read 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.errors import BadSetting
-from bench.files import naming
+from bench.files import file_sha256, naming
 
 LIST = ".bench-files"
 
@@ -54,7 +53,7 @@ def new_output(path: Path) -> Iterator[Path]:
         with naming(path):
             yield writing
         with (path.parent / LIST).open("a", encoding="utf-8") as file:  # first, so that a listed file may be old
-            file.write(f"{_sha256(writing)}  {path.name}\n")
+            file.write(f"{file_sha256(writing)}  {path.name}\n")
         writing.replace(path)
     finally:
         writing.unlink(missing_ok=True)
@@ -77,7 +76,7 @@ def _is_output(path: Path, lists: dict[Path, dict[str, set[str]]]) -> bool:
     if path.parent not in lists:
         lists[path.parent] = _read_list(path.parent)
     digests = lists[path.parent].get(path.name)
-    return digests is not None and _sha256(path) in digests
+    return digests is not None and file_sha256(path) in digests
 
 
 def _read_list(folder: Path) -> dict[str, set[str]]:
@@ -88,8 +87,3 @@ def _read_list(folder: Path) -> dict[str, set[str]]:
             digest, _, name = line.partition("  ")
             written[name].add(digest)
     return written
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,7 +40,7 @@ from bench.data.cached_arrays import (
 )
 from bench.data.source import Pixels, Source
 from bench.errors import DataError
-from bench.files import cache_folder, lock_if_writable, writing_to_cache
+from bench.files import cache_folder, file_sha256, lock_if_writable, writing_to_cache
 
 FORMAT = 1  # increase when the meaning of the files above changes
 FILES = ("histograms.npy", "images.npy", "index.csv", "masks.npy")
@@ -127,7 +127,7 @@ def open_pack(folder: Path, *, verify: bool = False, tick: Tick = lambda done, t
         same = _content_key(zip(*identity, images, masks, strict=True), images.shape, tick) == manifest.key
         large = () if same else ("images.npy", "masks.npy")  # the key is computed from these
         names = ("histograms.npy", "index.csv", *large)
-        wrong = [name for name in names if _sha256(folder / name) != manifest.sha256[name]]
+        wrong = [name for name in names if file_sha256(folder / name) != manifest.sha256[name]]
         if wrong or not same:
             raise DataError(
                 f"the pack {folder} has changed since it was written: {', '.join(wrong or ['manifest.json'])}. "
@@ -258,7 +258,7 @@ def _write(source: Source, folder: Path, stamp: str, tick: Tick) -> Manifest:
         licence=source.licence,
         notes=source.notes,
         stamp=stamp,
-        sha256={f.name: _sha256(f) for f in sorted(folder.iterdir())},
+        sha256={f.name: file_sha256(f) for f in sorted(folder.iterdir())},
     )
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
     return manifest
@@ -290,11 +290,6 @@ def _stamp(source: Source) -> str:
 def _source_state(source: Source) -> str:
     files = [path for s in source.slices for path in (s.image, s.mask) if path is not None]
     return file_state(dict.fromkeys((*files, *source.extra_files)))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compute_histograms(images: Iterable[Pixels]) -> NDArray[np.uint32]:

@@ -125,7 +125,7 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
         connect(uri), name_or_id, lambda run: not is_finished(run) and Tag.GIVEN_UP not in run.data.tags
     )
     name = f"run {run_label(run)}"
-    if run.info.status == "FINISHED":
+    if is_finished(run):
         raise BadSetting(f"{name} is finished. Name another run.")
     if Tag.GIVEN_UP in run.data.tags:
         raise BadSetting(

@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.experiments.launch import InProcess, Launcher, WorkItem, run_items
 from bench.experiments.run import execute
 from bench.experiments.suite_file import Cell, Parts, Suite
-from bench.tracking import Run, Store, connect, log_failure, search_runs
+from bench.tracking import Run, Store, connect, is_finished, log_failure, search_runs
 from bench.tracking.resume import abandon, is_active, workspace_folder
 from bench.tracking.tags import Tag
 
@@ -107,7 +107,7 @@ def cell_state(cell: Cell, store: Store) -> CellState:
     """
     runs = cell_runs(cell, store)
     for run in runs:
-        if run.info.status == "FINISHED":
+        if is_finished(run):
             return CellState(cell, DONE, run)
     if not runs:
         return CellState(cell, MISSING, None)

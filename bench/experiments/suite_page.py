@@ -25,7 +25,7 @@ from bench.experiments.suite_file import Cell, Parts, Suite
 from bench.formatting import NAMES, duration
 from bench.outputs import write_output
 from bench.reports.tables import board_markdown, board_table, frame_markdown
-from bench.tracking import LEAKY, Run, Store, read_records, search_runs
+from bench.tracking import LEAKY, Run, Store, is_finished, read_records, search_runs
 from bench.tracking.tags import Tag, task_name
 from bench.training.cross_validation import estimate_time
 from bench.training.experiment import resolve
@@ -209,7 +209,7 @@ def progress(cell: Cell, store: Store) -> str:
     if run is None or not isinstance(cell.what, RunConfig):
         return ""
     folds = search_runs(store, {"mlflow.parentRunId": run.info.run_id})
-    done = sum(fold.info.status == "FINISHED" for fold in folds)
+    done = sum(is_finished(fold) for fold in folds)
     running = [fold.info.run_id for fold in folds if fold.info.status == "RUNNING"]
     epochs = max((len(store.client.get_metric_history(r, "train/loss")) for r in running), default=0)
     return f"folds done: {done}, epoch {epochs} of {cell.what.train.epochs}"

@@ -38,7 +38,7 @@ def read_records(store: Store, *, tags: Mapping[str, str] | None = None) -> list
             slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
         )
         for run in runs
-        if run.info.status == "FINISHED"
+        if is_finished(run)
     ]
 
 
@@ -104,7 +104,7 @@ def find_folds(store: Store, run: Run) -> dict[int, Run]:
         return {int(run.data.tags[Tag.FOLD]): run}
     where = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and tags.`{Tag.KIND}` = '{FOLD}'"
     children = store.client.search_runs([run.info.experiment_id], where)
-    folds = {int(r.data.tags[Tag.FOLD]): r for r in children if r.info.status == "FINISHED"}
+    folds = {int(r.data.tags[Tag.FOLD]): r for r in children if is_finished(r)}
     return dict(sorted(folds.items()))
 
 
@@ -116,7 +116,7 @@ def whole_folds(store: Store, run: Run) -> dict[int, Run]:
     folds = find_folds(store, run)
     if not folds or run.data.tags.get(Tag.KIND) == FOLD:
         return folds
-    if run.info.status != "FINISHED":
+    if not is_finished(run):
         raise StoreError(
             f"run {run_label(run)} is not finished. Repeat its command to resume it, or name one fold."
         )

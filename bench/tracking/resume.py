@@ -19,7 +19,7 @@ import bench
 from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
 from bench.files import cache_folder
-from bench.tracking import LEAKY, PARENT, Run, Store, Tag, run_label, search_runs
+from bench.tracking import LEAKY, PARENT, Run, Store, Tag, is_finished, run_label, search_runs
 
 IDENTITY = (Tag.FINGERPRINT, Tag.DATA)
 FRESH = "Give --fresh to start a new run."
@@ -152,7 +152,7 @@ def _unfinished(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """Return unfinished runs of the same experiment and folds, running ones included, the newest first."""
     same = search_runs(store, {k: tags[k] for k in IDENTITY})
     same = [run for run in same if all(run.data.tags.get(k) == tags.get(k) for k in (Tag.ONLY, Tag.KIND))]
-    return [run for run in same if run.info.status != "FINISHED" and Tag.GIVEN_UP not in run.data.tags]
+    return [run for run in same if not is_finished(run) and Tag.GIVEN_UP not in run.data.tags]
 
 
 def _interrupted_namesakes(store: Store, tags: Mapping[str, str], name: str) -> list[Run]:

@@ -9,14 +9,14 @@ from bench.console import Display
 from bench.data.pack import Pack
 from bench.errors import BadSetting, DataError
 from bench.overrides import configure
-from bench.tracking import PARENT, Run, Store, Tag, find_run, read_settings, run_label
+from bench.tracking import PARENT, Run, Store, Tag, find_run, is_finished, read_settings, run_label
 from bench.tracking.tags import SHARED, is_derived, task_name
 from bench.training.experiment import raw_pack
 
 
 def require_finished(run: Run, task: str, way_out: str) -> None:
     """Raise `BadSetting` unless the run is a finished cross-validation of this task."""
-    if run.data.tags.get(Tag.KIND) != PARENT or task_name(run.data.tags) != task or run.info.status != "FINISHED":
+    if run.data.tags.get(Tag.KIND) != PARENT or task_name(run.data.tags) != task or not is_finished(run):
         raise BadSetting(f"run {run_label(run)} is not a finished {task} cross-validation. {way_out}")
 
 

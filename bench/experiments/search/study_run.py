@@ -39,7 +39,7 @@ from bench.experiments.search.storage import (
     trials_of,
 )
 from bench.experiments.search.workers import queue_grid, run_trials
-from bench.tracking import MlflowRecorder, Run, Store, Tag, connect, search_runs
+from bench.tracking import MlflowRecorder, Run, Store, Tag, connect, is_finished, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.experiment import Experiment
 
@@ -115,7 +115,7 @@ def complete_study(session: Session, resolved: ResolvedSearch, name: str) -> Ite
         if plan.sampler == "grid" and (points := queue_grid(study, plan, resolved.space)) < plan.trials:
             say(f"the grid has {points} points, so there will be {points} trials")
         children = search_runs(session.store, {Tag.KIND: TRIAL, "mlflow.parentRunId": run.recorder.run_id})
-        logged = {int(r.data.tags[Tag.TRIAL]) for r in children if r.info.status == "FINISHED"}
+        logged = {int(r.data.tags[Tag.TRIAL]) for r in children if is_finished(r)}
 
         def log_new_trials() -> None:
             for trial in finished_trials(study, logged):
