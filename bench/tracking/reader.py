@@ -13,10 +13,11 @@ from mlflow.entities import Run as Run  # others import it from here, because on
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.files import FULL
 from bench.formatting import join_and, join_first
 from bench.masks import Masks, Probabilities, load_masks, load_probabilities
 from bench.overrides import parse_assignment
-from bench.tracking.store import Store, quoted, to_stderr
+from bench.tracking.store import Store, quoted, root_cause, to_stderr
 from bench.tracking.tags import FOLD, PARENT, Tag, scored_by_slice
 from bench.types import RunRecord
 
@@ -24,22 +25,35 @@ T = TypeVar("T")
 NOT_SETTINGS = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # prefixes of the other params of runs
 
 
+class UnreadableTable(StoreError):
+    """A table that is not where the store says, or is not a table."""
+
+
 def read_records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
-    """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`."""
-    runs = search_runs(store, {Tag.KIND: PARENT, **(tags or {})})
-    return [
-        RunRecord(
-            run_id=run.info.run_id,
-            name=run.info.run_name or "",
-            cases=read_table(store, run, "cases"),
-            settings=run.data.params,
-            metrics=run.data.metrics,
-            tags=dict(run.data.tags),
-            slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
-        )
-        for run in runs
-        if is_finished(run)
-    ]
+    """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`.
+
+    A run whose tables cannot be read is left out, and a line on the error output names it.
+    """
+    records = []
+    for run in search_runs(store, {Tag.KIND: PARENT, **(tags or {})}):
+        if is_finished(run):
+            try:
+                records.append(_read_record(store, run))
+            except UnreadableTable as error:
+                to_stderr(f"left out: {error}")
+    return records
+
+
+def _read_record(store: Store, run: Run) -> RunRecord:
+    return RunRecord(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        cases=read_table(store, run, "cases"),
+        settings=run.data.params,
+        metrics=run.data.metrics,
+        tags=dict(run.data.tags),
+        slices=read_table(store, run, "slices") if scored_by_slice(run.data.tags) else None,
+    )
 
 
 def search_runs(store: Store, tags: Mapping[str, str]) -> list[Run]:
@@ -135,15 +149,17 @@ def read_settings(run: Run) -> dict[str, Any]:
 
 
 def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
-    """Return a table that a run has logged. Raises `StoreError`."""
+    """Return a table that a run has logged. Raises `UnreadableTable`."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
             return pd.read_csv(path, dtype={"case": str, "image": str})
-    except (MlflowException, OSError) as error:
-        raise StoreError(
-            f"run {run_label(run)} has lost its table {name}.csv. "
-            "Restore its artifacts, or delete the run in the UI."
+    except (MlflowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None) in FULL:  # the folder of temporary files
+            raise
+        raise UnreadableTable(
+            f"{name}.csv of run {run_label(run)} cannot be read in {run.info.artifact_uri} ({root_cause(error)}). "
+            "Put the artifacts of the store back there, or beside its database."
         ) from error
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlparse
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
@@ -27,7 +26,15 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError
-from bench.tracking.sqlite import create_database, sqlite_file
+from bench.files import lock_if_writable
+from bench.tracking.sqlite import (
+    apply_moves,
+    copy_database,
+    create_database,
+    find_moves,
+    is_in_use,
+    sqlite_file,
+)
 from bench.tracking.tags import PARENT, Tag
 
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -37,6 +44,8 @@ DRIVERS = {
 }
 NOT_UNIQUE = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entry")  # SQLite, PostgreSQL, MySQL
 UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"  # what MLflow calls every failed operation of a database
+READING = ("get_", "search_", "download_")  # methods that write nothing
+UNWRITABLE = ("disk is full", "readonly database", "disk I/O error", "unable to open database")  # SQLite
 VIEW = "leaderboard"
 VIEW_COLUMNS = (
     *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
@@ -61,6 +70,7 @@ class Store:
 
     uri: str
     client: MlflowClient
+    read_only: bool = False
 
     def experiment(self, name: str, say: Callable[[str], None] = to_stderr) -> str:
         """Return the id of the experiment `name`. Create or, which `say` tells, restore it if necessary."""
@@ -124,18 +134,39 @@ def connect(uri: str | None = None) -> Store:
     check_reachable(uri, "--tracking-uri")
     try:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # two processes that create one database break it
-                create_database(path, _make_database)
-                client = _open_client(uri)
-        else:
-            client = _open_client(uri)
+            return _open_sqlite(path, uri)
+        return Store(uri, _open_client(uri))
     except Exception as error:
         problem = str(error).strip().splitlines()[0]
         raise StoreError(
             f"the tracking store {without_password(uri)} cannot be used: {problem} Give another --tracking-uri."
         ) from error
-    return Store(uri, client)
+
+
+def _open_sqlite(path: Path, uri: str) -> Store:
+    """Open a SQLite store: create it, record where a move has put its artifacts, or read a copy of it."""
+    with lock_if_writable(Path(f"{path}.lock")) as writable:  # two processes that create one database break it
+        if not writable or (path.exists() and not os.access(path, os.W_OK)):
+            return _open_to_read(path, uri, "cannot be written to")
+        try:
+            create_database(path, _make_database)
+            client = _open_client(uri)
+            moves = find_moves(path, path.parent)
+        except Exception as error:
+            if "disk is full" not in str(error):  # SQLite writes even to read
+                raise
+            return _open_to_read(path, uri, "is on a full disk")
+        if moves and is_in_use(path.parent):  # its process would write to a place that it cannot reach
+            return _open_to_read(path, uri, "is in use under its former path")
+        apply_moves(path, moves)
+        return Store(uri, client)
+
+
+def _open_to_read(path: Path, uri: str, reason: str) -> Store:
+    copy = copy_database(path)
+    client = _open_client(f"sqlite:///{copy}", f"the tracking store {uri} {reason}. Give another --tracking-uri.")
+    apply_moves(copy, find_moves(copy, path.parent))
+    return Store(uri, client, read_only=True)
 
 
 def _make_database(uri: str) -> None:
@@ -174,6 +205,8 @@ def check_reachable(uri: str, option: str) -> None:
         raise StoreError(
             f"no server answers at {address} ({error}). Start the server, or give another {option}."
         ) from None
+    except TypeError as error:  # without an encoding, the driver returns bytes where SQLAlchemy reads text
+        raise StoreError(f"{address} has no encoding. Create the database with ENCODING 'UTF8'.") from error
     except (SQLAlchemyError, ValueError) as error:
         raise StoreError(
             f"{address} cannot be used: {str(error).splitlines()[0]}. Give another {option}."
@@ -185,23 +218,27 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
-def _open_client(uri: str) -> MlflowClient:
+def _open_client(uri: str, refusal: str | None = None) -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would put it into the environment of later processes
     client.search_experiments(max_results=1)  # contacts the store, and creates the tables of a SQLite store
-    return cast(MlflowClient, RetryingClient(client))
+    return cast(MlflowClient, RetryingClient(client, refusal=refusal))
 
 
 class RetryingClient:
     """MLflow's client: retries a locked database after growing pauses, raises `StoreError` for a lost server.
 
     MLflow itself waits 20 seconds for a lock, and has written nothing when it gives up. It waits four minutes for
-    a server. Metrics are not retried: they have an outbox, and the run continues.
+    a server. With a `refusal`, it only reads. Metrics are not retried: they have an outbox, and the run continues.
     """
 
-    def __init__(self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8)) -> None:
-        self._client, self._pauses = client, pauses
+    def __init__(
+        self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8), refusal: str | None = None
+    ) -> None:
+        self._client, self._pauses, self._refusal = client, pauses, refusal
 
     def __getattr__(self, name: str) -> Any:
+        if self._refusal and not name.startswith(READING):
+            raise StoreError(self._refusal)
         attribute = getattr(self._client, name)
         return partial(self._retry, attribute) if callable(attribute) else attribute
 
@@ -211,6 +248,11 @@ class RetryingClient:
                 return call(*args, **kwargs)
             except MlflowException as error:
                 if "database is locked" not in str(error) and not _created_twice(error):
+                    if any(text in str(error) for text in UNWRITABLE):
+                        raise StoreError(
+                            f"{self._client.tracking_uri} cannot be written to ({root_cause(error)}). Free some "
+                            "space there, or make it writable, then repeat the command."
+                        ) from error
                     lost = isinstance(error.__context__, RequestException)
                     if not lost and error.error_code != UNAVAILABLE:
                         raise

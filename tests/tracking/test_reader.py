@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from bench.errors import BadSetting, StoreError, UnknownName
 from bench.experiments.run import settings_to_resume
 from bench.overrides import configure
-from bench.tracking import find_run, open_run, read_records, search_runs
+from bench.tracking import find_run, open_run, read_records, read_table, search_runs
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
 
@@ -123,8 +124,14 @@ def test_the_newest_interrupted_run_of_a_name_is_resumed(store):
     assert settings_to_resume("same", uri=store.uri) == (config, None, interrupted.run_id)
 
 
-def test_a_lost_table_is_named(store):
-    with open_run(store, "mine", "lgg", TAGS):
-        pass
-    with pytest.raises(StoreError, match=r"mine .* has lost its table cases.csv"):
-        read_records(store)
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\xfe\x00", b'case\n"a'])
+def test_a_run_whose_table_cannot_be_read_is_named_and_left_out(store, damage, capsys):
+    for name in ("kept", "mine"):
+        with open_run(store, name, "lgg", TAGS) as run:
+            run.table("cases", pd.DataFrame({"case": ["a"]}))
+    table = next((store.folder / "artifacts" / "lgg" / run.run_id).rglob("cases.csv"))
+    table.unlink() if damage is None else table.write_bytes(damage)
+    assert [record.name for record in read_records(store)] == ["kept"]
+    assert re.search(r"^left out: cases\.csv of run mine .* beside its database\.$", capsys.readouterr().err)
+    with pytest.raises(StoreError, match=r"cases\.csv of run mine .* cannot be read"):
+        read_table(store, find_run(store, "mine"), "cases")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
 import sqlite3
@@ -11,11 +13,27 @@ import textwrap
 from contextlib import closing
 from threading import Timer
 
+import pandas as pd
 import pytest
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
 from bench.experiments.search.storage import open_storage
-from bench.tracking import Store, check_reachable, connect, databases, store_uri, ui_command, without_password
+from bench.tracking import (
+    Store,
+    check_reachable,
+    connect,
+    databases,
+    open_run,
+    read_records,
+    store_uri,
+    ui_command,
+    without_password,
+)
+from bench.tracking.store import RetryingClient
+
+TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
 
 
 def test_store_uri_prefers_the_argument_then_the_environment(monkeypatch, tmp_path):
@@ -158,6 +176,87 @@ def test_a_database_with_runs_survives_every_leftover(store, leftover):
     run = store.client.create_run(store.experiment("lgg"))
     (store.folder / leftover).touch()
     assert connect(store.uri).client.get_run(run.info.run_id)
+
+
+def test_processes_find_what_another_has_created_at_the_same_moment():
+    class Client:
+        calls = 0
+
+        def log_inputs(self):
+            self.calls += 1
+            if self.calls == 1:
+                raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
+            return "found"
+
+    assert RetryingClient(Client(), pauses=(0,)).log_inputs() == "found"
+
+
+def finished(store, name="mine"):
+    with open_run(store, name, "lgg", TAGS) as run:
+        run.table("cases", pd.DataFrame({"case": ["a"]}))
+    return run.run_id
+
+
+@pytest.mark.parametrize("move", [shutil.move, shutil.copytree])
+def test_a_moved_or_copied_store_is_read_and_written_where_it_lies(store, tmp_path, move):
+    old = finished(store)
+    move(store.folder, tmp_path / "other place")
+    before = sorted(tmp_path.joinpath("mlruns").rglob("*"))
+    moved = connect(f"sqlite:///{tmp_path / 'other place' / 'mlflow.db'}")
+    new = finished(moved)
+    assert [record.run_id for record in read_records(moved)] == [new, old]
+    tables = (tmp_path / "other place" / "artifacts" / "lgg").rglob("cases.csv")
+    assert {table.parent.parent.name for table in tables} == {new, old}
+    assert sorted(tmp_path.joinpath("mlruns").rglob("*")) == before
+
+
+def test_a_store_in_use_under_another_path_is_only_read(store, tmp_path):
+    old = finished(store)
+    shutil.move(store.folder, tmp_path / "other")
+    lock = tmp_path / "other" / "unfinished" / "some run" / "lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        moved = connect(f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}")
+        assert [record.run_id for record in read_records(moved)] == [old]
+        with pytest.raises(StoreError, match=r"in use under its former path.*another --tracking-uri"):
+            finished(moved)
+
+
+def test_a_read_only_store_is_read_and_refuses_to_be_written(store, monkeypatch):
+    old = finished(store)
+    monkeypatch.setattr("filelock.FileLock.acquire", raise_read_only)
+    opened = connect(store.uri)
+    assert opened.read_only
+    assert [record.run_id for record in read_records(opened)] == [old]
+    assert read_records(opened)[0].cases["case"].tolist() == ["a"]
+    with pytest.raises(StoreError, match=r"mlflow\.db cannot be written to\. Give another --tracking-uri"):
+        finished(opened)
+    with pytest.raises(StoreError, match="does not exist, and its folder cannot be written to"):
+        connect(f"sqlite:///{store.folder / 'none.db'}")
+
+
+def raise_read_only(*_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_store_on_a_full_disk_is_an_error_of_one_line():
+    class Client:
+        tracking_uri = "sqlite:///mlflow.db"
+
+        def set_tag(self):
+            raise MlflowException("(sqlite3.OperationalError) database or disk is full")
+
+    with pytest.raises(StoreError, match=r"mlflow\.db cannot be written to .*disk is full.*Free some space"):
+        RetryingClient(Client()).set_tag()
+
+
+def test_a_postgresql_database_without_an_encoding_says_how_to_create_it(monkeypatch):
+    def connect_to_ascii(uri):
+        raise TypeError("cannot use a string pattern on a bytes-like object")
+
+    monkeypatch.setattr("bench.tracking.store.create_engine", connect_to_ascii)
+    with pytest.raises(StoreError, match="ENCODING 'UTF8'"):
+        check_reachable("postgresql:///x", "--storage")
 
 
 TOGETHER = """
