@@ -56,7 +56,7 @@ def build_over_encoder(
         suggestion = did_you_mean(encoder.partition(".")[0], [listed for listed, _ in list_encoders()])
         raise UnknownName(f"no encoder named '{encoder}'.{suggestion} `bench list encoders` shows all.")
     _refuse_known_misfits(name, resolved)
-    file = weights_file(weights)
+    file = weights_file(resolved, weights)
     pretrained = None if file else check_weights_name(resolved, weights)
     options: dict[str, Any] = {}
     if name == "dpt":

