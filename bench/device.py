@@ -116,11 +116,13 @@ def _mallopt(values: Mapping[int, int]) -> bool:
     return all([mallopt(parameter, value) for parameter, value in values.items()])
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch, or a library below it, ran out of memory."""
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, PyTorch, or a library below it, ran out of memory."""
     on_cpu = ("can't allocate memory", "could not create a primitive", "could not execute a primitive")
     on_gpu = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu + on_gpu)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        text in str(error) for text in on_cpu + on_gpu
+    )
 
 
 def onto(device: torch.device | str, values: NDArray[np.generic] | Tensor) -> Tensor:

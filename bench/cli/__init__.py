@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from bench import __version__
 from bench.cli import components, datasets, results, searching, sharing, training
 from bench.cli._app import app, say
+from bench.console import interrupt_on_signals
 from bench.errors import BenchError
 from bench.files import explain, temporary_files
 
@@ -19,12 +19,14 @@ __all__ = ["app", "components", "datasets", "main", "results", "searching", "sha
 
 def main() -> None:
     """Run the app. An error that the user can fix exits with 2, and an interrupt with 130 (by typer)."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    interrupt_on_signals()
     with temporary_files():
         try:
             app()
-        except (BenchError, OSError) as error:
+        except (BenchError, OSError, MemoryError) as error:
             said = explain(error) if isinstance(error, OSError) else str(error)
+            if isinstance(error, MemoryError):
+                said = f"there is too little memory ({error}). Free some, then repeat the command."
             # No name from a file or a folder can command the terminal.
             say("error: " + "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in said))
             sys.exit(2)
@@ -35,7 +37,3 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(__version__)
         raise typer.Exit
-
-
-def _as_interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

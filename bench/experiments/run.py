@@ -36,6 +36,7 @@ from bench.tracking.resume import (
     digest,
     find_resumable,
     hash_code,
+    is_ranked,
     remove_workspace,
     run_lock,
     save_code_hashes,
@@ -71,6 +72,11 @@ def execute(
         if fresh:
             abandon_matching(store, own, None if Tag.SUITE in own else experiment.config.name)
         earlier = None if fresh else _resumable(store, own, code, experiment.config, resume)
+        if earlier is not None and is_finished(earlier):
+            display.say(
+                f"run {earlier.info.run_id[:8]} was interrupted after its end: only its ranks are computed"
+            )
+            return _rank(store, experiment, earlier.info.run_id, earlier.data.metrics)
         if earlier is not None:
             display.say(f"resuming the interrupted run {earlier.info.run_id[:8]}")
         title = experiment.config.title
@@ -84,13 +90,7 @@ def execute(
                 raise
             card = model_card(title, _card(experiment, only), {**result.values, **result.costs})
             recorder.tags({"mlflow.note.content": card})
-        remove_workspace(workspace)
-    if experiment.leaky:
-        text = f"{title}: LEAKY, on no leaderboard\n{headline(result.values)}\n{LEAKY_WARNING}"
-        console().print(text, markup=False)
-    else:
-        console().print(board_table(update_ranks(store, recorder.run_id)))
-    return recorder.run_id
+    return _rank(store, experiment, recorder.run_id, result.values)
 
 
 @contextmanager
@@ -121,11 +121,10 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
 
     Raises `BadSetting` if the run cannot be resumed.
     """
-    run = find_run(
-        connect(uri), name_or_id, lambda run: not is_finished(run) and Tag.GIVEN_UP not in run.data.tags
-    )
+    store = connect(uri)
+    run = find_run(store, name_or_id, lambda run: not is_ranked(store, run) and Tag.GIVEN_UP not in run.data.tags)
     name = f"run {run_label(run)}"
-    if is_finished(run):
+    if is_ranked(store, run):
         raise BadSetting(f"{name} is finished. Name another run.")
     if Tag.GIVEN_UP in run.data.tags:
         raise BadSetting(
@@ -136,6 +135,20 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
     if config.fingerprint() != run.data.tags.get(Tag.FINGERPRINT):
         raise BadSetting(f"the settings of {name} have another meaning in this version. Start it again.")
     return config, None if only is None else int(only), run.info.run_id
+
+
+def _rank(store: Store, experiment: Experiment, run_id: str, values: Mapping[str, float]) -> str:
+    """Rank a finished run, print its board, remove its checkpoints, and return its id.
+
+    The workspace is removed last: while it exists, the same command repeats these steps.
+    """
+    if experiment.leaky:
+        text = f"{experiment.config.title}: LEAKY, on no leaderboard\n{headline(values)}\n{LEAKY_WARNING}"
+        console().print(text, markup=False)
+    else:
+        console().print(board_table(update_ranks(store, run_id)))
+    remove_workspace(workspace_folder(store, run_id))
+    return run_id
 
 
 def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) -> None:

@@ -25,8 +25,8 @@ from bench.errors import BenchError
 from bench.experiments.launch import InProcess, Launcher, WorkItem, run_items
 from bench.experiments.run import execute
 from bench.experiments.suite_file import Cell, Parts, Suite
-from bench.tracking import Run, Store, connect, is_finished, log_failure, search_runs
-from bench.tracking.resume import abandon, is_active, workspace_folder
+from bench.tracking import Run, Store, connect, log_failure, search_runs
+from bench.tracking.resume import abandon, is_active, is_ranked, workspace_folder
 from bench.tracking.tags import Tag
 
 DONE, FAILED, MISSING, RUNNING = "done", "failed", "missing", "running"
@@ -107,14 +107,14 @@ def cell_state(cell: Cell, store: Store) -> CellState:
     """
     runs = cell_runs(cell, store)
     for run in runs:
-        if is_finished(run):
+        if is_ranked(store, run):
             return CellState(cell, DONE, run)
     if not runs:
         return CellState(cell, MISSING, None)
     status = runs[0].info.status
     if status == "RUNNING" and is_active(store, runs[0]):
         return CellState(cell, RUNNING, runs[0])
-    return CellState(cell, MISSING if status in ("RUNNING", "KILLED") else FAILED, runs[0])
+    return CellState(cell, FAILED if status == "FAILED" else MISSING, runs[0])
 
 
 def cell_runs(cell: Cell, store: Store) -> list[Run]:

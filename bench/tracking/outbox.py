@@ -7,11 +7,10 @@ but only after 20 seconds (SQLite) or 4 minutes (a server; measured with MLflow 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -19,10 +18,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
-from bench.tracking.store import Store, root_cause, to_stderr
+from bench.tracking.store import Store, root_cause, short_timeouts, to_stderr
 
-# MLflow reads these at every request. Two attempts of 10 seconds, instead of eight of 120.
-SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 PAUSE_FACTOR = 10  # times the length of the failed attempt: a store that hangs costs at most a tenth of a run
 REFUSED = "INVALID_PARAMETER_VALUE"  # an invalid name or a deleted run: waiting does not help
 FIELDS = ("key", "value", "timestamp", "step")  # of a metric in the file
@@ -124,15 +121,3 @@ def replay(store: Store, file: Path | str) -> None:
         )
     if problem := Outbox(store, Path(file)).close():
         raise StoreError(problem)
-
-
-@contextmanager
-def short_timeouts() -> Iterator[None]:
-    """Give a server seconds instead of minutes to answer MLflow, except where the user has set these variables."""
-    ours = {name: value for name, value in SHORT_TIMEOUTS.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)

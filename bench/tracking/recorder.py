@@ -8,27 +8,31 @@ import math
 import os
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from bench.errors import StoreError
-from bench.tracking.outbox import Outbox, short_timeouts
-from bench.tracking.store import Store, quoted, root_cause, to_stderr
+from bench.tracking.heartbeat import heartbeat, sign_of_life
+from bench.tracking.outbox import Outbox
+from bench.tracking.store import Store, quoted, root_cause, short_timeouts, to_stderr
 from bench.tracking.tags import FOLD, PARENT, Tag
 
 PARAM_LIMIT = 6000  # characters that MLflow accepts
+FINISH_SECONDS = 20  # for the last load of the machine to arrive
 
 
 class MlflowRecorder:
@@ -77,7 +81,7 @@ class MlflowRecorder:
             return
         pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
         probabilities = TensorSpec(np.dtype(np.float32), (-1, -1, -1))
-        logged = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
+        logged = self._create_model()
         with tempfile.TemporaryDirectory() as workspace:
             target = Path(workspace) / "model"
             with warnings.catch_warnings():  # the signature replaces an input example
@@ -93,6 +97,21 @@ class MlflowRecorder:
             self.client.log_model_artifacts(logged.model_id, str(target))
         self.client.finalize_logged_model(logged.model_id, mlflow.entities.LoggedModelStatus.READY)
         self.client.log_outputs(self.run_id, [mlflow.entities.LoggedModelOutput(logged.model_id, step=0)])
+
+    def _create_model(self) -> LoggedModel:
+        """Create the model of this run, or return the one that an interrupted call has created."""
+
+        def created() -> list[LoggedModel]:
+            return list(self.client.search_logged_models([self.experiment_id], f"source_run_id = '{self.run_id}'"))
+
+        models = created() if self.resumed else []
+        if not models:
+            new = self.client.create_logged_model(self.experiment_id, name="model", source_run_id=self.run_id)
+            twins = created() if self.store.folder is None else []
+            models = [new, *(model for model in twins if model.model_id != new.model_id)]
+        for twin in models[1:]:  # made by the same request, whose answer was lost
+            self.client.delete_logged_model(twin.model_id)
+        return models[0]
 
     def data(self, name: str, digest: str, profile: Mapping[str, Any]) -> None:
         """Log the data set of the run as an MLflow input."""
@@ -116,16 +135,18 @@ class MlflowRecorder:
             self.outbox.say(f"{self.store.address} could not record that run {self.run_id} is {status}")
 
     @contextmanager
-    def child(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Self]:
-        """Open a run below this one, such as a fold; it ends when the block ends."""
+    def child(
+        self, name: str, tags: Mapping[str, str] | None = None, *, ended: str = "FINISHED"
+    ) -> Iterator[Self]:
+        """Open a run below this one, such as a fold; it is `ended`, FAILED or KILLED when the block ends."""
         all_tags = {Tag.KIND: FOLD, "mlflow.parentRunId": self.run_id, **(tags or {})}
         where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.run_name = {quoted(name)}"
         before = list(self.client.search_runs([self.experiment_id], where)) if self.resumed else []
         if before:
             reopen(self.store, before[0])
-        run = before[0] if before else self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
+        run = before[0] if before else _create_run(self.store, self.experiment_id, name, all_tags)
         child = type(self)(self.store, run.info.run_id, self.experiment_id, self.outbox, resumed=bool(before))
-        with _lifetime(child):
+        with _lifetime(child, ended):
             yield child
 
 
@@ -159,13 +180,13 @@ def open_run(
     else:
         experiment_id = store.experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment, say)
         origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "bench", "mlflow.source.type": "LOCAL"}
-        run = store.client.create_run(experiment_id, run_name=name, tags={**origin, **tags})
+        run = _create_run(store, experiment_id, name, {**origin, **tags})
     outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
     recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, resumed=resume is not None)
     if adopted is not None:
         recorder.tags({"mlflow.runName": name, **tags})
     try:
-        with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder):
+        with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder), heartbeat(store, run.info.run_id):
             yield recorder
     except MlflowException as error:
         raise StoreError(
@@ -199,15 +220,38 @@ def _launched_run(store: Store) -> Run | None:
 
 def reopen(store: Store, run: Run) -> None:
     """Mark an interrupted run as running again."""
+    _delete_twins(store, run)
+    if store.folder is None and "mlflow.parentRunId" not in run.data.tags:
+        store.client.set_tag(run.info.run_id, Tag.HEARTBEAT, sign_of_life())
     store.client.update_run(run.info.run_id, status="RUNNING")
     if Tag.ERROR in run.data.tags:
         store.client.delete_tag(run.info.run_id, Tag.ERROR)
 
 
+def _create_run(store: Store, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+    """Create a run with a key of its own. MLflow repeats a request whose answer was lost: one run stays."""
+    own = {Tag.KEY: uuid.uuid4().hex}
+    if store.folder is None and "mlflow.parentRunId" not in tags:
+        own[Tag.HEARTBEAT] = sign_of_life()
+    run = store.client.create_run(experiment_id, run_name=name, tags={**tags, **own})
+    _delete_twins(store, run)
+    return run
+
+
+def _delete_twins(store: Store, run: Run) -> None:
+    """Delete the other runs that the request for this run has created on a server."""
+    key = run.data.tags.get(Tag.KEY)
+    if store.folder is not None or key is None:
+        return
+    for twin in store.client.search_runs([run.info.experiment_id], f"tags.`{Tag.KEY}` = '{key}'"):
+        if twin.info.run_id != run.info.run_id:
+            store.client.delete_run(twin.info.run_id)
+
+
 def log_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str], problem: str) -> None:
     """Log a FAILED run for one that was refused before it could start, with the reason."""
     all_tags = {Tag.KIND: PARENT, Tag.ERROR: problem[:PARAM_LIMIT], **tags}
-    run = store.client.create_run(store.experiment(experiment), run_name=name, tags=all_tags)
+    run = _create_run(store, store.experiment(experiment), name, all_tags)
     store.client.set_terminated(run.info.run_id, "FAILED")
 
 
@@ -234,7 +278,7 @@ def _logged_metrics(store: Store, run_id: str) -> frozenset[tuple[str, int]]:
 
 
 @contextmanager
-def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
+def _lifetime(recorder: MlflowRecorder, ended: str = "FINISHED") -> Iterator[None]:
     """End the run with the status that matches how the block ends."""
     try:
         yield
@@ -244,7 +288,7 @@ def _lifetime(recorder: MlflowRecorder) -> Iterator[None]:
     except BaseException as error:
         recorder.end_early("FAILED", {Tag.ERROR: f"{type(error).__name__}: {error}"[:PARAM_LIMIT]})
         raise
-    recorder.end("FINISHED")
+    recorder.end(ended)
 
 
 @contextmanager
@@ -270,5 +314,7 @@ def _system_metrics(recorder: MlflowRecorder) -> Iterator[None]:
     try:
         yield
     finally:
-        with short_timeouts():
-            monitor.finish()  # type: ignore[no-untyped-call]
+        with short_timeouts():  # a request under way may still wait longer, and the run does not wait for it
+            last = Thread(target=monitor.finish, daemon=True)
+            last.start()
+            last.join(FINISH_SECONDS)

@@ -20,6 +20,7 @@ from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
 from bench.files import cache_folder
 from bench.tracking import LEAKY, PARENT, Run, Store, Tag, is_finished, run_label, search_runs
+from bench.tracking.heartbeat import GRACE, beats_here, seconds_silent
 
 IDENTITY = (Tag.FINGERPRINT, Tag.DATA)
 FRESH = "Give --fresh to start a new run."
@@ -66,15 +67,25 @@ def run_lock(workspace: Path) -> Iterator[None]:
 
 
 def is_active(store: Store, run: Run) -> bool:
-    """Return whether a process works on a RUNNING run: it holds the lock, or it may run on another machine."""
+    """Return whether a process works on a RUNNING run: it holds the lock, or its heartbeat is not old.
+
+    The heartbeat decides for a run on a server that last ran elsewhere, or whose workspace is gone.
+    """
     workspace = workspace_folder(store, run.info.run_id)
-    if not workspace.exists():
-        return store.folder is None
-    try:
-        with run_lock(workspace):
+    if workspace.exists():
+        try:
+            with run_lock(workspace):
+                pass
+        except BadSetting:
+            return True
+        if beats_here(run):
             return False
-    except BadSetting:
-        return True
+    return store.folder is None and seconds_silent(run) < GRACE
+
+
+def is_ranked(store: Store, run: Run) -> bool:
+    """Return whether a run has finished and was ranked: its workspace is removed after that."""
+    return is_finished(run) and not workspace_folder(store, run.info.run_id).exists()
 
 
 def find_resumable(
@@ -82,13 +93,14 @@ def find_resumable(
 ) -> Run | None:
     """Return the newest interrupted run with these tags, or the one with this id; None if there is none.
 
-    A failed run is resumed only if the code is unchanged. Raises `BadSetting` if the code of an interrupted run
-    has changed, or if another process works on the run.
+    A run that only lacks ranks counts as interrupted, and the code may have changed since. A failed run is resumed
+    only if the code is unchanged. Raises `BadSetting` if the code of an interrupted run has changed, or if another
+    process works on the run.
     """
     for run in [r for r in _unfinished(store, tags) if run_id in (None, r.info.run_id)]:
         if run.info.status == "RUNNING" and is_active(store, run):
-            raise _active_error(run.info.run_id)
-        if run.data.tags.get(Tag.CODE) == digest(code):
+            raise _active_error(run.info.run_id, None if store.folder else seconds_silent(run))
+        if is_finished(run) or run.data.tags.get(Tag.CODE) == digest(code):
             return run
         if run_id is not None or run.info.status != "FAILED":
             raise BadSetting(
@@ -123,6 +135,9 @@ def abandon(store: Store, runs: Iterable[Run]) -> None:
     """End runs for good and remove their checkpoints. Runs that another process works on are left alone."""
     for run in runs:
         workspace = workspace_folder(store, run.info.run_id)
+        if is_finished(run):
+            remove_workspace(workspace)
+            continue
         if (run.info.status == "RUNNING" or workspace.exists()) and is_active(store, run):
             continue
         store.client.set_tag(run.info.run_id, Tag.GIVEN_UP, "true")
@@ -142,17 +157,18 @@ def remove_workspace(workspace: Path) -> None:
     shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _active_error(run_id: str) -> BadSetting:
-    return BadSetting(
-        f"run {run_id[:8]} of this configuration is running in another process. Wait for it. {FRESH}"
-    )
+def _active_error(run_id: str, silent: float | None = None) -> BadSetting:
+    wait = "Wait for it."
+    if silent is not None:
+        wait += f" If that process was killed {silent:.0f} s ago, repeat the command in {GRACE - silent:.0f} s."
+    return BadSetting(f"run {run_id[:8]} of this configuration is running in another process. {wait} {FRESH}")
 
 
 def _unfinished(store: Store, tags: Mapping[str, str]) -> list[Run]:
     """Return unfinished runs of the same experiment and folds, running ones included, the newest first."""
     same = search_runs(store, {k: tags[k] for k in IDENTITY})
     same = [run for run in same if all(run.data.tags.get(k) == tags.get(k) for k in (Tag.ONLY, Tag.KIND))]
-    return [run for run in same if not is_finished(run) and Tag.GIVEN_UP not in run.data.tags]
+    return [run for run in same if not is_ranked(store, run) and Tag.GIVEN_UP not in run.data.tags]
 
 
 def _interrupted_namesakes(store: Store, tags: Mapping[str, str], name: str) -> list[Run]:

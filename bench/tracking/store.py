@@ -10,7 +10,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,11 @@ from bench.tracking.sqlite import (
 )
 from bench.tracking.tags import PARENT, Tag
 
+# MLflow reads these at every request. Five attempts of 30 seconds, instead of eight of 120, and for what has to be
+# quick (a first contact, metrics, the end of a run) two of 10.
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+SLOW = 2.0  # seconds for one answer, above which a user is warned: a run makes a hundred requests and more
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 DRIVERS = {
     "postgresql": "pip install 'medseg-bench[postgres]', and write postgresql://...",
@@ -220,8 +226,34 @@ def without_password(uri: str) -> str:
 
 def _open_client(uri: str, refusal: str | None = None) -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would put it into the environment of later processes
-    client.search_experiments(max_results=1)  # contacts the store, and creates the tables of a SQLite store
+    remote, started = urlparse(uri).scheme in ("http", "https"), time.monotonic()
+    with short_timeouts():
+        client.search_experiments(max_results=1)  # contacts the store, and creates the tables of a SQLite store
+    if remote:
+        for name, value in TIMEOUTS.items():
+            os.environ.setdefault(name, value)
+    if remote and (seconds := time.monotonic() - started) > SLOW:
+        print(
+            f"the server at {without_password(uri)} took {seconds:.0f} s for one answer. A run makes hundreds of "
+            "requests, so it will be slow",
+            file=sys.stderr,
+            flush=True,
+        )
     return cast(MlflowClient, RetryingClient(client, refusal=refusal))
+
+
+@contextmanager
+def short_timeouts() -> Iterator[None]:
+    """Give a server seconds instead of minutes to answer MLflow, except where the user has set these variables."""
+    before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
+    ours = {name: SHORT_TIMEOUTS[name] for name, value in before.items() if value in (None, TIMEOUTS[name])}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if (value := before[name]) is not None else {})
 
 
 class RetryingClient:

@@ -32,6 +32,8 @@ class Tag:
     IMPORTED = "bench.imported"  # id in the store that the run was imported from
 
     # How the run ended, and whether it can be resumed
+    KEY = "bench.key"  # random; runs with the same key were created by one request
+    HEARTBEAT = "bench.heartbeat"  # when a process last worked on the run, and on which machine
     CODE = "bench.code"  # hash of the code that the result depends on
     ERROR = "bench.error"
     GIVEN_UP = "bench.given_up"  # true: --fresh replaced the run

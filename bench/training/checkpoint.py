@@ -12,16 +12,25 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from bench.device import out_of_memory
 from bench.errors import StoreError
 from bench.files import write_atomically
 from bench.types import SILENT, Watch
+
+
+class DamagedState(StoreError):
+    """A file that `write_state` has not written as it is now."""
+
+
+# What building an object from unexpected contents may raise
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Best:
@@ -68,15 +77,21 @@ class Checkpoints:
             old.unlink()
         self._last = time.monotonic()
 
-    def latest(self) -> dict[str, Any] | None:
-        """Return the newest undamaged checkpoint; None if there is none."""
+    def undamaged(self) -> Iterator[dict[str, Any]]:
+        """Yield the checkpoints, the newest first, and remove those that are damaged.
+
+        The caller takes the first one that fits it. Asking for the next one means that the last one did not.
+        """
         for path in self._all():
             try:
-                return dict(read_state(path))
-            except StoreError as error:
-                self.watch.say(f"{error} An older one is used if it exists.")
-                path.unlink(missing_ok=True)  # or it would count as one of the newest
-        return None
+                state = read_state(path)
+            except DamagedState as error:
+                problem = str(error)
+            else:
+                yield state
+                problem = f"the checkpoint {path} is damaged (its contents are not those of this fold)."
+            self.watch.say(f"{problem} An older one is used if it exists.")
+            path.unlink(missing_ok=True)  # or it would count as one of the newest
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.state"), reverse=True)
@@ -92,11 +107,19 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """Read what `write_state` wrote, with tensors on the CPU. Raises `StoreError`."""
+    """Read what `write_state` wrote, with tensors on the CPU.
+
+    Raises `DamagedState`, or `StoreError` if the disk or the memory is at fault and the file may be good.
+    """
     try:
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
-            raise StoreError(f"the checkpoint {path} is damaged (its checksum differs).")
+            raise DamagedState(f"the checkpoint {path} is damaged (its checksum differs).")
         return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
-        raise StoreError(f"the checkpoint {path} cannot be read: {error}.") from None
+    except (*UNEXPECTED, OSError, EOFError, MemoryError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) or out_of_memory(error):
+            reason = "there is too little memory" if out_of_memory(error) else error
+            raise StoreError(
+                f"the checkpoint {path} cannot be read: {reason}. It is kept: repeat the command later."
+            ) from None
+        raise DamagedState(f"the checkpoint {path} is damaged and cannot be read: {error}.") from None

@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 
 from bench.data.loader import SliceLoader
-from bench.device import memory_in_use
-from bench.errors import StoreError
+from bench.device import memory_in_use, out_of_memory
 from bench.masks import Masks
-from bench.training.checkpoint import Best, Checkpoints, read_state, write_state
+from bench.training.checkpoint import UNEXPECTED, Best, Checkpoints, DamagedState, read_state, write_state
 from bench.training.experiment import Experiment
 from bench.training.fold_records import record_fold
 from bench.training.loop import Progress
@@ -43,11 +42,13 @@ class FoldWorkspace(Checkpoints):
             return None
         try:
             kept = read_state(self.file)
-        except StoreError as error:
-            self.watch.say(f"{error} The fold continues from its last checkpoint.")
+            scores = tuple(CaseScore(**s | {"slices": pd.DataFrame(s["slices"])}) for s in kept["scores"])
+            return FoldResult(**kept["result"] | {"scores": scores}), Masks.of_state(kept)
+        except (DamagedState, *UNEXPECTED) as error:
+            damage = isinstance(error, DamagedState)
+            problem = error if damage else f"{self.file} is damaged (its contents are not a result)."
+            self.watch.say(f"{problem} The fold continues from its last checkpoint.")
             return None
-        scores = (CaseScore(**s | {"slices": pd.DataFrame(s["slices"])}) for s in kept["scores"])
-        return FoldResult(**kept["result"] | {"scores": tuple(scores)}), Masks.of_state(kept)
 
 
 class FoldTraining:
@@ -69,6 +70,7 @@ class FoldTraining:
 
     def state(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.KEPT} | {
+            "fold": self.fold.number,
             "progress": self.progress.state(),
             "model": self.model.state_dict(),
             "best": self.best.state(),
@@ -76,6 +78,8 @@ class FoldTraining:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        if state["fold"] != self.fold.number:
+            raise ValueError("a checkpoint of another fold")
         self.progress = Progress(state["progress"])
         self.model.load_state_dict(state["model"])
         self.best.load(state["best"])
@@ -98,8 +102,7 @@ class FoldTraining:
         if experiment.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(experiment.device)
         watch.fold(fold.number, len(experiment.folds), experiment.images_per_fold(fold))
-        if workspace is not None and (saved := workspace.latest()) is not None:
-            self.restore(saved)
+        if self.history:
             watch.images(sum(row["images"] for row in self.history))
             watch.say(f"fold {fold.number} continues after epoch {len(self.history)}")
         epochs = experiment.train(
@@ -174,11 +177,27 @@ def run_fold(
 
     Returns the result and the predicted masks of the test patients.
     """
-    training = FoldTraining(experiment, fold, loader)
+    training = start_or_resume(experiment, fold, loader, workspace)
     training.train(recorder, execution, watch, workspace)
     result, masks = training.test()
     record_fold(experiment, result, masks, training.model, pd.DataFrame(training.history), recorder)
     return result, masks
+
+
+def start_or_resume(
+    experiment: Experiment, fold: Fold, loader: SliceLoader, workspace: FoldWorkspace | None
+) -> FoldTraining:
+    """Return the training of a fold as its newest checkpoint has left it, or at its start without one."""
+    for state in workspace.undamaged() if workspace is not None else ():
+        training = FoldTraining(experiment, fold, loader)
+        try:
+            training.restore(state)
+        except UNEXPECTED as error:
+            if out_of_memory(error):
+                raise
+            continue  # a half restored model is not used
+        return training
+    return FoldTraining(experiment, fold, loader)
 
 
 def derive_seed(*parts: object) -> int:

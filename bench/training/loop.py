@@ -39,6 +39,10 @@ class Progress:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self._from = state
         self.epoch = int(state["epoch"]) if state else 0
+        if state is not None:  # used only after training has begun, when it is too late for another checkpoint
+            torch.Generator().set_state(state["random"])
+            if not isinstance(state["optimizer"], dict) or int(state["parts"]) < 1 or "random_cuda" not in state:
+                raise ValueError("the state of another program")
         self._step: Stepper | None = None
 
     def state(self) -> dict[str, Any]:

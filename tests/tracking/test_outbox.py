@@ -24,8 +24,8 @@ from mlflow.exceptions import MlflowException
 
 from bench.errors import StoreError
 from bench.tracking import PARENT, MlflowRecorder, Store, open_run, replay, search_runs
-from bench.tracking.outbox import SHORT_TIMEOUTS, Outbox, short_timeouts
-from bench.tracking.store import RetryingClient
+from bench.tracking.outbox import Outbox
+from bench.tracking.store import SHORT_TIMEOUTS, RetryingClient, short_timeouts
 from bench.tracking.tags import Tag
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -167,6 +168,25 @@ def test_a_resumed_run_does_not_log_its_model_twice(store, tmp_path):
     assert len(store.client.get_run(run.run_id).outputs.model_outputs) == 1
 
 
+@pytest.mark.parametrize("step", ["log_model_artifacts", "finalize_logged_model", "log_outputs"])
+def test_a_model_whose_logging_was_interrupted_is_logged_once(store, tmp_path, monkeypatch, step):
+    (tmp_path / "segmenter").mkdir()
+    (tmp_path / "segmenter" / "model.json").write_text("{}")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt), open_run(store, "mine", "lgg", {}) as run:
+        patch.setattr(store.client, step, interrupted, raising=False)
+        run.model(tmp_path / "segmenter", 3)
+    with open_run(store, "mine", "lgg", {}, resume=store.client.get_run(run.run_id)) as again:
+        again.model(tmp_path / "segmenter", 3)
+    (model,) = store.client.search_logged_models([run.experiment_id])
+    assert model.status == "READY"
+    (output,) = store.client.get_run(run.run_id).outputs.model_outputs
+    assert output.model_id == model.model_id
+
+
 def test_a_reopened_run_has_no_error(store):
     with pytest.raises(ValueError, match="a bad day"), open_run(store, "mine", "lgg", {}) as run:
         raise ValueError("a bad day")
@@ -176,10 +196,10 @@ def test_a_reopened_run_has_no_error(store):
 
 
 SLEEPER = """
-    import signal, sys, time
-    from bench.cli import _as_interrupt
+    import sys, time
+    from bench.console import interrupt_on_signals
     from bench.tracking import connect, open_run
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    interrupt_on_signals()
     with open_run(connect(sys.argv[1]), "sleeper", "lgg", {}) as run:
         print(run.run_id, flush=True)
         time.sleep(60)
@@ -187,15 +207,17 @@ SLEEPER = """
 
 
 @pytest.mark.slow
-def test_a_terminated_process_leaves_its_run_killed(store):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_a_signal_ends_leaves_its_run_killed(store, number):
+    """Its terminal is gone, as after a lost connection."""
+    terminal, own = pty.openpty()
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", textwrap.dedent(SLEEPER), store.uri], stdout=subprocess.PIPE, stderr=own, text=True
     )
+    os.close(own)
     assert child.stdout is not None
     run_id = child.stdout.readline().strip()
-    child.send_signal(signal.SIGTERM)
+    os.close(terminal)
+    child.send_signal(number)
     child.communicate(timeout=60)
     assert store.client.get_run(run_id).info.status == "KILLED"

@@ -108,6 +108,12 @@ def parents(store: Store) -> list[Any]:
     return [run for run in all_runs(store) if run.data.tags["bench.kind"] == "cv"]
 
 
+def finish(store: Store, run: Any) -> None:
+    """Let a run look as one that has ended by itself."""
+    store.client.set_terminated(run.info.run_id, "FINISHED")
+    shutil.rmtree(workspace_folder(store, run.info.run_id))
+
+
 def refusal(store: Store, config: RunConfig, **options: Any) -> str:
     """Return the message with which a run is refused, and check that the store has not changed."""
     before = [run.to_dictionary() for run in all_runs(store)]
@@ -162,7 +168,7 @@ def test_a_fresh_run_replaces_the_interrupted_one(store_with_run):
     assert len(parents(store_with_run)) == 2
     assert parents(store_with_run)[0].info.end_time == old.info.end_time
     assert parents(store_with_run)[1].info.end_time > fresh.info.end_time
-    store_with_run.client.set_terminated(fresh.info.run_id, "FINISHED")
+    finish(store_with_run, fresh)
     interrupt(config(), store_with_run)  # a new one, not the old one
     assert len(parents(store_with_run)) == 3
     assert parents(store_with_run)[0].info.end_time == old.info.end_time
@@ -288,7 +294,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(store_with_run, statu
         for options in ({}, {"resume": mine.info.run_id}):
             assert "running in another process" in refusal(store_with_run, config(), **options)
         interrupt(config(), store_with_run, fresh=True)
-    store_with_run.client.set_terminated(parents(store_with_run)[1].info.run_id, "FINISHED")
+    finish(store_with_run, parents(store_with_run)[1])
     interrupt(config(), store_with_run)  # the lock was released with its process
     assert [run.info.status for run in parents(store_with_run)] == ["KILLED", "FINISHED"]
 
@@ -301,7 +307,7 @@ def test_a_running_run_with_other_code_is_not_called_interrupted(store_with_run)
         assert "running in another process" in refusal(store_with_run, config())
 
 
-def test_a_run_without_a_workspace_is_active_only_on_a_server(store_with_run):
+def test_a_run_on_this_machine_is_active_while_its_lock_is_held(store_with_run):
     (mine,) = parents(store_with_run)
     workspace = workspace_folder(store_with_run, mine.info.run_id)
     assert not is_active(store_with_run, mine)
@@ -309,7 +315,48 @@ def test_a_run_without_a_workspace_is_active_only_on_a_server(store_with_run):
         assert is_active(store_with_run, mine)
     shutil.rmtree(workspace)
     assert not is_active(store_with_run, mine)
-    assert is_active(Store("http://somewhere:5000", store_with_run.client), mine)
+
+
+@pytest.fixture
+def without_ranks(store_with_run, monkeypatch) -> Store:
+    """A store whose run was interrupted between its end and its ranks."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.experiments.run.update_ranks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(config(), uri=store_with_run.uri, quiet=True)
+    (mine,) = parents(store_with_run)
+    assert (mine.info.status, "rank" in mine.data.metrics) == ("FINISHED", False)
+    change_code(store_with_run, mine)  # ranks do not depend on it
+    return store_with_run
+
+
+@pytest.mark.parametrize("how", ["run", "resume", "suite"])
+def test_a_run_that_was_interrupted_before_its_ranks_is_only_ranked(without_ranks, how, tmp_path, monkeypatch):
+    (before,) = parents(without_ranks)
+    monkeypatch.setattr("bench.experiments.run.cross_validate", pytest.fail)
+    if how == "suite":
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump({"base": SETTINGS, "entries": {"mine": {}}}))
+        assert [s.state for s in states(read_suite(file), without_ranks)] == [MISSING]
+        assert [s.state for s in run_suite(read_suite(file), uri=without_ranks.uri, quiet=True)] == [DONE]
+    else:
+        execute(
+            config(), uri=without_ranks.uri, quiet=True, resume=before.info.run_id if how == "resume" else None
+        )
+    (after,) = parents(without_ranks)
+    assert (after.data.metrics["rank"], after.info.end_time) == (1, before.info.end_time)
+    assert not workspace_folder(without_ranks, after.info.run_id).exists()
+
+
+def test_a_fresh_run_leaves_a_finished_one_as_it_is(without_ranks):
+    interrupt(config(), without_ranks, fresh=True)
+    done, fresh = parents(without_ranks)
+    assert (done.info.status, fresh.info.status) == ("FINISHED", "KILLED")
+    assert Tag.GIVEN_UP not in done.data.tags
 
 
 def test_an_interrupted_cell_of_a_suite_is_missing_and_resumed(store_with_run, tmp_path):

@@ -17,6 +17,7 @@ import torch
 
 from bench.data.loader import SliceLoader
 from bench.overrides import configure
+from bench.training.checkpoint import read_state, write_state
 from bench.training.cross_validation import cross_validate
 from bench.training.experiment import Experiment, resolve
 from bench.training.fold import FoldWorkspace, run_fold
@@ -240,3 +241,31 @@ def test_a_damaged_result_is_made_again_from_the_last_checkpoint(crossed, tmp_pa
     assert comparable(outcome.results[0]) == comparable(expected.results[0])
     assert watch.count["epoch"] == 0
     assert any("damaged" in text for text in watch.messages)
+
+
+CONTENTS = {
+    "result.state": {"result": {"words": 1}, "scores": []},
+    "epoch-000003.state": {"progress": {}, "model": {}},
+    "another fold": None,
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_a_checkpoint_with_unexpected_contents_gives_way_to_the_one_before(crossed, tmp_path, name):
+    """Their checksums are right, as if they were copied from another run, or from another fold."""
+    experiment, _, expected = crossed
+    cross_validate(experiment, MemoryRecorder(), only=0, workspace=tmp_path)
+    (result,) = tmp_path.rglob("result.state")
+    newest, older = sorted(tmp_path.rglob("epoch-*.state"), reverse=True)
+    if name == "another fold":
+        newest.write_bytes(older.read_bytes())
+        write_state(newest, read_state(newest) | {"fold": 1})
+    else:
+        write_state(result.parent / name, CONTENTS[name])
+    if name != result.name:
+        result.unlink()
+    watch = InterruptingWatch()
+    outcome = cross_validate(experiment, MemoryRecorder(), only=0, watch=watch, workspace=tmp_path)
+    assert comparable(outcome.results[0]) == comparable(expected.results[0])
+    assert watch.count["epoch"] == (name != result.name)
+    assert sum("is damaged (its contents" in text for text in watch.messages) == 1

@@ -224,6 +224,10 @@ def checkpoints(tmp_path):
     return made, said
 
 
+def latest(made: Checkpoints) -> dict[str, int] | None:
+    return next(made.undamaged(), None)
+
+
 def newest(made: Checkpoints) -> list[Path]:
     return sorted(made.folder.iterdir(), reverse=True)
 
@@ -237,9 +241,9 @@ def flip(path: Path, place: int) -> None:
 def test_the_last_two_are_kept_and_the_newest_is_used(checkpoints):
     made, said = checkpoints
     assert len(newest(made)) == 2
-    assert made.latest() == {"epoch": 3}
+    assert latest(made) == {"epoch": 3}
     assert said == []
-    assert Checkpoints(made.folder.with_name("fold-1"), 0).latest() is None
+    assert latest(Checkpoints(made.folder.with_name("fold-1"), 0)) is None
 
 
 DAMAGES = {
@@ -256,7 +260,7 @@ def test_a_damaged_one_gives_way_to_the_one_before_and_says_so(checkpoints, dama
     made, said = checkpoints
     name = newest(made)[0].name
     damage(newest(made)[0])
-    assert made.latest() == {"epoch": 2}
+    assert latest(made) == {"epoch": 2}
     assert len(said) == 1
     assert name in said[0]
     assert "damaged" in said[0]
@@ -266,10 +270,10 @@ def test_two_damaged_ones_mean_to_start_over_and_are_not_in_the_way(checkpoints)
     made, said = checkpoints
     for path in newest(made):
         flip(path, -1)
-    assert made.latest() is None
+    assert latest(made) is None
     assert len(said) == 2
     made.save(1, {"epoch": 1})
-    assert made.latest() == {"epoch": 1}
+    assert latest(made) == {"epoch": 1}
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -284,9 +288,9 @@ def test_a_process_that_ends_before_the_last_step_leaves_the_one_before(checkpoi
         patch.setattr(os, step, end)
         with pytest.raises(KeyboardInterrupt):
             made.save(4, {"epoch": 4})
-    assert Checkpoints(made.folder, 0, told(said)).latest() == {"epoch": 3}
+    assert latest(Checkpoints(made.folder, 0, told(said))) == {"epoch": 3}
     made.save(4, {"epoch": 4})
-    assert made.latest() == {"epoch": 4}
+    assert latest(made) == {"epoch": 4}
     assert said == []
 
 
@@ -294,7 +298,7 @@ def test_a_full_disk_leaves_the_one_before(checkpoints):
     made, _ = checkpoints
     with disk_full_after(1000), pytest.raises(OSError, match="File too large"):
         made.save(4, {"weights": torch.zeros(1000)})
-    assert made.latest() == {"epoch": 3}
+    assert latest(made) == {"epoch": 3}
 
 
 def test_one_is_due_so_many_seconds_after_the_last(tmp_path, monkeypatch):
@@ -306,3 +310,24 @@ def test_one_is_due_so_many_seconds_after_the_last(tmp_path, monkeypatch):
     made.save(1, {})
     assert [made.due() for _ in range(3)] == [False, False, True]
     assert Checkpoints(tmp_path, 0).due()
+
+
+TRANSIENT = (
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    OSError("Input/output error"),
+)
+
+
+@pytest.mark.parametrize("error", TRANSIENT)
+def test_a_checkpoint_that_cannot_be_read_is_kept(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path, 0)
+    checkpoints.save(1, {"a": 1})
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(StoreError, match=r"cannot be read: .* It is kept"):
+        next(checkpoints.undamaged())
+    assert len(list(tmp_path.iterdir())) == 1

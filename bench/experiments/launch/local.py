@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from bench.console import interrupt_on_signals
 from bench.experiments.launch import StartedWork, WorkItem
 
 GRACE_SECONDS = 60  # for an interrupted worker to end its runs in the store
@@ -95,5 +96,5 @@ def visible_gpus() -> list[str]:
 
 
 if __name__ == "__main__":  # a worker: run one work item, pickled on standard input
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     pickle.load(sys.stdin.buffer)()

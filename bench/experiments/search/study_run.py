@@ -44,6 +44,7 @@ from bench.tracking.tags import data_tags
 from bench.training.experiment import Experiment
 
 STUDY, TRIAL = "study", "trial"  # kinds of runs
+LAST_METRIC = "cost/seconds"  # of a trial: it is logged after all others
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def complete_study(session: Session, resolved: ResolvedSearch, name: str) -> Ite
         if plan.sampler == "grid" and (points := queue_grid(study, plan, resolved.space)) < plan.trials:
             say(f"the grid has {points} points, so there will be {points} trials")
         children = search_runs(session.store, {Tag.KIND: TRIAL, "mlflow.parentRunId": run.recorder.run_id})
-        logged = {int(r.data.tags[Tag.TRIAL]) for r in children if is_finished(r)}
+        logged = {int(r.data.tags[Tag.TRIAL]) for r in children if is_logged(r)}
 
         def log_new_trials() -> None:
             for trial in finished_trials(study, logged):
@@ -140,16 +141,24 @@ def log_trial(recorder: MlflowRecorder, trial: FrozenTrial, plan: SearchPlan) ->
     """Log a trial as a child run of the study's run."""
     tags = {Tag.KIND: TRIAL, Tag.TRIAL: str(trial.number), Tag.STATE: trial.state.name.lower()}
     tags |= {Tag.ERROR: str(trial.user_attrs[PROBLEM])} if PROBLEM in trial.user_attrs else {}
-    with recorder.child(f"trial {trial.number}", tags) as child:
+    fault = "FAILED" if PROBLEM in trial.user_attrs else "KILLED"
+    ended = fault if trial.state == TrialState.FAIL else "FINISHED"
+    with recorder.child(f"trial {trial.number}", tags, ended=ended) as child:
         child.settings(trial.params)
         values = {f"inner/{number}": value for number, value in enumerate(trial.user_attrs.get("folds", []))}
         if trial.state == TrialState.COMPLETE:
             values |= dict(zip(plan.objectives, trial.values, strict=True))
-        if trial.duration is not None:
-            values["cost/seconds"] = trial.duration.total_seconds()
-        child.metrics(values)
         for step, value in trial.intermediate_values.items():
             child.metrics({f"reported/{plan.objectives[0]}": value}, step)
+        if trial.duration is not None:
+            values[LAST_METRIC] = trial.duration.total_seconds()
+        child.metrics(values)
+
+
+def is_logged(run: Run) -> bool:
+    """Return whether a trial's run is complete, even if the trial was interrupted or failed."""
+    ended_early = run.info.status in ("KILLED", "FAILED")
+    return is_finished(run) or (ended_early and LAST_METRIC in run.data.metrics)
 
 
 def study_tags(resolved: ResolvedSearch, name: str) -> dict[str, str]:

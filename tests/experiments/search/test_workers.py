@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sqlite3
 from collections.abc import Callable
+from datetime import datetime
 from threading import Thread
 
 import optuna
@@ -18,9 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from bench.errors import BadSetting, StoreError, TrainingError, UnknownName
 from bench.experiments.search.plan import SearchPlan, make_sampler
 from bench.experiments.search.space import build_space
-from bench.experiments.search.storage import load_study, open_storage
-from bench.experiments.search.study_run import open_session
+from bench.experiments.search.storage import PROBLEM, load_study, open_storage
+from bench.experiments.search.study_run import is_logged, log_trial, open_session
 from bench.experiments.search.workers import SurplusTrial, fail_unclaimed, queue_grid, run_trials
+from bench.tracking import open_run, search_runs
 from tests.experiments.search.fakes import draw_x, points, scripted, small_plan
 
 
@@ -318,3 +320,20 @@ def test_runs_and_studies_may_not_share_a_database(store) -> None:
         open_session(store.uri, store.uri, quiet=True, evaluator=scripted({})),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("state", "attributes", "status"),
+    [
+        (TrialState.PRUNED, {}, "FINISHED"),
+        (TrialState.FAIL, {"spared": "interrupted"}, "KILLED"),
+        (TrialState.FAIL, {PROBLEM: "the loss is not a number"}, "FAILED"),
+    ],
+)
+def test_the_run_of_a_trial_says_how_the_trial_ended(store, state, attributes, status) -> None:
+    trial = optuna.trial.create_trial(state=state, user_attrs=attributes)
+    trial.datetime_start, trial.datetime_complete = datetime(2026, 1, 1), datetime(2026, 1, 2)
+    with open_run(store, "study", "lgg", {}) as run:
+        log_trial(run, trial, small_plan())
+    (logged,) = search_runs(store, {"bench.kind": "trial"})
+    assert (logged.info.status, is_logged(logged)) == (status, True)
