@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from bench.errors import BadSetting, StoreError
 from bench.tracking import Run, Store, Tag, connect, open_run, search_runs
+from bench.tracking.databases import LIVELINESS
 from bench.tracking.heartbeat import GRACE, sign_of_life
 from bench.tracking.resume import find_resumable, is_active, workspace_folder
 from tests.servers import free_port
@@ -197,7 +198,7 @@ def test_the_refusal_says_when_a_run_that_was_killed_elsewhere_can_be_resumed(st
 def test_a_server_that_says_nothing_is_given_up_in_one_line(scheme, monkeypatch):
     if scheme == "postgresql":
         pytest.importorskip("psycopg")
-    monkeypatch.setattr("bench.tracking.store.CONNECT_SECONDS", 2)
+    monkeypatch.setitem(LIVELINESS, "connect_timeout", 2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
