@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.data.audit_layout import Finding, layout_errors, layout_warnings, table_warnings
-from bench.data.readers.images import read_image, read_mask
+from bench.data.readers.images import read_mask, read_pixels
 from bench.data.readers.patient_folders import CHANNELS, scan_folder
 from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, format_shape
 from bench.errors import BadSetting, DataError
@@ -115,7 +115,7 @@ class _CaseAudit:
         """Read image and mask of one slice independently and add them; yield errors of unusable files."""
         image = None
         try:
-            image = read_image(entry.image)
+            image = read_pixels(entry.image, (3,))
             self.add_image(entry.image, image)
         except BadFile as error:
             yield _unusable_file(error, entry)

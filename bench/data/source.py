@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bench.errors import DataError
 
 Pixels = NDArray[np.uint8]
+Report = Callable[[DataError], object]  # what to do with a problem, such as `refuse`
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,30 @@ def format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def by_name(files: Iterable[tuple[str, Path]], problems: list[DataError] | None = None) -> dict[str, Path]:
-    """Return `{name: file}`. Two files of one name raise `DataError`, or are added to `problems`."""
+def refuse(problem: DataError) -> None:
+    """Raise a problem. A dataset collects problems instead, so that `bench data check` can name them all."""
+    raise problem
+
+
+def by_name(files: Iterable[tuple[str, Path]], report: Report = refuse) -> dict[str, Path]:
+    """Return `{name: file}`. Report two files of one name."""
     named: dict[str, Path] = {}
     for name, path in files:
-        if name in named:
-            error = BadFile("same-name", path, f"and {named[name]} have the same name. Keep one of them.")
-            if problems is None:
-                raise error
-            problems.append(error)
-        named.setdefault(name, path)
+        if (first := named.setdefault(name, path)) is not path:
+            report(BadFile("same-name", path, f"and {first} have the same name. Keep one of them."))
     return named
+
+
+def report_orphans(
+    images: dict[str, Path], masks: dict[str, Path], report: Report, *, image: str = "image", mask: str = "mask"
+) -> None:
+    """Remove and report the images and masks by name that have no partner; `image` and `mask` name the two."""
+    for code, some, others, partner in (
+        ("orphan-image", images, masks, mask),
+        ("orphan-mask", masks, images, image),
+    ):
+        for name in sorted(some.keys() - others.keys()):
+            report(BadFile(code, some.pop(name), f"has no {partner} of its name. Fix or remove it."))
 
 
 def check_mask_size(image: Pixels, mask: NDArray[Any], path: Path) -> None:

@@ -163,7 +163,7 @@ def test_the_table_is_read_with_either_separator(tmp_path):
         (tiffs.four_channels, "patient1_2.tif", "shape", r"\(16, 16, 4\)"),
         (lambda p: p.write_bytes(p.read_bytes()[:150]), "patient1_2.tif", "unreadable", "cannot be read"),
         (lambda p: tiffs.write(p, tiffs.mask_of()), "patient1_2.tif", "shape", r"\(16, 16\)"),
-        (lambda p: tiffs.write(p, tiffs.image_of("m")), "patient1_2_mask.tif", "shape", "without channels"),
+        (lambda p: tiffs.write(p, tiffs.image_of("m")), "patient1_2_mask.tif", "shape", "is in colour"),
         (lambda p: tiffs.write(p, tiffs.mask_of() // 2), "patient1_2_mask.tif", "mask-values", "0, 127"),
         (lambda p: tiffs.write(p, DIAGONAL + 254), "patient1_2_mask.tif", "mask-values", "254, 255"),
         (lambda p: tiffs.write(p, tiffs.mask_of() | DIAGONAL), "patient1_2_mask.tif", "mask-values", "0, 1, 255"),

@@ -17,7 +17,7 @@ from bench import registry
 from bench.cli import app
 from bench.data.audit import audit_source
 from bench.data.pack import load_or_pack
-from bench.data.readers.images import group_by_patient, read_mask_image, read_pixels, read_slice
+from bench.data.readers.images import group_by_patient, read_mask, read_pixels, read_slice
 from bench.data.source import Source
 from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.evaluate import evaluate_external
@@ -165,7 +165,7 @@ def test_pixels_are_read_as_they_were_written(suffix, tmp_path):
     np.testing.assert_array_equal(read_pixels(write(tmp_path / f"grey{suffix}", GREY))[..., 0], GREY)
     np.testing.assert_array_equal(read_pixels(write(tmp_path / f"colour{suffix}", COLOUR)), COLOUR)
     for name, mask in (("one", MASK), ("full", MASK * 255), ("three", np.stack([MASK * 255] * 3, -1))):
-        np.testing.assert_array_equal(read_mask_image(write(tmp_path / f"{name}{suffix}", mask)), MASK)
+        np.testing.assert_array_equal(read_mask(write(tmp_path / f"{name}{suffix}", mask)), MASK)
 
 
 def test_an_opaque_alpha_channel_is_ignored_and_transparency_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image, ImageFile
 
 from bench.data.readers.headers import MAX_PIXELS
-from bench.data.readers.images import find_images, list_images, read_mask_image, read_pixels
+from bench.data.readers.images import find_images, list_images, read_mask, read_pixels
 from bench.data.readers.patient_folders import read_patients, scan_folder
 from bench.data.source import BadFile
 from bench.errors import DataError
@@ -127,9 +127,9 @@ def test_a_jpeg_is_read_as_opencv_reads_it(quality, tmp_path):
 
 def test_a_mask_that_stores_white_as_0_is_read_as_it_looks(tmp_path):
     tifffile.imwrite(tmp_path / "plain.tif", ~MASK, photometric="miniswhite")
-    np.testing.assert_array_equal(read_mask_image(tmp_path / "plain.tif"), MASK // 255)
+    np.testing.assert_array_equal(read_mask(tmp_path / "plain.tif"), MASK // 255)
     tifffile.imwrite(tmp_path / "zipped.tif", ~MASK, photometric="miniswhite", compression="deflate")
-    np.testing.assert_array_equal(read_mask_image(tmp_path / "zipped.tif"), MASK // 255)
+    np.testing.assert_array_equal(read_mask(tmp_path / "zipped.tif"), MASK // 255)
 
 
 # Folders

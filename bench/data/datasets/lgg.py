@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.data.audit_layout import layout_errors, layout_warnings, table_warnings
-from bench.data.readers.images import read_image, read_mask, resize_pair
+from bench.data.readers.images import read_mask, read_pixels, resize_pair
 from bench.data.readers.patient_folders import CHANNELS, UNKNOWN, parse_case_name, scan_folder
 from bench.data.source import BadFile, Pixels, SliceFile, Source, check_mask_size
 from bench.errors import DataError
@@ -67,7 +67,7 @@ def lgg(*, folder: Path, resize: Annotated[int, Field(ge=16, le=4096)] | None = 
 
 
 def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:
-    image = read_image(entry.image)
+    image = read_pixels(entry.image, (3,))
     if entry.mask is None:
         raise BadFile("orphan-image", entry.image, "has no mask beside it. Add the mask, or move the image away.")
     mask = read_mask(entry.mask)

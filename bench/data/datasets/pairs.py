@@ -15,23 +15,24 @@ from bench.data.readers.images import (
     find_patients,
     last_number,
     list_images,
-    match_patient,
-    read_mask_image,
+    read_mask,
     read_pixels,
     relative_name,
     resize_pair,
 )
-from bench.data.readers.mask_values import Colour, Colours
+from bench.data.readers.mask_values import Colours, Foreground, foreground_colour
 from bench.data.readers.patient_folders import UNKNOWN
 from bench.data.source import (
     BadFile,
     Pixels,
+    Report,
     SliceFile,
     Source,
     UnusableFiles,
     by_name,
     check_folder,
     check_mask_size,
+    report_orphans,
     without_problems,
 )
 from bench.errors import DataError
@@ -65,21 +66,19 @@ def pairs(
     fixed.
     """
     root = check_folder(folder)
-    image_files, mask_files, problems = _pair_files(root, images, masks)
-    owners = find_patients(image_files, patient, root / patients if patients else None)
+    problems: list[DataError] = []
+    image_files, mask_files = _pair_files(root, images, masks, problems.append)
+    owners = find_patients(image_files, patient, patients, root, images)
     members = defaultdict(list)
     for name in image_files:
-        members[owners[name] if owners else _patient_of(name, patient, root / images)].append(name)
+        members[owners[name] if owners else _folder_of(name, root / images)].append(name)
     slices = tuple(
         SliceFile(case, number, UNKNOWN, image_files[name], mask_files[name])
         for case, names in sorted(members.items())
         for number, name in _number_slices(names)
     )
     channels = _channels_of(slices) if slices else CHANNELS[1]
-    colour = None
-    for name, levels in (colours or {}).items():
-        files = len(mask_files)
-        colour = Colour(f"dataset.colours.{name} = {list(levels)}", int.from_bytes(bytes(levels)), files)
+    colour = foreground_colour(colours, len(mask_files)) if colours else None
     source = Source(
         name=root.resolve().name,
         slices=slices,
@@ -91,39 +90,32 @@ def pairs(
     return without_problems(source, problems)
 
 
-def _pair_files(root: Path, images: str, masks: str) -> tuple[dict[str, Path], dict[str, Path], list[DataError]]:
-    """Return images and masks by the path of the image below its folder, without suffix, and what has no partner.
-
-    Raises `DataError` if there are no images at all.
-    """
+def _pair_files(root: Path, images: str, masks: str, report: Report) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return images and masks by the path of the image below its folder, without suffix. Raises `DataError`."""
     for name in (images, masks):
         if not (root / name).is_dir():
             raise DataError(
                 f"{root} has no folder '{name}'. Set dataset.images and dataset.masks to the two folders, "
                 "or both to '.' if masks are beside their images."
             )
-    problems: list[DataError] = []
     side_by_side = (root / images).resolve() == (root / masks).resolve()
-    folders = root / images, root / masks
-    in_images, in_masks = ([(relative_name(folder, p), p) for p in list_images(folder)] for folder in folders)
-    image_files = by_name((p for p in in_images if not (side_by_side and MASK_NAME.fullmatch(p[0]))), problems)
+    in_images, in_masks = (
+        [(relative_name(folder, path), path) for path in list_images(folder)]
+        for folder in (root / images, root / masks)
+    )
+    image_files = by_name((p for p in in_images if not (side_by_side and MASK_NAME.fullmatch(p[0]))), report)
+    if not image_files:
+        raise DataError(f"{root / images} holds no images. They end in {', '.join(SUFFIXES)}.")
     mask_files = by_name(
         (
             (name if name in image_files or not (match := MASK_NAME.fullmatch(name)) else match[1], path)
             for name, path in in_masks
             if not (side_by_side and name in image_files)
         ),
-        problems,
+        report,
     )
-    if not image_files:
-        raise DataError(f"{root / images} holds no images. They end in {', '.join(SUFFIXES)}.")
-    for code, some, others, missing in (
-        ("orphan-image", image_files, mask_files, "has no mask of its name"),
-        ("orphan-mask", mask_files, image_files, "has no image of its name"),
-    ):
-        orphans = sorted(some.keys() - others.keys())
-        problems += [BadFile(code, some.pop(name), f"{missing}. Fix or remove it.") for name in orphans]
-    return image_files, mask_files, problems
+    report_orphans(image_files, mask_files, report)
+    return image_files, mask_files
 
 
 def _channels_of(slices: tuple[SliceFile, ...]) -> tuple[str, ...]:
@@ -137,10 +129,8 @@ def _channels_of(slices: tuple[SliceFile, ...]) -> tuple[str, ...]:
     raise UnusableFiles(broken, None)
 
 
-def _patient_of(name: str, pattern: str | None, images: Path) -> str:
-    """Return the patient of an image. Raises `BenchError` if it is not certain: a guess could leak patients."""
-    if pattern is not None:
-        return match_patient(name, pattern, images)
+def _folder_of(name: str, images: Path) -> str:
+    """Return the folder of an image: its patient. Raises `DataError` for one that may hold several patients."""
     parent, _, file = name.rpartition("/")
     if parent.lower() in SPLIT_FOLDERS:
         raise DataError(
@@ -164,9 +154,11 @@ def _number_slices(names: list[str]) -> list[tuple[int, str]]:
     return list(zip(numbers, ordered, strict=True))
 
 
-def _read(entry: SliceFile, *, channels: int, resize: int | None, colour: Colour | None) -> tuple[Pixels, Pixels]:
+def _read(
+    entry: SliceFile, *, channels: int, resize: int | None, colour: Foreground | None
+) -> tuple[Pixels, Pixels]:
     assert entry.mask is not None  # `_pair_files`
-    image, mask = read_pixels(entry.image), read_mask_image(entry.mask, colour)
+    image, mask = read_pixels(entry.image), read_mask(entry.mask, colour)
     if image.shape[-1] != channels:
         sentence = f"has {image.shape[-1]} channel(s), but the first image has {channels}. Save all images alike."
         raise BadFile("channels", entry.image, sentence)

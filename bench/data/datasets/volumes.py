@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bench.data.readers.images import find_patients, match_patient, resize_pair
+from bench.data.readers.images import find_patients, resize_pair
 from bench.data.readers.itk import (
     SUFFIXES,
     Window,
@@ -20,6 +20,7 @@ from bench.data.readers.itk import (
     group_channels,
     read_array,
     read_volume,
+    volume_suffix,
 )
 from bench.data.readers.mask_values import Foreground
 from bench.data.readers.patient_folders import UNKNOWN
@@ -30,6 +31,7 @@ from bench.data.source import (
     Source,
     check_folder,
     check_mask_size,
+    report_orphans,
     without_problems,
 )
 from bench.errors import BadSetting, DataError
@@ -66,27 +68,27 @@ def volumes(
     if window is not None and not window[0] < window[1]:
         raise BadSetting(f"dataset.window = {list(window)} is empty. Give two levels, the lower one first.")
     root = check_folder(folder)
-    scans, masks, problems = _pair_files(root, images, labels)
+    problems: list[DataError] = []
+    scans, masks = _pair_files(root, images, labels, problems)
     sizes: dict[str, tuple[int, int]] = {}
-    aligned: dict[str, bool] = {}
+    misaligned = []
     for case, files in scans.items():
         try:
-            size = count_slices_and_channels(files)
-            aligned[case] = are_aligned(files[0], masks[case])
-            sizes[case] = size
+            size, aligned = count_slices_and_channels(files), are_aligned(files[0], masks[case])
         except BadFile as error:
             problems.append(error)
-    channels = next((count for _, count in sizes.values()), 1)
-    for case, (_, count) in list(sizes.items()):
-        if count != channels:
-            sentence = f"has {count} channel(s), but {next(iter(sizes))} has {channels}. Save all volumes alike."
-            problems.append(BadFile("channels", scans[case][0], sentence))
+            continue
+        first = next(iter(sizes), case)
+        if sizes.setdefault(case, size)[1] != sizes[first][1]:
+            sentence = f"has {size[1]} channel(s), but {first} has {sizes[first][1]}. Save all volumes alike."
+            problems.append(BadFile("channels", files[0], sentence))
             del sizes[case]
-    owners = find_patients(sizes, patient, root / patients if patients else None)
+        elif not aligned:
+            misaligned.append(case)
+    owners = find_patients(sizes, patient, patients, root, images)
     members = defaultdict(list)
     for case in sizes:
-        own = case if patient is None else match_patient(case, patient, root / images)
-        members[owners[case] if owners else own].append(case)
+        members[owners.get(case, case)].append(case)
     slices: list[SliceFile] = []
     for name, cases in sorted(members.items()):
         positions = [(case, position) for case in cases for position in range(sizes[case][0])]
@@ -95,9 +97,9 @@ def volumes(
             for number, (case, position) in enumerate(positions, 1)
         ]
     notes = []
-    if patient is None and owners is None:
+    if patient is None and patients is None:
         notes += ["each volume is treated as one patient; if a patient has several volumes, set dataset.patient."]
-    if misaligned := [case for case in sizes if not aligned[case]]:
+    if misaligned:
         notes += [
             f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
             f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
@@ -107,7 +109,7 @@ def volumes(
         name=root.resolve().name,
         slices=tuple(slices),
         read=_Reader({scans[case][0]: scans[case] for case in sizes}, foreground, window, resize),
-        channels=_channel_names(root, channels),
+        channels=_channel_names(root, next((channels for _, channels in sizes.values()), 1)),
         licence="not stated",
         notes=tuple(notes),
         variant=f"{label} {window} {resize}",
@@ -138,12 +140,14 @@ class _Reader:
 
 
 def _pair_files(
-    root: Path, images: str, labels: str
-) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path], list[DataError]]:
-    """Return the image files and the label file of each case, and what is incomplete. Raises `DataError`."""
+    root: Path, images: str, labels: str, problems: list[DataError]
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path]]:
+    """Return the image files and the label file of each case. Raises `DataError`."""
     if missing := [name for name in (images, labels) if not (root / name).is_dir()]:
         way = "Set dataset.images and dataset.labels to the two folders."
-        folders = [path for path in sorted(root.iterdir()) if path.is_dir() and find_volumes(path, [])]
+        folders = [
+            path for path in sorted(root.iterdir()) if path.is_dir() and any(map(volume_suffix, path.iterdir()))
+        ]
         if folders and len(missing) == 2:
             way = (
                 f"It holds {len(folders)} folder(s) of volumes, such as {folders[0].name}. Copy or link those "
@@ -151,16 +155,13 @@ def _pair_files(
                 f"each channel, and its label to {labels}/<patient>.nii.gz."
             )
         raise DataError(f"{root} has no folder '{missing[0]}'. {way}")
-    problems: list[DataError] = []
-    masks = find_volumes(root / labels, problems)
-    scans = group_channels(find_volumes(root / images, problems), masks, problems)
+    masks = find_volumes(root / labels, problems.append)
+    scans = group_channels(find_volumes(root / images, problems.append), masks, problems.append)
     if not scans and not problems:
         raise DataError(f"{root / images} holds no volumes. They end in {', '.join(SUFFIXES)}.")
-    unlabelled, unused = sorted(scans.keys() - masks.keys()), sorted(masks.keys() - scans.keys())
-    way = "of its name. Fix or remove it."
-    problems += [BadFile("orphan-image", scans.pop(case)[0], f"has no label {way}") for case in unlabelled]
-    problems += [BadFile("orphan-mask", masks.pop(case), f"has no volume {way}") for case in unused]
-    return scans, masks, problems
+    first = {case: channels[0] for case, channels in scans.items()}
+    report_orphans(first, masks, problems.append, image="volume", mask="label")
+    return {case: scans[case] for case in first}, masks
 
 
 def _channel_names(root: Path, count: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ an array of shape (0,), and a multi-page file yields only its first page.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
-from bench.data.readers.headers import check_file, check_header, check_orientation, open_image, tiff_header
-from bench.data.readers.mask_values import Colour, colour_code, to_binary_mask
+from bench.data.readers.headers import ORIENTATION, check_file, check_header, check_image, check_tiff
+from bench.data.readers.mask_values import Foreground, colour_codes, to_binary_mask
 from bench.data.readers.patient_folders import read_patients
 from bench.data.source import BadFile, Pixels, walk
 from bench.errors import BadSetting, DataError
@@ -75,35 +77,44 @@ def group_by_patient(
     """
     if len(files) == 1 or pattern is None is table:
         return [list(files)]
-    owners = read_patients(root / table, [relative_name(root, path) for path in files]) if table else {}
+    names = [relative_name(root, path) for path in files]
+    owners = read_patients(root / table, names) if table else {}
     members = defaultdict(list)
-    for path in files:
-        match = re.fullmatch(pattern or "", relative_name(root, path))
-        members[owners.get(relative_name(root, path)) or (match[1] if match else "")].append(path)
+    for path, name in zip(files, names, strict=True):
+        match = re.fullmatch(pattern or "", name)
+        members[owners.get(name) or (match[1] if match else "")].append(path)
     return list(members.values())
 
 
-def match_patient(name: str, pattern: str, folder: Path) -> str:
-    """Return the patient of an image: the group of `pattern` in its name below `folder`. Raises `BenchError`."""
-    try:
-        match = re.fullmatch(pattern, name)
-        case = match[1] if match else None
-    except (re.error, IndexError) as error:
-        raise BadSetting(
-            f"dataset.patient = {pattern!r} is not valid: {error}. "
-            "Use a regular expression with a group that matches the patient."
-        ) from None
-    if not case:
-        where = folder / name
-        raise DataError(f"dataset.patient = {pattern!r} finds no patient in {where}. It must match all images.")
-    return case
+def find_patients(
+    names: Collection[str], pattern: str | None, table: str | None, root: Path, images: str
+) -> dict[str, str]:
+    """Return the patient of each image below `root`/`images`; of none if there is neither pattern nor table.
 
-
-def find_patients(images: Collection[str], pattern: str | None, table: Path | None) -> dict[str, str] | None:
-    """Return `{image: patient}` of the table named in dataset.patients, None without one. Raises `BenchError`."""
+    The patient is the group of `pattern` in the name, or in the row of `table` below `root`. Raises `BenchError`.
+    """
     if table is not None and pattern is not None:
         raise BadSetting("dataset.patient and dataset.patients both name the patients. Set one of them.")
-    return None if table is None else read_patients(table, images)
+    if table is not None:
+        return read_patients(root / table, names)
+    owners: dict[str, str] = {}
+    if pattern is None:
+        return owners
+    for name in names:
+        try:
+            match = re.fullmatch(pattern, name)
+            owners[name] = match[1] if match else ""
+        except (re.error, IndexError) as error:
+            raise BadSetting(
+                f"dataset.patient = {pattern!r} is not valid: {error}. "
+                "Use a regular expression with a group that matches the patient."
+            ) from None
+        if not owners[name]:
+            where = root / images / name
+            raise DataError(
+                f"dataset.patient = {pattern!r} finds no patient in {where}. It must match all images."
+            )
+    return owners
 
 
 def read_slice(path: Path, channels: int) -> Pixels:
@@ -116,45 +127,26 @@ def read_slice(path: Path, channels: int) -> Pixels:
     return image
 
 
-def read_pixels(path: Path) -> Pixels:
-    """Read a grey image as uint8 (H, W, 1) or a colour image as (H, W, 3). Raises `BadFile`."""
-    image = read_page(path) if path.suffix.lower() in TIFF else _decode(path, "PNG", "JPEG")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise BadFile("shape", path, f"has the shape {image.shape}. An image is grey or has 3 channels.")
-    return np.ascontiguousarray(image)
+def read_pixels(path: Path, channels: tuple[int, ...] = (1, 3)) -> Pixels:
+    """Read an image as uint8 (H, W, C); C is one of `channels`. Raises `BadFile`."""
+    image = _read_tiff(path) if path.suffix.lower() in TIFF else _decode(path, "PNG", "JPEG")
+    if image.ndim not in (2, 3) or (*image.shape, 1)[2] not in channels:
+        allowed = " or ".join(map(str, channels))
+        raise BadFile("shape", path, f"has the shape {image.shape}. Save it with {allowed} channel(s).")
+    return np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
 
 
-def _decode(path: Path, *formats: str) -> Pixels:
-    """Decode an image with Pillow, which refuses truncated ones, as uint8 (H, W[, 3]). Raises `BadFile`."""
-    try:
-        check_file(path)
-        with path.open("rb") as file, open_image(path, file, *formats) as image:
-            image.load()
-            check_orientation(path, image)
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = image.convert("RGBA")
-                if np.asarray(image)[..., 3].min() < 255:
-                    raise BadFile("shape", path, "is partly transparent. Save it without an alpha channel.")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        reason = " ".join(str(error).split()).replace(str(path), path.name)
-        sentence = f"cannot be read as an 8-bit image ({reason}). Download or save it again."
-        raise BadFile("unreadable", path, sentence) from None
-
-
-def read_mask_image(path: Path, colour: Colour | None = None) -> Pixels:
+def read_mask(path: Path, colour: Foreground | None = None) -> Pixels:
     """Read a mask as uint8 (H, W) of 0 and 1: where it is `colour`, or else above 0. Raises `BadFile`."""
     pixels = read_pixels(path)
     if colour is not None:
-        return colour.select(colour_code(pixels), path)
+        return colour.select(colour_codes(pixels), path)
     if (pixels != pixels[..., :1]).any():
         raise BadFile(
             "shape",
             path,
-            "is in colour. A mask is grey: 0 and 255, or 0 and 1. If one colour is the foreground, set "
-            "dataset.colours, such as dataset.colours={tumour: [255, 0, 0]}.",
+            "is in colour. A mask is grey: 0 and 255, or 0 and 1. If one colour is the foreground, use --dataset "
+            "pairs and set dataset.colours, such as dataset.colours={tumour: [255, 0, 0]}.",
         )
     return to_binary_mask(pixels[..., 0], path)
 
@@ -162,7 +154,7 @@ def read_mask_image(path: Path, colour: Colour | None = None) -> Pixels:
 def read_mask_beside(path: Path) -> NDArray[np.bool_] | None:
     """Read the mask beside an image, <name>_mask of the same type, as bool (H, W); None if there is none."""
     mask = path.with_name(f"{path.stem}_mask{path.suffix}")
-    return read_mask_image(mask).astype(bool) if mask.is_file() and without_outputs([mask]) else None
+    return read_mask(mask).astype(bool) if mask.is_file() and without_outputs([mask]) else None
 
 
 def relative_name(folder: Path, path: Path) -> str:
@@ -176,32 +168,13 @@ def last_number(name: str) -> int:
     return int(digits[-1]) if digits else 0
 
 
-def read_image(path: Path) -> Pixels:
-    """Read an image as uint8 (H, W, 3). Raises `BadFile`."""
-    image = read_page(path)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise BadFile("shape", path, f"has the shape {image.shape}. An image is height x width x 3 channels.")
-    return image
-
-
-def read_mask(path: Path) -> Pixels:
-    """Read a mask of {0, 255} or {0, 1} as uint8 (H, W) of 0 and 1. Raises `BadFile`."""
-    mask = read_page(path)
-    if mask.ndim != 2:
-        raise BadFile("shape", path, f"has the shape {mask.shape}. A mask is height x width, without channels.")
-    return to_binary_mask(mask, path)
-
-
-def read_page(path: Path) -> Pixels:
-    """Read the pixels of a single-page uint8 file after checking its tags. Raises `BadFile`."""
+def _read_tiff(path: Path) -> Pixels:
+    """Read the pixels of a single-page TIFF file of 8 bits after checking its tags. Raises `BadFile`."""
     check_file(path)
     try:
         with tifffile.TiffFile(path) as file:
-            header = tiff_header(file)
-            check_header(path, header)
-            _check_bytes(file, path)
+            check_tiff(path, file)
             page: Any = file.pages[0]
-            expected = page.shape
             if page.compression in BY_PILLOW:
                 return _decode(path, "TIFF")
             pixels: Pixels = page.asarray()
@@ -211,20 +184,36 @@ def read_page(path: Path) -> Pixels:
         reason = " ".join(str(error).split()) or type(error).__name__
         sentence = f"cannot be read as TIFF ({reason}). Download or save it again."
         raise BadFile("unreadable", path, sentence) from error
-    if pixels.shape != expected or not pixels.size:
-        shapes = f"{pixels.shape}, not {expected}"
+    if pixels.shape != page.shape or not pixels.size:
+        shapes = f"{pixels.shape}, not {page.shape}"
         raise BadFile("truncated", path, f"contains pixels of shape {shapes}. Download it again.")
-    return ~pixels if header.kind == "miniswhite" else pixels
+    return ~pixels if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else pixels
 
 
-def _check_bytes(file: Any, path: Path) -> None:
-    page = file.pages[0]
-    ends = [at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    stored, size = sum(page.databytecounts), file.filehandle.size
-    promised = page.nbytes if page.compression == 1 else stored  # 1: uncompressed
-    if not ends or max(ends) > size or stored < promised:
-        sentence = f"is truncated: {size} bytes are too few for its pixels. Download it again."
-        raise BadFile("truncated", path, sentence)
+def _decode(path: Path, *formats: str) -> Pixels:
+    """Decode an image with Pillow, which refuses truncated ones, as uint8 (H, W[, 3]). Raises `BadFile`."""
+    check_file(path)
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            path.open("rb") as file,
+            Image.open(file, formats=formats) as image,
+        ):
+            check_image(path, image)
+            image.load()
+            turned = image.getexif().get(ORIENTATION, 1)  # read last: in PNG, EXIF may follow the pixels
+            check_header(path, image.size, orientation=turned)
+            with_alpha = "A" in image.getbands() or "transparency" in image.info
+            pixels = image.convert("RGBA") if with_alpha else image
+            if with_alpha and np.asarray(pixels)[..., 3].min() < 255:
+                raise BadFile("shape", path, "is partly transparent. Save it without an alpha channel.")
+            return np.asarray(pixels.convert("L" if pixels.mode in ("1", "L") else "RGB"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadFile("giant", path, f"is too large ({error}). Is its header damaged?") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        reason = " ".join(str(error).split()).replace(str(path), path.name)
+        sentence = f"cannot be read as an 8-bit image ({reason}). Download or save it again."
+        raise BadFile("unreadable", path, sentence) from None
 
 
 def resize_image(image: Pixels, side: int) -> Pixels:

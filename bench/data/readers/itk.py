@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.data.readers.headers import check_file, check_size
-from bench.data.source import BadFile, Pixels, by_name, format_shape
+from bench.data.readers.headers import check_file, check_header
+from bench.data.source import BadFile, Pixels, Report, by_name, format_shape, refuse
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 from bench.outputs import without_outputs
@@ -29,23 +29,19 @@ _CHANNEL = re.compile(r"(.+)_(00\d\d)")  # does not match the year in scan_2021
 Window = tuple[float, float]
 
 
-def find_volumes(path: Path, problems: list[DataError] | None = None) -> dict[str, Path]:
+def find_volumes(path: Path, report: Report = refuse) -> dict[str, Path]:
     """Return `{name without suffix: file}` of a volume or of the volumes in a folder; empty if there are none.
 
-    Two files of one name, and volumes whose header and pixels are two files, raise `DataError` or are added to
-    `problems`.
+    Reports two files of one name, and volumes whose header and pixels are two files.
     """
     files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
     files = [file for file in files if file.name[0] != "."]
     for file in files:
         if file.suffix.lower() in TWO_FILES:
             way = "Save it as .nii.gz or .mha with SimpleITK.WriteImage(SimpleITK.ReadImage(old), new)."
-            error = BadFile("two-files", file, f"keeps its pixels in a second file. {way}")
-            if problems is None:
-                raise error
-            problems.append(error)
+            report(BadFile("two-files", file, f"keeps its pixels in a second file. {way}"))
     found = without_outputs(file for file in files if volume_suffix(file))
-    return by_name(((file.name.removesuffix(volume_suffix(file)), file) for file in found), problems)
+    return by_name(((file.name.removesuffix(volume_suffix(file)), file) for file in found), report)
 
 
 def volume_suffix(path: Path) -> str:
@@ -54,12 +50,11 @@ def volume_suffix(path: Path) -> str:
 
 
 def group_channels(
-    volumes: Mapping[str, Path], cases: Iterable[str] = (), problems: list[DataError] | None = None
+    volumes: Mapping[str, Path], cases: Iterable[str] = (), report: Report = refuse
 ) -> dict[str, tuple[Path, ...]]:
     """Return the files of each case: <case>_0000, <case>_0001 ... are channels, any other name is a case itself.
 
-    A name in `cases` is a case even if it ends like a channel. A missing channel raises `DataError`, or is added
-    to `problems`.
+    A name in `cases` is a case even if it ends like a channel. Reports cases that lack a channel.
     """
     known, numbered = set(cases), defaultdict[str, dict[int, Path]](dict)
     for name, path in volumes.items():
@@ -68,10 +63,7 @@ def group_channels(
     for case, files in list(numbered.items()):
         if sorted(files) != list(range(len(files))):
             names = join_first(path.name for path in files.values())
-            error = DataError(f"{case} lacks a channel: it has {names}, but channels are numbered from 0000.")
-            if problems is None:
-                raise error
-            problems.append(error)
+            report(DataError(f"{case} lacks a channel: it has {names}, but channels are numbered from 0000."))
             del numbered[case]
     return {case: tuple(files[number] for number in sorted(files)) for case, files in sorted(numbered.items())}
 
@@ -191,7 +183,7 @@ def read_header(path: Path) -> Any:
         raise _unreadable(path, error) from None
     if reader.GetNumberOfComponents() != 1:
         raise BadFile("shape", path, "holds vectors. Save one file per channel, or the channels as a fourth axis.")
-    check_size(path, reader.GetSize())
+    check_header(path, reader.GetSize())
     return reader
 
 
