@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,6 +67,18 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 @pytest.fixture(scope="module")
 def about(pack: Pack) -> Description:
     return describe(pack)
+
+
+@pytest.fixture(scope="module")
+def drawn(pack: Pack, about: Description) -> dict[str, Figure]:
+    return draw_figures(pack, about)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pixels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.reports.dataset.page.DPI", 30)
+        yield
 
 
 # --- tables
@@ -179,13 +192,9 @@ def test_the_otsu_threshold_minimises_the_variance_within_classes():
 # --- figures
 
 
-def test_figures_show_the_values_of_the_tables(pack, about, tmp_path):
-    drawn = draw_figures(pack, about)
+def test_figures_show_the_values_of_the_tables(drawn):
     assert list(drawn) == NAMES
-    for name, figure in drawn.items():
-        assert isinstance(figure, Figure)
-        figure.savefig(tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert all(isinstance(figure, Figure) for figure in drawn.values())
     for axes, counted in zip(drawn["tumour_area"].axes, (4, 3), strict=True):  # slices, and patients with tumour
         assert sum(bar.get_height() for bar in axes.patches) == counted
     (image,) = drawn["tumour_location"].axes[0].images
@@ -198,8 +207,8 @@ def test_figures_show_the_values_of_the_tables(pack, about, tmp_path):
     assert sorted(red) == pytest.approx([1 / 4, 1 / 2, 2 / 3])
 
 
-def test_every_patient_is_a_dot_at_the_mean_level_of_its_head(pack, about):
-    panels = draw_figures(pack, about)["intensity"].axes
+def test_every_patient_is_a_dot_at_the_mean_level_of_its_head(pack, about, drawn):
+    panels = drawn["intensity"].axes
     for axes, channel in zip(panels, pack.manifest.channels, strict=True):
         dots = [y for cloud in axes.collections if (o := cloud.get_offsets()).size for y in np.asarray(o)[:, 1]]
         means = about.contrast["rest_mean"].xs(channel, level="channel")
@@ -233,9 +242,9 @@ def test_the_relative_depth_does_not_depend_on_the_number_of_slices(pack):
     assert share[20] == pytest.approx(2 / 3)  # half way: the second of three, the first of two (rounded to even)
 
 
-def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(pack, about):
+def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(about, drawn):
     assert choose_example_patients(about.patients) == {"small": "p2", "median": "p1", "large": "p3"}
-    axes = draw_figures(pack, about)["examples"].axes
+    axes = drawn["examples"].axes
     masks = [np.asarray(a.images[0].get_array()).sum() for a in axes[2:12:4]]
     assert masks == [1, 9, 16]
     assert "tumour: 13 px\nslice 3: 9 px" in axes[4].get_ylabel()
@@ -312,8 +321,8 @@ def read(text: str) -> Reader:
 
 
 @pytest.fixture(scope="module")
-def whole(pack: Pack, about: Description) -> str:
-    return render_page(pack, about, draw_figures(pack, about))
+def whole(pack: Pack, about: Description, drawn: dict[str, Figure]) -> str:
+    return render_page(pack, about, drawn)
 
 
 def test_the_page_is_self_contained(whole):

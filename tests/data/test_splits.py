@@ -63,11 +63,12 @@ def test_an_empty_part_raises_a_helpful_error(empty):
 # Patients
 
 
-@pytest.mark.parametrize(("folds", "validation"), [(2, 0.5), (5, 0.2), (40, 0.2)])
+@pytest.mark.parametrize(("folds", "validation"), [(2, 0.5), (5, 0.2), (12, 0.2)])
 def test_every_patient_is_tested_once_and_parts_are_disjoint(folds, validation):
-    made = patients(INDEX, folds=folds, validation=validation)
+    index = cohort(12)
+    made = patients(index, folds=folds, validation=validation)
     assert [f.number for f in made] == list(range(folds))
-    everyone = set(INDEX["case"])
+    everyone = set(index["case"])
     for fold in made:
         assert all(not a & b for a, b in combinations((fold.train, fold.val, fold.test), 2))
         assert fold.train | fold.val | fold.test == everyone
@@ -229,12 +230,14 @@ def real(lgg_folder, tmp_path_factory) -> Pack:
     return load_or_pack(source, tmp_path_factory.mktemp("real"))
 
 
+@pytest.mark.slow
 def test_copying_the_nearest_real_slice_scores_high_only_on_slice_level_folds(real):
     leaky, honest = leaky_and_honest(real)
     assert leaky > 0.5
     assert honest < 0.25
 
 
+@pytest.mark.slow
 def test_real_folds_are_disjoint_complete_and_balanced(real):
     folds = patients(real.index, folds=5)
     assert sorted(case for f in folds for case in f.test) == sorted(real.cases)
