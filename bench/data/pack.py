@@ -1,16 +1,14 @@
 """The packed dataset: all slices of all patients in two memory-mapped uint8 arrays.
 
-A `Source` lists the slices of a folder and reads one; `load_or_pack` writes them to a `Pack` once and reuses it as
-long as the files are unchanged. A pack is a folder:
+A pack is a folder, which `load_or_pack` writes once and reuses as long as the files of the `Source` are unchanged:
 
     images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), 0 or 1
     histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels
     manifest.json   description, content key, and the SHA-256 of the other files
     checked.json    the state in which these files and the source files were last compared with the content key
 
-A pack is opened without writing, so a cache may be read-only. Its shapes are checked always, its content only if a
-file of the pack has another size, time or inode than at the last check: about a second for 1 GB. If only inodes or
-change times of source files differ, these are read again, which takes as long as packing.
+A pack is opened without writing, so a cache may be read-only. Its shapes are checked always; its content is read
+again only if a file of the pack or of the source has another size, time or inode than at the last check.
 """
 
 from __future__ import annotations
@@ -63,6 +61,23 @@ class Manifest:
     stamp: str  # hash of the names, sizes and times of the source files: identifies the pack without reading them
     sha256: dict[str, str]
     format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        (folder / "manifest.json").write_text(json.dumps(asdict(self), indent=1))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the content of a manifest, of any format. Raises `DataError`."""
+    try:
+        return TypeAdapter(dict[str, Any]).validate_json((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _facts(source: Source) -> dict[str, Any]:
+    """Return what a source and the manifest of its pack must have in common."""
+    facts = {name: getattr(source, name) for name in ("channels", "synthetic", "notes")}
+    return facts | {"dataset": source.name}
 
 
 def display_channel(channels: Sequence[str]) -> int:
@@ -153,15 +168,13 @@ def load_or_pack(source: Source, cache: Path | None = None, *, tick: Tick = lamb
         if (pack := _find(source, cache, stamp, state, tick)) is not None:
             return pack
         cache.mkdir(parents=True, exist_ok=True)  # raises if it was not locked because nothing can be written
-        writing = Path(tempfile.mkdtemp(prefix=".writing-", dir=cache))
-        try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=cache) as name:
+            writing = Path(name)
             manifest = _write(source, writing, stamp, tick)
             folder = cache / f"{source.name}-{manifest.key}"
             if folder.exists():  # the same pixels from other paths: only the stamp differs
                 shutil.rmtree(folder)
             writing.rename(folder)
-        finally:
-            shutil.rmtree(writing, ignore_errors=True)
         remember_check(folder, pack=file_state(folder / name for name in COMPLETE), source=state)
         return open_pack(folder)
 
@@ -178,8 +191,7 @@ def _find(source: Source, cache: Path, stamp: str, state: str, tick: Tick) -> Pa
     if not found:
         return None
     pack = open_pack(found[0], tick=tick)
-    facts = {name: getattr(source, name) for name in ("channels", "synthetic", "notes")} | {"dataset": source.name}
-    if wrong := [name for name, value in facts.items() if getattr(pack.manifest, name) != value]:
+    if wrong := [name for name, value in _facts(source).items() if getattr(pack.manifest, name) != value]:
         raise _damaged(pack.folder, f"manifest.json has other {' and '.join(wrong)} than the dataset")
     remember_check(pack.folder, source=state)
     return pack
@@ -190,14 +202,6 @@ def one_case_per_slice(pack: Pack) -> Pack:
     index = pack.index
     names = index["case"] + "#" + index["slice"].astype(str)
     return replace(pack, index=index.assign(patient=index["case"], case=names))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        content = TypeAdapter(dict[str, Any]).validate_json((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, error) from None
-    return content
 
 
 def _damaged(folder: Path, error: object) -> DataError:
@@ -250,17 +254,9 @@ def _write(source: Source, folder: Path, stamp: str, tick: Tick) -> Manifest:
         array.flush()
     cases, numbers, places = zip(*((s.case, s.number, s.institution) for s in source.slices), strict=True)
     _index(cases, numbers, places, masks).to_csv(folder / "index.csv", index=False)
-    manifest = Manifest(
-        key=key,
-        dataset=source.name,
-        synthetic=source.synthetic,
-        channels=source.channels,
-        licence=source.licence,
-        notes=source.notes,
-        stamp=stamp,
-        sha256={f.name: file_sha256(f) for f in sorted(folder.iterdir())},
-    )
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    sha256 = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest(key=key, licence=source.licence, stamp=stamp, sha256=sha256, **_facts(source))
+    manifest.write(folder)
     return manifest
 
 
@@ -276,13 +272,14 @@ def _index(
 def _stamp(source: Source) -> str:
     """Hash the names, sizes and times of all files, and the facts that the dataset function derived from them."""
 
-    def signature(path: Path | None) -> tuple[Any, ...]:
-        if path is None:
-            return (None,)
+    def signature(path: Path) -> tuple[str, int, int]:
         stat = path.stat()
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
-    rows = [(s.case, s.number, s.institution, *signature(s.image), *signature(s.mask)) for s in source.slices]
+    rows: list[Any] = [
+        (s.case, s.number, s.institution, *signature(s.image), *(signature(s.mask) if s.mask else (None,)))
+        for s in source.slices
+    ]
     rows += [signature(path) for path in source.extra_files]
     return hash_json((FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows))
 
