@@ -20,7 +20,9 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import entry_points
@@ -30,7 +32,7 @@ from typing import Any, TypeVar, get_type_hints, overload
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from bench.errors import BadSetting, UnknownName, did_you_mean
+from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
 from bench.settings import Settings, refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,6 +62,24 @@ class Entry:
         """The first paragraph of the docstring, as one line."""
         return " ".join(self.doc.split("\n\n")[0].split())
 
+    @property
+    def built_in(self) -> bool:
+        return self.fn.__module__.startswith("bench.")
+
+    @property
+    def label(self) -> str:
+        """The kind and the name, for messages; of a plugin's component also the file and the line."""
+        place = ""
+        if self.fn.__module__.startswith(_PLUGIN):
+            place = f" ({Path(inspect.getfile(self.fn)).name}, line {inspect.getsourcelines(self.fn)[1]})"
+        return f"the {self.kind} '{self.name}'{place}"
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The arguments with a default that are no settings, because they can be passed by position."""
+        parameters = inspect.signature(self.fn).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty)
+
     @cached_property
     def schema(self) -> type[BaseModel]:
         """A pydantic model of the keyword-only parameters."""
@@ -80,13 +100,20 @@ class Entry:
         return {name: getattr(checked, name) for name in self.schema.model_fields}
 
     def bind(self, params: Mapping[str, Any]) -> Callable[..., Any]:
-        """Return the function with its settings filled in."""
-        return partial(self.fn, **self.settings(params))
+        """Return the function with its settings filled in. What that of others raises becomes a `BenchError`."""
+        settings = self.settings(params)
+        guard = errors_named(f"{self.label} fails", MUST.get(self.kind, "Fix the plugin, or leave it out."))
+        return partial(self.fn if self.built_in else guard(self.fn), **settings)
 
     def _explain(self, error: ValidationError) -> str:
         known = ", ".join(self.schema.model_fields) or "no settings"
         first = error.errors()[0]
         setting = str(first["loc"][0]) if first["loc"] else ""
+        if setting in self.fixed:
+            return (
+                f"{setting} is no setting of the {self.kind} '{self.name}', because it can be passed by position. "
+                f"Write `*` before it: `*, {setting}=...`."
+            )
         if first["type"] == "extra_forbidden":
             return (
                 f"{self.kind} '{self.name}' has no setting '{setting}'; it has {known}."
@@ -97,6 +124,11 @@ class Entry:
         return f"{self.kind} '{self.name}': {refusal(setting, first, self.schema)}"
 
 
+_PLUGIN = "bench_plugin_"  # before the path of a plugin file in the name of its module
+MUST = {  # what components of these kinds must do, for messages
+    "loss": "It takes logits, not probabilities, and the target, and must return the mean over the batch.",
+    "metric": "It takes a `Stack` and must return one number, NaN where it is undefined.",
+}
 ARGUMENTS = {"model": ("channels",), "loss": ("logits", "target")}  # the positional arguments of these kinds
 
 
@@ -129,6 +161,8 @@ class Registry:
                     f"the {self.kind} '{entry.name}' cannot be called with ({names}). Define it as "
                     f"`def {entry.name}({names}, *, any_setting: float = 1.0)`."
                 ) from None
+            if not f"{fn.__module__}.".startswith(f"{self._home}."):
+                self._discover()  # or a component of others could take the name of one of ours
             if (known := self._entries.get(entry.name)) is not None:
                 raise BadSetting(
                     f"two components are registered as the {self.kind} '{entry.name}': "
@@ -143,7 +177,7 @@ class Registry:
         if name not in self:
             raise UnknownName(
                 f"no {self.kind} named '{name}'.{did_you_mean(name, self._entries)} "
-                f"`bench list {self.plural}` shows all."
+                f"`bench list {self.plural}` shows all; that of a plugin needs --plugin FILE."
             )
         return self._entries[name]
 
@@ -159,6 +193,10 @@ class Registry:
         if name not in self._entries:
             self._discover()
         return name in self._entries
+
+    def forget(self, module: str) -> None:
+        """Remove the components that a module registered."""
+        self._entries = {name: e for name, e in self._entries.items() if e.fn.__module__ != module}
 
     def _discover(self) -> None:
         if self._discovered:
@@ -183,19 +221,68 @@ preprocessing = Registry("preprocessing", "bench.preprocess", home="bench.data.p
 REGISTRIES = {r.plural: r for r in (model, loss, augmentation, preprocessing, metric, dataset, schedule, split)}
 
 
+def loaded_plugins() -> dict[str, str]:
+    """Return the paths of all plugin files that were loaded, by the name of the file."""
+    paths = (name.removeprefix(_PLUGIN) for name in sys.modules if name.startswith(_PLUGIN))
+    return {Path(path).name: path for path in paths}
+
+
 def load_plugin(path: Path) -> None:
-    """Import one Python file, which registers the components that it defines. Raises `UnknownName`."""
+    """Import one Python file, which registers the components that it defines.
+
+    Raises `UnknownName` if it is no Python file, and `BadSetting` if its import fails, with nothing registered.
+    """
     if not path.is_file():
         raise UnknownName(f"the plugin file {path} does not exist. Pass the path of a Python file.")
-    name = f"bench_plugin_{path.resolve()}"
+    name = f"{_PLUGIN}{path.resolve()}"
     if name in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UnknownName(f"the plugin file {path} is not a Python file: its name must end in .py.")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with errors_named(f"the plugin file {path} cannot be imported", "Fix the file."):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]  # a half-imported plugin would make the next attempt succeed silently
+        for registry in REGISTRIES.values():
+            registry.forget(name)
         raise
+
+
+@contextmanager
+def errors_named(what: str, way_out: str) -> Iterator[None]:
+    """Turn what the code of others raises into a `BadSetting`: what failed, in which line, and the way out.
+
+    A `BenchError` keeps its type and its own way out. Running out of memory is not the fault of the code.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        from bench.device import out_of_memory  # here, because it imports PyTorch
+
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        message, kind = str(error), type(error).__name__
+        raised: type[BenchError] = BadSetting
+        if isinstance(error, BenchError):
+            way_out, kind, raised = "", "", type(error)
+        elif isinstance(error, SyntaxError):
+            message = error.msg
+        elif isinstance(error, ModuleNotFoundError):
+            way_out = f"Install '{error.name}', or remove the import."
+        reason = (message.strip().splitlines() or [""])[0].rstrip(".")
+        why = ": ".join(part for part in (kind, reason) if part)
+        raise raised(f"{what}{_line_of_plugin(error)}: {why}. {way_out}".rstrip()) from error
+
+
+def _line_of_plugin(error: BaseException) -> str:
+    """Return the last place in a plugin that an exception passed through, such as ' (mine.py, line 3)'."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    own = [(file, line) for file, line in places if f"{_PLUGIN}{file}" in sys.modules]
+    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""

@@ -160,11 +160,37 @@ def test_a_plugin_may_be_loaded_twice(plugin, monkeypatch):
     load_plugin(plugin.relative_to(plugin.parent))
 
 
-def test_a_plugin_that_raises_does_so_at_every_load(plugin):
-    plugin.write_text("raise ZeroDivisionError")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nraise ZeroDivisionError", r"cannot be imported \(mine\.py, line 2\): ZeroDivisionError\. Fix"),
+        ("def (:", r"cannot be imported \(mine\.py, line 1\): SyntaxError"),
+        ("import absent_package", r"ModuleNotFoundError: .*Install 'absent_package', or remove"),
+        (f"{PLUGIN}\n1 / 0", r"cannot be imported \(mine\.py, line 12\): ZeroDivisionError"),
+        (PLUGIN + "\nraise SystemExit", r"mine\.py cannot be imported .*SystemExit"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_raises_one_sentence_at_every_load(plugin, text, message):
+    plugin.write_text(text)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(BadSetting, match=message):
             load_plugin(plugin)
+    assert "one_by_one" not in registry.model
+    assert registry.model["unet"].built_in
+
+
+@pytest.mark.parametrize("kind", REGISTRIES.values(), ids=REGISTRIES)
+def test_a_plugin_cannot_take_the_name_of_a_builtin_that_is_not_imported_yet(kind, plugin, monkeypatch):
+    taken = next(iter(kind))
+    fresh = Registry(kind.kind, kind.group, home=kind._home)
+    monkeypatch.setattr(registry, kind.kind, fresh)
+    entries = dict(kind._entries)
+    monkeypatch.setattr(fresh, "_discover", lambda: fresh._entries.update(entries))  # imports register only once
+    arguments = ", ".join(registry.ARGUMENTS.get(kind.kind, ()))
+    plugin.write_text(f"from bench.registry import {kind.kind}\n\n@{kind.kind}\ndef {taken}({arguments}): ...\n")
+    with pytest.raises(BadSetting, match=rf"\(mine\.py, line 3\): two components .* {kind.kind} '{taken}': bench"):
+        load_plugin(plugin)
+    assert fresh[taken].built_in
 
 
 def test_a_plugin_that_is_missing_or_not_python_raises(tmp_path):

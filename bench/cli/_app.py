@@ -19,7 +19,6 @@ app.add_typer(data, name="data")
 
 URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
-Plugin = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with your own components.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 OwnDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 LoggedData = Annotated[Path | None, typer.Option("--data", help="Data folder; default: that of the run.")]
@@ -46,11 +45,17 @@ def check_name(name: str | None) -> str | None:
 RunName = Annotated[str | None, typer.Option("--name", callback=check_name, help="Name of the new run.")]
 
 
-def load_plugins(paths: list[Path] | None) -> None:
-    from bench.registry import load_plugin
+def load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    """Load plugins before the command starts; it may ignore what is returned."""
+    for path in paths or ():
+        from bench.registry import load_plugin
 
-    for path in paths or []:
         load_plugin(path)
+    return paths
+
+
+PLUGIN_HELP = "Python file with your own components."
+Plugin = Annotated[list[Path] | None, typer.Option("--plugin", callback=load_plugins, help=PLUGIN_HELP)]
 
 
 def without_none(options: dict[str, Any]) -> dict[str, Any]:

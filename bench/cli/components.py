@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.cli._app import Plugin, app, load_plugins
+from bench.cli._app import Plugin, app
 
 KINDS = "models, encoders, losses, augmentations, preprocessing, metrics, datasets, schedules, splits"
 
@@ -16,7 +16,6 @@ def list_(kind: Annotated[str, typer.Argument(help=KINDS)], plugin: Plugin = Non
     """List the components of one kind, one per line."""
     from bench.registry import REGISTRIES
 
-    load_plugins(plugin)
     if kind == "encoders":
         from bench.models.encoders import list_encoders
 
@@ -36,7 +35,6 @@ def show(name: Annotated[str, typer.Argument(help="Such as unet or bce_dice.")],
     from bench.registry import REGISTRIES
     from bench.settings import describe_field
 
-    load_plugins(plugin)
     found = [registry[name] for registry in REGISTRIES.values() if name in registry]
     if not found:
         unknown("component", name, [n for registry in REGISTRIES.values() for n in registry])

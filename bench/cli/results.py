@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from bench.cli._app import Device, LoggedData, OneFold, RunName, RunOrExport, TrackingUri, Where, app, say
+from bench.cli._app import (
+    Device,
+    LoggedData,
+    OneFold,
+    Plugin,
+    RunName,
+    RunOrExport,
+    TrackingUri,
+    Where,
+    app,
+    say,
+)
 
 GROUP_HELP = "What one row is: configuration (seeds averaged), run, or a setting such as loss.name."
 PARETO_HELP = "Only rows that no other row beats in both score and this cost: parameters, flops ..."
@@ -79,6 +90,7 @@ def compare(
     primary: Annotated[str, typer.Option(help="Any metric of patients: dice, iou, hd95 ...")] = "dice",
     data: LoggedData = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a figure (PNG) and all numbers (JSON).")] = None,
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Compare two runs patient by patient, and print one sentence on what the comparison supports."""
@@ -116,6 +128,7 @@ def rescore(
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
     data: LoggedData = None,
     name: RunName = None,
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score the logged masks of a run again: cleaned, at another threshold, or with the current metrics. No GPU.
@@ -138,6 +151,7 @@ def ensemble(
     data: LoggedData = None,
     name: RunName = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Average the out-of-fold predictions of runs, or of flipped and turned slices, and log that as a new run.
@@ -173,6 +187,7 @@ def report(
     where: Where = None,
     primary: Primary = None,
     title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the whole leaderboard to one HTML file that opens from disk: tables, figures and every patient."""
@@ -188,6 +203,7 @@ def evaluate(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score a logged model on another data set (an external test set), and log that as a child of the run."""
@@ -202,6 +218,7 @@ def cascade(
     segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
     data: LoggedData = None,
     name: RunName = None,
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Segment only the slices that a classifier calls positive, and compare with segmentation alone."""
@@ -218,6 +235,7 @@ def predict(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Predict masks and overlays (PNG). Masks of images are TIFF of 0 and 255, masks of volumes hold 0 and 1."""

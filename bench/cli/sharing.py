@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli._app import Device, Host, OneFold, Port, TrackingUri, Where, app
+from bench.cli._app import Device, Host, OneFold, Plugin, Port, TrackingUri, Where, app
 
 ALLOW_HELP = "Further name by which the page may be opened, such as that of a proxy."
 
@@ -41,6 +41,7 @@ def demo(
     port: Port = 7860,
     allow_host: Annotated[list[str] | None, typer.Option(help=ALLOW_HELP)] = None,
     device: Device = "auto",
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Show out-of-fold predictions, or predictions of dropped scans, on a web page (needs the extra `demo`)."""
@@ -55,6 +56,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the models and their model card.")],
     fold: OneFold = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights in 16 bits: half the size.")] = False,
+    plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the models of a run to a folder that `bench predict` and `bench evaluate` read without the store."""

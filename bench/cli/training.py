@@ -149,7 +149,7 @@ def _refuse_settings(ctx: typer.Context) -> None:
     from bench.errors import BadSetting
     from bench.formatting import join_and
 
-    allowed = ("resume", "tracking_uri", "quiet", "verbose")
+    allowed = ("resume", "plugin", "tracking_uri", "quiet", "verbose")
     options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in allowed}
     sources = {option: ctx.get_parameter_source(name) for name, option in options.items()}
     if extra := [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]:

@@ -21,9 +21,8 @@ from bench.data.pack import Pack
 from bench.masks import Mask, Masks
 from bench.metrics.aggregate import summarise
 from bench.metrics.confusion import dice_of
-from bench.overrides import configure
 from bench.stats import compare_paired
-from bench.tracking import PARENT, Run, Store, Tag, log_ranks, open_run, read_records, read_settings, read_table
+from bench.tracking import PARENT, Run, Store, Tag, log_ranks, open_run, read_config, read_records, read_table
 from bench.tracking.tags import SHARED
 from bench.training.fold_records import patient_rows, record_masks, slice_table
 from bench.training.tasks.segmentation import Segmentation
@@ -57,7 +56,7 @@ class DerivedRun:
 
 def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) -> str:
     """Log it as a finished cross-validation, print its scores and comparisons, and return its id."""
-    source, task = run.source, Segmentation(configure(read_settings(run.source)).evaluate)
+    source, task = run.source, Segmentation(read_config(run.source).evaluate)
     folds = read_table(store, source, "cases")[["case", "fold"]]
     cases = folds.merge(case_rows(run.scores), on="case")
     slices = slice_table(run.scores)

@@ -15,7 +15,6 @@ from bench.device import bfloat16_slowdown, has_bfloat16
 from bench.environment import environment_tags
 from bench.errors import BadSetting
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
-from bench.overrides import configure
 from bench.reports.tables import board_table
 from bench.tracking import (
     LEAKY,
@@ -27,7 +26,7 @@ from bench.tracking import (
     find_run,
     is_finished,
     open_run,
-    read_settings,
+    read_config,
     run_label,
 )
 from bench.tracking.resume import (
@@ -131,7 +130,7 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
             f"{name} was abandoned by --fresh, and its checkpoints are gone. Name another run, or start it again."
         )
     only = run.data.tags.get(Tag.ONLY)
-    config = configure(read_settings(run))
+    config = read_config(run)
     if config.fingerprint() != run.data.tags.get(Tag.FINGERPRINT):
         raise BadSetting(f"the settings of {name} have another meaning in this version. Start it again.")
     return config, None if only is None else int(only), run.info.run_id

@@ -1,46 +1,107 @@
-"""Save a trained model to a folder, and load it again."""
+"""Save a trained model to a folder, and load it again.
+
+A folder is data: loading it runs no code that it names. Plugins must be loaded before (`--plugin`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from bench import registry
+from bench.config import RunConfig
 from bench.errors import StoreError
-from bench.files import write_atomically
+from bench.files import read_json, write_atomically
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
+_WAY_OUT = "Export or train it again."
 
 
-def save_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> None:
-    """Write weights and description into `folder`, each file atomically."""
+class _Patients(BaseModel):
+    """What `Participants.anonymise` returns."""
+
+    salt: str
+    hashes: list[str]
+    images: str | None = None
+
+
+class _Description(BaseModel):
+    """What `model.json` must hold to be used; it may hold more. Earlier versions wrote no `digest`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    config: RunConfig
+    channels: Annotated[int, Field(ge=1, le=4096)]  # of the network's input
+    channel_names: Annotated[list[str], Field(min_length=1)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    fold: Annotated[int, Field(ge=0)] = 0
+    digest: str | None = None  # of the weights and the rest of the description
+    patients: _Patients | None = None  # of an export
+    models: int | None = None  # in an export
+
+
+def save_model(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write weights and description into `folder`, each atomically; the description holds a digest of both."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS, save(weights))
-    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    write_atomically(folder / WEIGHTS, weights)
+    described = {**description, "digest": _digest(description, weights)}
+    write_atomically(folder / DESCRIPTION, json.dumps(described, indent=1).encode())
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the description in `folder`, which holds what `_Description` says. Raises `BenchError`."""
+    content = read_json(folder / DESCRIPTION, "the model", _WAY_OUT)
+    try:
+        _Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise StoreError(f"{folder / DESCRIPTION} is not valid: {where}: {first['msg']}. {_WAY_OUT}") from None
+    return dict(content)
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model in evaluation mode and its description. Raises `StoreError`."""
+    """Return the model in evaluation mode and its description.
+
+    Raises `BenchError` for files that are damaged or do not fit each other, and `UnknownName` if the model needs a
+    plugin that is not loaded.
+    """
+    description = read_description(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        weights = load_file(folder / WEIGHTS)
-        plugins, settings = description["config"]["plugins"], dict(description["config"]["model"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise StoreError(f"{folder} holds no readable model: {error}.") from None
-    for plugin in plugins:
-        registry.load_plugin(Path(plugin))
-    entry = registry.model[settings.pop("name")]
+        content = (folder / WEIGHTS).read_bytes()
+        weights = load(content)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{folder} holds no readable weights: {error}. {_WAY_OUT}") from None
+    if description.get("digest") not in (None, _digest(description, content)):
+        raise StoreError(f"{WEIGHTS} or {DESCRIPTION} in {folder} has changed since it was written. {_WAY_OUT}")
+    if broken := next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None):
+        raise StoreError(f"the weights '{broken}' in {folder} are not finite numbers. {_WAY_OUT}")
+    config = RunConfig.model_validate(description["config"])
+    settings = dict(config.model.params)
     if "weights" in settings:
         settings["weights"] = None  # the trained weights replace the initial ones: fetch nothing
-    model: nn.Module = entry.bind(settings)(description["channels"])
+    plugins = f", trained with {', '.join(Path(p).name for p in config.plugins)}," if config.plugins else ""
+    with registry.errors_named(f"the model in {folder}{plugins} cannot be built", _WAY_OUT):
+        model: nn.Module = registry.model[config.model.name].bind(settings)(description["channels"])
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise StoreError(f"the weights in {folder} do not fit the model in its {DESCRIPTION}.") from None
+        raise StoreError(
+            f"the weights in {folder} do not fit the model in its {DESCRIPTION}. {_WAY_OUT}"
+        ) from None
     return model.eval(), description
+
+
+def _digest(description: Mapping[str, Any], weights: bytes) -> str:
+    described = {key: value for key, value in description.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode() + weights).hexdigest()

@@ -9,10 +9,10 @@ from bench.tracking.reader import find_folds as find_folds
 from bench.tracking.reader import find_parent as find_parent
 from bench.tracking.reader import find_run as find_run
 from bench.tracking.reader import is_finished as is_finished
+from bench.tracking.reader import read_config as read_config
 from bench.tracking.reader import read_masks as read_masks
 from bench.tracking.reader import read_probabilities as read_probabilities
 from bench.tracking.reader import read_records as read_records
-from bench.tracking.reader import read_settings as read_settings
 from bench.tracking.reader import read_table as read_table
 from bench.tracking.reader import run_label as run_label
 from bench.tracking.reader import search_runs as search_runs

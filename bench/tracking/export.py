@@ -11,8 +11,7 @@ from pathlib import Path
 
 from bench.console import console
 from bench.errors import BadSetting, DataError
-from bench.files import read_json
-from bench.models.io import DESCRIPTION, load_model, save_model
+from bench.models.io import DESCRIPTION, load_model, read_description, save_model
 from bench.tracking import connect, download_models, find_parent, find_run
 from bench.tracking.participants import read_participants
 
@@ -70,9 +69,7 @@ def find_exported_models(folder: Path, fold: int | None = None) -> list[Path]:
     if (folder / DESCRIPTION).is_file():
         return [folder]
     files = sorted(folder.glob(f"fold-{'*' if fold is None else fold}/{DESCRIPTION}"))
-    count = (
-        read_json(files[0], "the model", "Export the run again.").get("models") if files and fold is None else None
-    )
+    count = read_description(files[0].parent).get("models") if files and fold is None else None
     if count is not None and len(files) != count:
         raise DataError(
             f"{folder} was exported with {count} models and has {len(files)}. Export it again, or give --fold."

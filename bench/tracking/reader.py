@@ -12,11 +12,13 @@ import pandas as pd
 from mlflow.entities import Run as Run  # others import it from here, because only this package knows MLflow
 from mlflow.exceptions import MlflowException
 
-from bench.errors import StoreError, UnknownName, did_you_mean
+from bench.config import RunConfig
+from bench.errors import BadSetting, StoreError, UnknownName, did_you_mean
 from bench.files import FULL
 from bench.formatting import join_and, join_first
 from bench.masks import Masks, Probabilities, load_masks, load_probabilities
-from bench.overrides import parse_assignment
+from bench.overrides import configure, parse_assignment
+from bench.registry import loaded_plugins
 from bench.tracking.store import Store, quoted, root_cause, to_stderr
 from bench.tracking.tags import FOLD, PARENT, Tag, scored_by_slice
 from bench.types import RunRecord
@@ -142,10 +144,21 @@ def whole_folds(store: Store, run: Run) -> dict[int, Run]:
     return folds
 
 
-def read_settings(run: Run) -> dict[str, Any]:
-    """Return the settings of a run as `bench.overrides.override` accepts them."""
+def read_config(run: Run, *layers: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a run, changed by `layers`.
+
+    Code is never loaded because a store names it: others may have written it. Raises `BadSetting` if the run used
+    a plugin that was not loaded, under whatever path.
+    """
     logged = {k.removeprefix("run."): v for k, v in run.data.params.items() if not k.startswith(NOT_SETTINGS)}
-    return dict(parse_assignment(f"{key}={value}") for key, value in logged.items())
+    settings = dict(parse_assignment(f"{key}={value}") for key, value in logged.items())
+    used, loaded = [Path(str(p)).name for p in settings.get("plugins") or ()], loaded_plugins()
+    if missing := [name for name in used if name not in loaded]:
+        raise BadSetting(
+            f"run {run_label(run)} used {join_and(missing)}, and a store may not load code. If you trust the "
+            f"file, give --plugin {missing[0]}."
+        )
+    return configure(settings, {"plugins": [loaded[name] for name in used]}, *layers)
 
 
 def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:

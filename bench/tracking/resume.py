@@ -37,7 +37,7 @@ def hash_code(config: RunConfig, *, also: Sequence[str] = ()) -> dict[str, str]:
     paths = [path for path in package.glob("*.py") if path.name not in PRINTING]
     paths += [path for folder in (*RESULT_FOLDERS, *also) for path in (package / folder).rglob("*.py")]
     files = {path.relative_to(package).as_posix(): path for path in sorted(paths)}
-    files |= {plugin: Path(plugin) for plugin in config.plugins}
+    files |= {str(plugin): plugin for plugin in (Path(p).resolve() for p in config.plugins)}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
 
 

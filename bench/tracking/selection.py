@@ -8,8 +8,7 @@ from pathlib import Path
 from bench.console import Display
 from bench.data.pack import Pack
 from bench.errors import BadSetting, DataError
-from bench.overrides import configure
-from bench.tracking import PARENT, Run, Store, Tag, find_run, is_finished, read_settings, run_label
+from bench.tracking import PARENT, Run, Store, Tag, find_run, is_finished, read_config, run_label
 from bench.tracking.tags import SHARED, is_derived, task_name
 from bench.training.experiment import raw_pack
 
@@ -51,7 +50,7 @@ def load_run_pack(run: Run, data: Path | None, display: Display) -> Pack:
 
     Raises `DataError` if the data have changed.
     """
-    config = configure(read_settings(run), {} if data is None else {"dataset.folder": str(data)})
+    config = read_config(run, {} if data is None else {"dataset.folder": str(data)})
     pack = raw_pack(config, tick=display.packing)
     if pack.manifest.key != run.data.tags[Tag.DATA]:
         raise DataError(
