@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.device import autocast, out_of_memory
+from bench.errors import TrainingError
 from bench.inference.sliding_window import logits_of, tiled
 from bench.types import SliceCounts, Stack
 
@@ -51,6 +52,7 @@ class Predictor:
         for probability, _ in self._batches(rows, shape):
             stack[done : done + len(probability)] = probability.cpu().numpy()
             done += len(probability)
+        self._refuse_nan(rows, np.asarray(np.isnan(stack).any(axis=(1, 2))))
         return stack
 
     @torch.inference_mode()
@@ -60,9 +62,21 @@ class Predictor:
         for probability, truth in self._batches(rows, self.loader.shape):
             called = probability >= threshold
             tp, positive, true = (m.sum((1, 2)) for m in (called & truth, called, truth))
-            batches.append(torch.stack((tp, positive - tp, true - tp, truth[0].numel() - positive - true + tp), 1))
+            nan = probability.isnan().any(2).any(1)
+            tn = truth[0].numel() - positive - true + tp
+            batches.append(torch.stack((tp, positive - tp, true - tp, tn, nan), 1))
         counted: NDArray[np.int64] = torch.cat(batches).cpu().numpy()
-        return counted
+        self._refuse_nan(rows, counted[:, 4] > 0)
+        return counted[:, :4]
+
+    def _refuse_nan(self, rows: NDArray[np.int64], nan: NDArray[np.bool_]) -> None:
+        """Raise `TrainingError` with the first patient of whom a prediction is not a number."""
+        if nan.any():
+            slice_of = self.pack.index.iloc[rows[nan.argmax()]]
+            raise TrainingError(
+                f"the prediction for {slice_of['case']} (slice {slice_of['slice']}, {nan.sum()} slices in all) is "
+                "not a number, so it is not scored. Train with a smaller --lr or in float32, or fix the model."
+            )
 
     def case_counts(self, cases: Iterable[str], threshold: float) -> Iterator[tuple[str, SliceCounts]]:
         """Yield each patient's name and pixel counts, for metrics that need no pixels (`needs_pixels`)."""

@@ -19,11 +19,14 @@ STRIDE = 32  # every model takes sides that are multiples of it
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return logits (B, 1, H, W) float32 for images (B, C, H, W), padded to the model's stride, then cropped."""
     height, width = images.shape[-2:]
-    bottom, right = -height % STRIDE, -width % STRIDE
-    if bottom or right:
-        images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-    logits: Tensor = model(images)
+    logits: Tensor = model(pad_to_stride(images))
     return logits[..., :height, :width].float()
+
+
+def pad_to_stride(images: Tensor) -> Tensor:
+    """Repeat the last row and column of images (B, C, H, W) until their sides are multiples of `STRIDE`."""
+    bottom, right = (-side % STRIDE for side in images.shape[-2:])
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
 def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overlap: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench import registry
 from bench.data.fingerprints import shared_images
@@ -16,7 +17,9 @@ from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting, LeakageError
-from bench.types import Fold
+from bench.inference.sliding_window import pad_to_stride
+from bench.training.step import Loss
+from bench.types import Fold, Stack, Watch
 
 if TYPE_CHECKING:
     from bench.training.experiment import Experiment
@@ -28,6 +31,8 @@ def check_folds(pack: Pack, folds: Sequence[Fold], *, leaky: bool) -> None:
     Every patient must be in the data and tested at most once. With a `leaky` split, whose point is the leak,
     images may be shared.
     """
+    if not (isinstance(folds, Sequence) and folds and all(isinstance(fold, Fold) for fold in folds)):
+        raise BadSetting("the split must return a list of `bench.types.Fold`, one or more.")
     known = set(pack.cases)
     for fold in folds:
         if unknown := sorted((fold.train | fold.val | fold.test) - known):
@@ -73,11 +78,6 @@ def check_settings(experiment: Experiment) -> None:
         )
     if config.train.freeze_epochs >= config.train.epochs:
         raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
-    slices = min(len(pack.rows(fold.train)) for fold in experiment.folds)
-    if min(config.train.batch_size, slices) < experiment.smallest_batch:
-        raise BadSetting(
-            f"{config.model.name} needs a batch of {experiment.smallest_batch} or more. Give --batch-size."
-        )
     if (patch := config.input.patch) is not None:
         if not task.segments:
             raise BadSetting(f"a {task.name} model judges whole slices. Leave out input.patch.")
@@ -103,25 +103,124 @@ def try_input(experiment: Experiment) -> tuple[Tensor, Tensor]:
     """
     loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
     images, masks = loader.load(np.array([0]))
-    for change in experiment.augment:
-        images, masks = change(images, masks, SliceRandom(0, 0, [0], channels=loader.channel_names))
+    for name, change in zip((*experiment.config.augment, "input.patch"), experiment.augment, strict=False):
+        changed = change(images, masks, SliceRandom(0, 0, [0], channels=loader.channel_names))
+        if not (isinstance(changed, tuple) and len(changed) == 2 and all(isinstance(t, Tensor) for t in changed)):
+            raise BadSetting(f"{registry.augmentation[name].label} must return two tensors, images and masks.")
+        images, masks = changed
     return images, masks
 
 
-def try_model(experiment: Experiment, model: nn.Module, images: Tensor, masks: Tensor) -> None:
-    """Run one slice through model and loss of a plugin. Raises `BadSetting` for outputs of a wrong shape."""
-    name, target = experiment.config.model.name, experiment.task.target(masks)
-    with torch.no_grad():
-        logits = model.eval()(images)
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != tuple(target.shape):
+def try_model(experiment: Experiment, model: nn.Module, images: Tensor, masks: Tensor, watch: Watch) -> int:
+    """Try what will be trained on one slice (1, C, H, W); return the fewest slices that the model can train on.
+
+    What others wrote is tried wholly: model, loss, backward pass, schedule and metrics. Ours are not, as their
+    tests do that. Raises `BadSetting` for whatever they raise, and for results of a wrong type or shape. The model
+    must be a throwaway one, as its batch statistics change.
+    """
+    config, task = experiment.config, experiment.task
+    model_entry, loss_entry = registry.model[config.model.name], registry.loss[config.loss.name]
+    for entry in (model_entry, loss_entry):
+        if entry.fixed and not entry.built_in:
+            watch.say(
+                f"note: {', '.join(entry.fixed)} of {entry.label} is no setting, because it can be passed by "
+                "position. Write `*` before it"
+            )
+    for name in (*(config.evaluate.metrics or registry.metric), config.evaluate.primary) if task.segments else ():
+        if not registry.metric[name].built_in:
+            _try_metric(registry.metric[name])
+    with registry.errors_named(f"train.schedule={config.train.schedule.name} fails", "It must return a number."):
+        float(experiment.schedule(0.0, ()))
+    padded = pad_to_stride(images)
+    smallest = _find_smallest_batch(model_entry, model, padded)
+    if not (model_entry.built_in and loss_entry.built_in):
+        side = task.output_shape or padded.shape[-2:]
+        logits = _try_forward(model_entry, model, padded.repeat(2, 1, 1, 1), (2, 1, *side), watch)
+        target = task.target(masks.repeat(2, 1, 1, 1))
+        _try_loss(loss_entry, experiment.loss, logits[..., : target.shape[-2], : target.shape[-1]], target)
+    return smallest
+
+
+def check_batch(experiment: Experiment) -> None:
+    """Raise `BadSetting` if a batch is smaller than the model can be trained on."""
+    slices = min(len(experiment.pack.rows(fold.train)) for fold in experiment.folds)
+    if min(experiment.config.train.batch_size, slices) < experiment.smallest_batch:
         raise BadSetting(
-            f"the model '{name}' returns {shape} for images of {tuple(images.shape)}. It must return a logit per "
-            f"{'pixel' if experiment.task.segments else 'slice'}, {tuple(target.shape)}."
+            f"{experiment.config.model.name} needs a batch of {experiment.smallest_batch} or more. "
+            "Give --batch-size."
         )
-    value = experiment.loss(logits, target)
-    if value.ndim:
+
+
+def _find_smallest_batch(entry: registry.Entry, model: nn.Module, image: Tensor) -> int:
+    """Return what the model's facts say, or else 2 if a batch norm in training mode refuses a single image.
+
+    It does so behind global pooling, where a channel of one image has a single value.
+    """
+    stated = int(entry.facts.get("smallest_batch", 1))
+    if stated == 1 and isinstance(model, nn.Module) and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        with registry.errors_named(f"{entry.label} fails on an image of {tuple(image.shape)}", _model_must(image)):
+            try:
+                with torch.no_grad():
+                    model.train()(image)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                return 2
+    return stated
+
+
+def _model_must(images: Tensor) -> str:
+    return f"It must take images of {images.shape[1]} channels and return a logit per pixel, or per slice."
+
+
+def _try_forward(
+    entry: registry.Entry, model: nn.Module, images: Tensor, shape: tuple[int, ...], watch: Watch
+) -> Tensor:
+    """Return the logits of a model, which must have this shape. Raises `BadSetting`."""
+    if not isinstance(model, nn.Module):
+        raise BadSetting(f"{entry.label} returns {type(model).__name__}. It must return a `torch.nn.Module`.")
+    with registry.errors_named(f"{entry.label} fails on images of {tuple(images.shape)}", _model_must(images)):
+        logits = model.train()(images)
+    returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if returned != shape:
         raise BadSetting(
-            f"the loss '{experiment.config.loss.name}' returns {tuple(value.shape)}. It must return one number: "
-            "the mean over the batch."
+            f"{entry.label} returns {returned} for images of {tuple(images.shape)}. It must return a logit per "
+            f"{'pixel' if shape[-2:] == images.shape[-2:] else 'slice'}, {shape}."
         )
+    if not logits.requires_grad:
+        raise BadSetting(
+            f"the output of {entry.label} depends on no parameter. Do not detach it, or give it some."
+        )
+    if logits.min() >= 0 and 0 < logits.max() <= 1:
+        watch.say(
+            f"warning: all outputs of {entry.label} are between 0 and 1. It must return logits: a sigmoid at its "
+            "end must be removed, or everything is predicted as tumour"
+        )
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+def _try_loss(entry: registry.Entry, loss: Loss, logits: Tensor, target: Tensor) -> None:
+    """Compute a loss and its gradients. Raises `BadSetting`."""
+    value = loss(logits, target)
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad or not value.isfinite():
+        what = type(value).__name__
+        if isinstance(value, Tensor):
+            gradient = "with" if value.requires_grad else "without"
+            what = str(tuple(value.shape)) if value.ndim else f"{value.item()} {gradient} a gradient"
+        raise BadSetting(f"{entry.label} returns {what}. {registry.MUST['loss']} Do not detach it.")
+    with registry.errors_named(f"the backward pass of {entry.label} fails", registry.MUST["loss"]):
+        value.backward()  # type: ignore[no-untyped-call]
+
+
+def _try_metric(entry: registry.Entry) -> None:
+    """Compute a metric of a small tumour that is found in part, and of empty masks. Raises `BadSetting`."""
+    truth = np.zeros((2, 8, 8), bool)
+    truth[0, 2:5, 2:5] = True
+    metric = entry.bind({})
+    for mask in (truth, np.zeros_like(truth)):
+        value = metric(Stack(mask, np.roll(mask, 1, axis=1).astype(np.float32)))
+        with registry.errors_named(f"{entry.label} fails", registry.MUST["metric"]):
+            if isinstance(value, str):
+                raise TypeError("it returns text")
+            float(value)

@@ -21,7 +21,13 @@ from bench.data.splits import split_hash
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
 from bench.inference.predict import Predictor
-from bench.training.checks import check_folds, check_settings, try_input, try_model
+from bench.training.checks import (
+    check_batch,
+    check_folds,
+    check_settings,
+    try_input,
+    try_model,
+)
 from bench.training.loop import Augment, Recipe, steps_per_epoch
 from bench.training.tasks import Task
 from bench.training.tasks.presence import Presence
@@ -105,9 +111,11 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         raise BadSetting(
             f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
         )
-    if config.plugins:
-        try_model(experiment, model, images, masks)
-    return replace(experiment, parameters=sum(p.numel() for p in model.parameters()))
+    smallest = try_model(experiment, model, images, masks, watch)
+    parameters = sum(p.numel() for p in model.parameters())
+    experiment = replace(experiment, smallest_batch=smallest, parameters=parameters)
+    check_batch(experiment)
+    return experiment
 
 
 def raw_pack(config: RunConfig, *, tick: Tick = lambda done, of: None) -> Pack:

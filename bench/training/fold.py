@@ -14,6 +14,7 @@ import torch
 
 from bench.data.loader import SliceLoader
 from bench.device import memory_in_use, out_of_memory
+from bench.errors import TrainingError
 from bench.masks import Masks
 from bench.training.checkpoint import UNEXPECTED, Best, Checkpoints, DamagedState, read_state, write_state
 from bench.training.experiment import Experiment
@@ -178,8 +179,11 @@ def run_fold(
     Returns the result and the predicted masks of the test patients.
     """
     training = start_or_resume(experiment, fold, loader, workspace)
-    training.train(recorder, execution, watch, workspace)
-    result, masks = training.test()
+    try:
+        training.train(recorder, execution, watch, workspace)
+        result, masks = training.test()
+    except TrainingError as error:
+        raise TrainingError(f"fold {fold.number}: {error}") from error
     record_fold(experiment, result, masks, training.model, pd.DataFrame(training.history), recorder)
     return result, masks
 

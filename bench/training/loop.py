@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench import registry
 from bench.config import RunConfig, Train
 from bench.data.loader import SliceLoader
 from bench.data.slice_random import SliceRandom
@@ -80,11 +79,7 @@ class Recipe:
     augment: tuple[Augment, ...]
     schedule: Schedule
     target: Callable[[Tensor], Tensor] = lambda masks: masks
-
-    @property
-    def smallest_batch(self) -> int:
-        """The fewest slices that the model can be trained on."""
-        return int(registry.model[self.config.model.name].facts.get("smallest_batch", 1))
+    smallest_batch: int = 1  # the fewest slices that the model can be trained on
 
     def train(
         self,

@@ -20,7 +20,7 @@ from bench.inference.fold_models import FoldModels
 from bench.masks import Masks, above_threshold, load_masks, load_probabilities
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
-from bench.overrides import configure, override
+from bench.overrides import override
 from bench.training.cross_validation import cross_validate, estimate_time
 from bench.training.experiment import resolve
 from bench.training.fold import derive_seed
@@ -54,25 +54,6 @@ def ran(cache: Path):
     experiment = resolve(config())
     recorder = MemoryRecorder()
     return experiment, recorder, cross_validate(experiment, recorder).results
-
-
-@pytest.mark.parametrize(
-    ("kind", "body", "says"),
-    [
-        ("model", "def own(channels): return nn.Conv2d(channels, 2, 1)", r"returns \(1, 2, .*a logit"),
-        ("model", "def own(channels): return nn.Conv2d(channels, 1, 2, 2)", r"returns \(1, 1, 16, 16\) for"),
-        ("loss", "def own(logits, target): return (logits - target) ** 2", r"'own' returns \(1, 1, .*one number"),
-    ],
-)
-def test_what_a_plugin_brings_is_tried_once_before_anything_is_trained(tmp_path, kind, body, says):
-    plugin = tmp_path / "own.py"
-    plugin.write_text(f"from torch import nn\nfrom bench.registry import {kind}\n@{kind}\n{body}\n")
-    phantom = {"name": "phantom", "patients": 3, "size": 32, "slices": 6, "institutions": 1}
-    try:
-        with pytest.raises(BadSetting, match=says):
-            resolve(configure({"dataset": phantom, "split.folds": 3, "plugins": [str(plugin)], kind: "own"}))
-    finally:
-        getattr(registry, kind)._entries.pop("own", None)
 
 
 def test_every_patient_is_tested_exactly_once(ran):
@@ -351,11 +332,11 @@ def test_one_fold_alone_is_that_fold():
 def test_a_loss_that_is_not_a_number_stops_the_run_with_names(monkeypatch):
     @registry.loss(name="test_nan")
     def nan(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Not a number."""
-        return logits.sum() * math.nan
+        """Not a number for the four slices of a batch, but one for the two of the trial."""
+        return logits.sum() * (math.nan if len(logits) == 4 else 1)
 
     try:
-        with pytest.raises(TrainingError, match=r"epoch 1, step 1, on PHANTOM_\w+ slice \d"):
+        with pytest.raises(TrainingError, match=r"^fold 0: .* epoch 1, step 1, on PHANTOM_\w+ slice \d"):
             cross_validate(resolve(config(loss="test_nan")), MemoryRecorder(), only=0)
     finally:
         del registry.loss._entries["test_nan"]
