@@ -327,6 +327,7 @@ def test_a_run_trains_on_patches_and_is_scored_on_whole_slices(tmp_path: Path, m
     try:
         asked = {"input__patch__size": 32, "input__patch__tumour_share": 1, "train__positive_fraction": 0.99}
         experiment = resolve(config(loss="test_shapes", augment="none", **asked))
+        seen.clear()  # of the trial
         cross_validate(experiment, recorder, only=0)
     finally:
         del registry.loss._entries["test_shapes"]
