@@ -23,9 +23,10 @@ def check_outputs(paths: Iterable[Path]) -> None:
 
     Call it before anything is computed.
     """
-    lists: dict[Path, dict[str, set[str]]] = {}
+    absolute = list(map(Path, map(os.path.abspath, paths)))
+    theirs = set(without_outputs(path for path in absolute if path.is_file()))
     seen = set[Path]()
-    for path in map(Path, map(os.path.abspath, paths)):
+    for path in absolute:
         if path in seen:
             raise BadSetting(
                 f"two results would be written to {path}. Rename one of the files they are made from."
@@ -33,7 +34,7 @@ def check_outputs(paths: Iterable[Path]) -> None:
         seen.add(path)
         if path.exists() and not path.is_file():
             raise BadSetting(f"{path} is not a file, so nothing can be written to it. Give another name.")
-        if path.exists() and not _is_output(path, lists):
+        if path in theirs:
             raise BadSetting(
                 f"{path} exists, and bench did not write it or it has changed since. "
                 "Give another name, or remove it."
@@ -66,17 +67,16 @@ def write_output(path: Path, content: str | bytes) -> None:
 
 
 def without_outputs(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that are not outputs of this suite, in their order."""
+    """Return the files that are not outputs of this suite as they were written, in their order."""
     lists: dict[Path, dict[str, set[str]]] = {}
-    return [path for path in paths if not _is_output(path, lists)]
-
-
-def _is_output(path: Path, lists: dict[Path, dict[str, set[str]]]) -> bool:
-    """Return whether a file is as it was written here; `lists` keeps what each folder's list says."""
-    if path.parent not in lists:
-        lists[path.parent] = _read_list(path.parent)
-    digests = lists[path.parent].get(path.name)
-    return digests is not None and file_sha256(path) in digests
+    kept = []
+    for path in paths:
+        if path.parent not in lists:
+            lists[path.parent] = _read_list(path.parent)
+        digests = lists[path.parent].get(path.name)
+        if digests is None or file_sha256(path) not in digests:
+            kept.append(path)
+    return kept
 
 
 def _read_list(folder: Path) -> dict[str, set[str]]:

@@ -58,7 +58,8 @@ def refusal(setting: str, error: Mapping[str, Any], model: type[BaseModel]) -> s
             break
         field = level.model_fields[part]
         allowed = describe_field(field)
-        level = next((a for a in (*get_args(field.annotation), field.annotation) if _is_model(a)), None)
+        kinds = _kinds(field.annotation)
+        level = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
     ranged = f" Allowed: {allowed}." if re.search("[<>]=? ", allowed) else ""
     return f"{setting} = {value} is refused: {reason[:1].lower()}{reason[1:]}.{ranged}"
 
@@ -70,23 +71,24 @@ def shorten(text: str) -> str:
 
 def describe_field(field: Any) -> str:
     """Return what a field of pydantic takes, such as 'int, >= 1, <= 4096'."""
-    return ", ".join((_describe_type(field.annotation), *_limits(field.metadata)))
+    return _describe(field.annotation, field.metadata)
 
 
-def _describe_type(annotation: Any) -> str:
+def _describe(annotation: Any, bounds: Sequence[Any] = ()) -> str:
     """Return a type in short form, such as 'str | int, >= 0' for a union whose second part has a bound."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        bounds = [bound for fact in parts[1:] for bound in getattr(fact, "metadata", [fact])]
-        return ", ".join((_describe_type(parts[0]), *_limits(bounds)))
+        inner = [bound for fact in parts[1:] for bound in getattr(fact, "metadata", [fact])]
+        return _describe(parts[0], [*inner, *bounds])
     if origin in (Union, UnionType):
-        return " | ".join(map(_describe_type, parts))
-    if origin is Literal:
-        return " | ".join(map(repr, parts))
-    if annotation is NoneType:
-        return "None"
-    plain = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation)
-    return plain.replace("typing.", "")
+        text = " | ".join(map(_describe, parts))
+    elif origin is Literal:
+        text = " | ".join(map(repr, parts))
+    elif annotation is NoneType:
+        text = "None"
+    else:
+        text = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation)
+    return ", ".join((text.replace("typing.", ""), *_limits(bounds)))
 
 
 def _limits(metadata: Sequence[Any]) -> list[str]:
@@ -99,7 +101,3 @@ def _kinds(annotation: Any) -> set[Any]:
     """Return the plain types that an annotation is made of."""
     parts = get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts and get_origin(annotation) is not Literal else {annotation}
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -18,7 +18,7 @@ import numpy as np
 from bench.data.audit_layout import Finding, layout_errors, layout_warnings, table_warnings
 from bench.data.readers.images import read_mask, read_pixels
 from bench.data.readers.patient_folders import CHANNELS, scan_folder
-from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, format_shape
+from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, check_mask_size, format_shape
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 
@@ -123,13 +123,11 @@ class _CaseAudit:
             return  # an orphan, which the layout errors name
         try:
             mask = read_mask(entry.mask)
+            self.add_mask(mask, entry.mask)
+            if image is not None:
+                check_mask_size(image, mask, entry.mask)
         except BadFile as error:
             yield _unusable_file(error, entry)
-            return
-        if image is not None and mask.shape != image.shape[:2]:
-            message = f"{entry.mask} is {format_shape(mask.shape)}, its image {format_shape(image.shape[:2])}."
-            yield Finding("mask-size", message, (str(entry.mask), self.case))
-        self.add_mask(mask, entry.mask)
 
     def add_mask(self, mask: Pixels, path: Path | None) -> None:
         area = int(mask.sum())

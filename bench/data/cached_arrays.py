@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from bench.errors import DataError
 from bench.files import write_atomically
 
 
@@ -70,6 +71,12 @@ def remember_check(folder: Path, **states: str) -> None:
     if known | states != known:
         with suppress(OSError):
             write_atomically(folder / "checked.json", json.dumps(known | states).encode())
+
+
+def damaged(folder: Path, error: object) -> DataError:
+    """Return the error that a cached folder cannot be used, and why."""
+    reason = " ".join(str(error).split())
+    return DataError(f"{folder} is damaged ({reason}). Remove that folder; it will be written again.")
 
 
 def hash_json(content: Any) -> str:

@@ -31,6 +31,7 @@ from pydantic import TypeAdapter
 from bench.data.cached_arrays import (
     checked,
     create_array,
+    damaged,
     file_state,
     hash_json,
     open_array,
@@ -71,7 +72,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return TypeAdapter(dict[str, Any]).validate_json((folder / "manifest.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise _damaged(folder, error) from None
+        raise damaged(folder, error) from None
 
 
 def _facts(source: Source) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def open_pack(folder: Path, *, verify: bool = False, tick: Tick = lambda done, t
             raise ValueError("its files do not belong together")
         identity = [index[name].tolist() for name in ("case", "slice", "institution")]
     except (OSError, ValueError, TypeError, EOFError, KeyError) as error:
-        raise _damaged(folder, error) from None
+        raise damaged(folder, error) from None
     if verify or checked(folder).get("pack") != state:
         same = _content_key(zip(*identity, images, masks, strict=True), images.shape, tick) == manifest.key
         large = () if same else ("images.npy", "masks.npy")  # the key is computed from these
@@ -192,7 +193,7 @@ def _find(source: Source, cache: Path, stamp: str, state: str, tick: Tick) -> Pa
         return None
     pack = open_pack(found[0], tick=tick)
     if wrong := [name for name, value in _facts(source).items() if getattr(pack.manifest, name) != value]:
-        raise _damaged(pack.folder, f"manifest.json has other {' and '.join(wrong)} than the dataset")
+        raise damaged(pack.folder, f"manifest.json has other {' and '.join(wrong)} than the dataset")
     remember_check(pack.folder, source=state)
     return pack
 
@@ -202,11 +203,6 @@ def one_case_per_slice(pack: Pack) -> Pack:
     index = pack.index
     names = index["case"] + "#" + index["slice"].astype(str)
     return replace(pack, index=index.assign(patient=index["case"], case=names))
-
-
-def _damaged(folder: Path, error: object) -> DataError:
-    reason = " ".join(str(error).split())
-    return DataError(f"the pack {folder} is damaged ({reason}). Remove it; it will be written again.")
 
 
 def _shape(source: Source) -> tuple[int, ...]:

@@ -29,10 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench import registry
-from bench.data.cached_arrays import checked, create_array, file_state, open_array, remember_check
+from bench.data.cached_arrays import checked, create_array, damaged, file_state, open_array, remember_check
 from bench.data.pack import Pack, Tick, compute_histograms
 from bench.data.source import Pixels
-from bench.errors import BadSetting, DataError
+from bench.errors import BadSetting
 from bench.files import lock_if_writable, writing_to_cache
 
 FILES = ("images.npy", "histograms.npy")
@@ -61,10 +61,7 @@ def preprocess_pack(pack: Pack, steps: Steps, *, tick: Tick = lambda done, total
         try:
             images, histograms = _open(folder, pack, tick)
         except (OSError, ValueError, EOFError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{folder} is damaged ({reason}). Remove that folder; it will be written again."
-            ) from None
+            raise damaged(folder, error) from None
     return replace(pack, images=images, histograms=histograms)
 
 

@@ -7,11 +7,14 @@ A web page of an attacker, open in the same browser, could otherwise send reques
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Collection
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_UPLOAD = 256 << 20  # bytes of one request with files
 LARGEST_REQUEST = 1 << 20  # bytes of any other request
@@ -22,16 +25,13 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"same-origin"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-)
-
-Message = MutableMapping[str, Any]
-App = Callable[..., Awaitable[Any]]
+HEADERS = {
+    "content-security-policy": POLICY,
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
 
 
 class Guard:
@@ -42,29 +42,23 @@ class Guard:
     own. `uploads` is the folder of dropped files.
     """
 
-    def __init__(self, app: App, hosts: Collection[str], proxies: Collection[str], uploads: Path) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], proxies: Collection[str], uploads: Path) -> None:
         self._app, self._proxies, self._uploads = app, frozenset(proxies), uploads
         self._hosts = {name.lower() for name in (*hosts, "localhost", socket.gethostname(), socket.getfqdn())}
 
-    async def __call__(self, scope: Message, receive: App, send: App) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policies(part: Message) -> None:
             if part["type"] == "http.response.start":
-                part["headers"] = [*part.get("headers", ()), *HEADERS]
+                MutableHeaders(scope=part).update(HEADERS)
             await send(part)
 
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif (refused := self._refuse(scope)) is None:
-            await self._app(scope, receive, send_with_policies)
-        else:
-            status, text = refused
-            kind = (b"content-type", b"text/plain; charset=utf-8")
-            await send_with_policies({"type": "http.response.start", "status": status, "headers": [kind]})
-            await send({"type": "http.response.body", "body": text.encode()})
+        refused = self._refuse(scope) if scope["type"] == "http" else None
+        answer = self._app if refused is None else PlainTextResponse(refused[1], refused[0])
+        await answer(scope, receive, send_with_policies)
 
-    def _refuse(self, scope: Message) -> tuple[int, str] | None:
+    def _refuse(self, scope: Scope) -> tuple[int, str] | None:
         """Return a status and a sentence if the request comes from elsewhere or is too large, otherwise None."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = Headers(scope=scope)
         host = headers.get("host", "")
         origin = headers.get("origin", f"http://{host}")
         name = _split(f"//{host}").hostname or ""

@@ -314,7 +314,7 @@ def test_a_damaged_pack_raises_a_helpful_error(disk, cache, damage):
     folder = load_or_pack(disk.source(), cache).folder
     damage(folder)
     for reopen in (lambda: open_pack(folder), lambda: load_or_pack(disk.source(), cache)):
-        with pytest.raises(DataError, match=f"{folder} is damaged .* Remove it; it will be written again"):
+        with pytest.raises(DataError, match=f"{folder} is damaged .* Remove that folder; it will be"):
             reopen()
     shutil.rmtree(folder)
     assert load_or_pack(disk.source(), cache).folder == folder

@@ -110,8 +110,8 @@ class PhantomSettings:
 
 def _write(folder: Path, settings: PhantomSettings) -> None:
     """Write `folder` completely or not at all."""
-    writing = Path(tempfile.mkdtemp(prefix=".phantom-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".phantom-", dir=folder.parent) as name:
+        writing = Path(name)
         rows = ["Patient,RNASeqCluster,MethylationCluster,CNCluster"]
         for patient in range(settings.patients):
             institution = settings.institution(patient)
@@ -129,8 +129,6 @@ def _write(folder: Path, settings: PhantomSettings) -> None:
         (writing / MARKER).write_text(json.dumps({"version": VERSION, **asdict(settings)}, indent=1) + "\n")
         writing.chmod(0o755)  # mkdtemp lets only the owner read
         writing.rename(folder)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
 
 
 def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:

@@ -43,10 +43,12 @@ def show_audit(config: RunConfig, *, verbose: bool = False) -> bool:
     shortened = False
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
         for code in dict.fromkeys(finding.code for finding in findings):
-            first, *others = [finding for finding in findings if finding.code == code]
-            shortened |= bool(others) and not verbose
-            for finding in [first, *others] if verbose else [first]:
-                more = "" if verbose or not others else f" And {len(others)} more: {_names(others)}."
+            alike = [finding for finding in findings if finding.code == code]
+            shown = alike if verbose else alike[:1]
+            shortened |= len(alike) > len(shown)
+            for finding in shown:
+                others = alike[len(shown) :]
+                more = f" And {len(others)} more: {_names(others)}." if others else ""
                 text = f"{kind} [{code}] {finding.message}{_unnamed(finding)}{more}"
                 out.print(text, markup=False, soft_wrap=True)
     errors, warnings = len(report.errors), len(report.warnings)
@@ -81,13 +83,12 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         return
     figures = draw_figures(pack, description)
     if out is not None:
-        csvs, pngs = (
-            [out / f"{name}.{end}" for name in of] for of, end in ((description.tables, "csv"), (figures, "png"))
-        )
+        csvs = {out / f"{name}.csv": frame for name, frame in description.tables.items()}
+        pngs = {out / f"{name}.png": figure for name, figure in figures.items()}
         check_outputs([*csvs, *pngs])
-        for path, frame in zip(csvs, description.tables.values(), strict=True):
+        for path, frame in csvs.items():
             write_output(path, frame.to_csv())
-        for path, figure in zip(pngs, figures.values(), strict=True):
+        for path, figure in pngs.items():
             with new_output(path) as png:
                 figure.savefig(png, dpi=DPI)
         screen.print(f"tables and figures are in {out}", markup=False)
