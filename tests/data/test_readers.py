@@ -111,25 +111,20 @@ def test_compressed_tiff_is_read_as_it_was_written(compression, tmp_path):
         np.testing.assert_array_equal(read_pixels(tmp_path / "a.tif").squeeze(), pixels)
 
 
-def test_a_jpeg_tiff_is_read_as_opencv_reads_it(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.tif", {"compression": "jpeg"}), ("a.jpg", {"quality": 50}), ("a.jpg", {"quality": 95})],
+)
+def test_a_jpeg_is_read_as_opencv_reads_it(name, options, tmp_path):
     smooth = cv2.GaussianBlur(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8)), (0, 0), 3)
-    Image.fromarray(smooth).save(tmp_path / "a.tif", compression="jpeg")
-    expected = cv2.imread(str(tmp_path / "a.tif"), cv2.IMREAD_UNCHANGED)[..., ::-1]
-    np.testing.assert_array_equal(read_pixels(tmp_path / "a.tif"), expected)
-
-
-@pytest.mark.parametrize("quality", [50, 95])
-def test_a_jpeg_is_read_as_opencv_reads_it(quality, tmp_path):
-    smooth = cv2.GaussianBlur(np.kron(COLOUR, np.ones((8, 8, 1), np.uint8)), (0, 0), 3)
-    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=quality)
-    np.testing.assert_array_equal(read_pixels(tmp_path / "a.jpg"), cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1])
+    Image.fromarray(smooth).save(tmp_path / name, **options)
+    np.testing.assert_array_equal(read_pixels(tmp_path / name), cv2.imread(str(tmp_path / name))[..., ::-1])
 
 
 def test_a_mask_that_stores_white_as_0_is_read_as_it_looks(tmp_path):
-    tifffile.imwrite(tmp_path / "plain.tif", ~MASK, photometric="miniswhite")
-    np.testing.assert_array_equal(read_mask(tmp_path / "plain.tif"), MASK // 255)
-    tifffile.imwrite(tmp_path / "zipped.tif", ~MASK, photometric="miniswhite", compression="deflate")
-    np.testing.assert_array_equal(read_mask(tmp_path / "zipped.tif"), MASK // 255)
+    for compression in (None, "deflate"):
+        tifffile.imwrite(tmp_path / "a.tif", ~MASK, photometric="miniswhite", compression=compression)
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), MASK // 255)
 
 
 # Folders
