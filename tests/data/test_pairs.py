@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from bench.data.source import Source
 from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.evaluate import evaluate_external
 from bench.inference.fold_models import FoldModels
+from bench.models.io import load_model, save_model
 from bench.overrides import configure, parse_assignment
 from bench.tracking import connect, read_table
 from bench.training.cross_validation import cross_validate
@@ -313,9 +313,8 @@ def test_external_patients_are_read_with_the_settings_of_training(own, model, te
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     shutil.copytree(template, tmp_path / "mlruns")
     uri = f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
-    exported = shutil.copytree(model[1], tmp_path / "exported")
-    description = json.loads((exported / "model.json").read_text())
-    (exported / "model.json").write_text(json.dumps(description | {"patients": {"salt": "", "hashes": []}}))
+    exported, (network, description) = tmp_path / "exported", load_model(model[1])
+    save_model(exported, network, description | {"patients": {"salt": "", "hashes": []}})
     run = evaluate_external(str(exported), own, fold=None, threshold=None, device="cpu", uri=uri)
     store = connect(uri)
     cases = read_table(store, store.client.get_run(run), "cases")
