@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from contextlib import suppress
 
 import pandas as pd
 import pytest
 
+from bench import registry
 from bench.errors import BadSetting, StoreError, UnknownName
 from bench.experiments.run import settings_to_resume
 from bench.overrides import configure
-from bench.tracking import find_run, open_run, read_records, read_table, search_runs
+from bench.tracking import find_run, open_run, read_config, read_records, read_table, search_runs
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
 
@@ -135,3 +137,20 @@ def test_a_run_whose_table_cannot_be_read_is_named_and_left_out(store, damage, c
     assert re.search(r"^left out: cases\.csv of run mine .* beside its database\.$", capsys.readouterr().err)
     with pytest.raises(StoreError, match=r"cases\.csv of run mine .* cannot be read"):
         read_table(store, find_run(store, "mine"), "cases")
+
+
+def test_a_store_loads_no_plugin_that_it_names_unless_the_user_has_named_the_file(store, tmp_path):
+    own, theirs = tmp_path / "own" / "mine.py", tmp_path / "mine.py"
+    theirs.write_text("raise SystemExit")
+    own.parent.mkdir()
+    own.write_text("from bench.registry import loss\n@loss\ndef mine(logits, target): return logits.mean()\n")
+    with open_run(store, "used", "lgg", TAGS) as run:
+        run.settings({"loss.name": "mine", "run.plugins": [str(theirs)]})
+    recorded = find_run(store, "used")
+    with pytest.raises(BadSetting, match=r"run used \(\w{8}\) used mine\.py, .* give --plugin mine\.py"):
+        read_config(recorded)
+    try:
+        registry.load_plugin(own)
+        assert read_config(recorded).plugins == (str(own),)
+    finally:
+        registry.loss.forget(sys.modules.pop(f"bench_plugin_{own}").__name__)
