@@ -5,12 +5,10 @@ Bars are shown only on a terminal, and nothing but results with --quiet. rich ho
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Mapping
 from math import nan
 from threading import local
-from typing import NoReturn, Self
+from typing import Self
 
 import pandas as pd
 from rich.console import Console
@@ -26,23 +24,6 @@ def console() -> Console:
     """Return standard output, 200 columns wide if it is not a terminal."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=200)
-
-
-def interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does. Under `nohup`, SIGHUP stays ignored."""
-    terminals = [file for file in (1, 2) if os.isatty(file)]
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        if number == signal.SIGHUP:  # the terminal is gone, and writing to it would raise another error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for file in terminals:
-                os.dup2(nowhere, file)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a shell sends it once more
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
 
 
 def frame_table(title: str, frame: pd.DataFrame) -> Table:

@@ -197,7 +197,7 @@ def test_a_reopened_run_has_no_error(store):
 
 SLEEPER = """
     import sys, time
-    from bench.console import interrupt_on_signals
+    from bench.signals import interrupt_on_signals
     from bench.tracking import connect, open_run
     interrupt_on_signals()
     with open_run(connect(sys.argv[1]), "sleeper", "lgg", {}) as run:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import psutil
 
-from bench.console import interrupt_on_signals
 from bench.experiments.launch import StartedWork, WorkItem
+from bench.signals import interrupt_on_signals
 
 GRACE_SECONDS = 60  # for an interrupted worker to end its runs in the store
 
