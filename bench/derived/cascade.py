@@ -17,7 +17,7 @@ from bench.data.pack import Pack
 from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import DataError
 from bench.masks import Mask, Masks
-from bench.tracking import Tag, connect, find_run, read_masks, read_table
+from bench.tracking import Tag, connect_to_write, find_run, read_masks, read_table
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.training.tasks.segmentation import Segmentation
 
@@ -37,7 +37,7 @@ def cascade(
 
     `data` is the folder of the data set, by default where the segmentation run found it. Raises `BenchError`.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     gate, model = find_run(store, presence), find_run(store, segmentation)
     require_finished(gate, "presence", TAKES)
     require_finished(model, "segmentation", TAKES)

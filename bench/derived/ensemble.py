@@ -22,7 +22,7 @@ from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.inference.fold_models import VIEWS, FoldModels
 from bench.inference.predict import MeanPredictor, stacks
 from bench.masks import Masks
-from bench.tracking import Run, Store, connect, download_models, find_run, read_table, run_label
+from bench.tracking import Run, Store, connect_to_write, download_models, find_run, read_table, run_label
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation, choose_threshold
@@ -49,7 +49,7 @@ def ensemble(
     another, the run stands on a board of its own like a rescored one, as test scores could be seen before.
     Raises `BenchError`.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     runs = [find_run(store, one) for one in wanted]
     _check(runs, tta)
     rule = threshold_rule(runs) if threshold is None else str(threshold)

@@ -16,7 +16,17 @@ from bench.console import Display, console
 from bench.derived.base import update_ranks
 from bench.derived.published_files import BOARD, RUNS, Published, read_published, write_published
 from bench.errors import BadSetting
-from bench.tracking import PARENT, Tag, connect, is_finished, open_run, read_records, read_table, search_runs
+from bench.tracking import (
+    PARENT,
+    Tag,
+    connect,
+    connect_to_write,
+    is_finished,
+    open_run,
+    read_records,
+    read_table,
+    search_runs,
+)
 from bench.types import RunRecord
 
 PATHS = ("dataset.folder", "run.plugins")  # settings that are paths on the machine of the run
@@ -47,7 +57,7 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
 
     Each run is ranked, and tagged with the id under which it was published. Raises `BenchError`.
     """
-    published, store = read_published(folder), connect(uri)
+    published, store = read_published(folder), connect_to_write(uri)
     runs = [run for run in search_runs(store, {Tag.KIND: PARENT}) if is_finished(run)]
     there = {run.info.run_id for run in runs} | {run.data.tags.get(Tag.IMPORTED) for run in runs}
     new = [record for record in published.runs if record.run_id not in there]

@@ -15,7 +15,7 @@ from bench.errors import BadSetting
 from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
 from bench.metrics.confusion import dice_of
-from bench.tracking import Run, Store, connect, find_run, read_masks, read_probabilities, read_table
+from bench.tracking import Run, Store, connect_to_write, find_run, read_masks, read_probabilities, read_table
 from bench.tracking.selection import load_run_pack, require_finished
 from bench.tracking.tags import CONVENTION, Tag, is_derived
 from bench.training.fold_records import slice_table
@@ -40,7 +40,7 @@ def rescore(
     they are scored by the current metrics. `data` is the folder of the data set, by default where the run found
     it. Raises `BenchError`.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     source = find_run(store, wanted)
     require_finished(source, "segmentation", "Rescore such a run; `bench leaderboard` shows them.")
     if is_derived(source.data.tags, source.data.params):

@@ -14,7 +14,7 @@ from bench.device import find_device
 from bench.errors import DataError
 from bench.formatting import SYNTHETIC_WARNING, join_first
 from bench.inference.fold_models import FoldModels
-from bench.tracking import EVALUATION, connect, download_models, find_parent, find_run, open_run
+from bench.tracking import EVALUATION, connect_to_write, download_models, find_parent, find_run, open_run
 from bench.tracking.export import find_exported_models
 from bench.tracking.participants import Participants, read_exported_participants, read_participants
 from bench.tracking.tags import Tag, data_tags
@@ -30,7 +30,7 @@ def evaluate_external(
     The result is logged as a child of the run, or as a run of its own, whose id is returned. Raises `DataError` if
     patients took part in the run that the models come from, under whatever name.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
         exported = Path(wanted)
         folders = find_exported_models(exported, fold)

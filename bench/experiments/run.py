@@ -23,6 +23,7 @@ from bench.tracking import (
     Run,
     Store,
     connect,
+    connect_to_write,
     find_run,
     is_finished,
     open_run,
@@ -62,7 +63,7 @@ def execute(
     An interrupted run of the same configuration, data and code is resumed, or abandoned if `fresh`. `resume` is
     the id of the run that must be resumed. `only` is the number of a fold to run alone. Raises `BenchError`.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     with Display(quiet=quiet, verbose=verbose) as display:
         experiment = resolve(config, only=only, watch=display)
         _announce(experiment, display)

@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.experiments.launch import InProcess, Launcher, WorkItem, run_items
 from bench.experiments.run import execute
 from bench.experiments.suite_file import Cell, Parts, Suite
-from bench.tracking import Run, Store, connect, log_failure, search_runs
+from bench.tracking import Run, Store, connect_to_write, log_failure, search_runs
 from bench.tracking.resume import abandon, is_active, is_ranked, workspace_folder
 from bench.tracking.tags import Tag
 
@@ -62,7 +62,7 @@ def run_suite(
     is lost is run again up to `retries` times. After `max_failures` no further cell is started.
     """
     os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run` has opened one for the whole; each cell opens its own
-    store = connect(uri)
+    store = connect_to_write(uri)
     report = report or (lambda cell, state, text: console().print(text, markup=False))
     if fresh:
         retry = True
@@ -137,7 +137,7 @@ def run_cell(suite: Suite, name: str, uri: str, retry: bool, quiet: bool, verbos
 
     Nothing is done if another process is running the cell, or has finished it in the meantime.
     """
-    store = connect(uri)
+    store = connect_to_write(uri)
     cell = next(c for c in suite.cells if c.name == name)
     lock = workspace_folder(store, f"cell-{cell.fingerprint}-{cell.data.key}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)

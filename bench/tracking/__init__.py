@@ -24,6 +24,7 @@ from bench.tracking.sqlite import sqlite_file as sqlite_file
 from bench.tracking.store import Store as Store
 from bench.tracking.store import check_reachable as check_reachable
 from bench.tracking.store import connect as connect
+from bench.tracking.store import connect_to_write as connect_to_write
 from bench.tracking.store import store_uri as store_uri
 from bench.tracking.store import ui_command as ui_command
 from bench.tracking.store import without_password as without_password

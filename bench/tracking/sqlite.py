@@ -108,7 +108,7 @@ def is_in_use(folder: Path) -> bool:
 def copy_database(path: Path) -> Path:
     """Return a temporary copy of a database to read: SQLite must write beside a file that it reads."""
     if not path.exists():
-        raise OSError("it does not exist, and its folder cannot be written to.")
+        raise StoreError("it does not exist, and its folder cannot be written to.")
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = Path(folder) / path.name

@@ -27,7 +27,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bench.errors import BadSetting, StoreError
-from bench.files import lock_if_writable
+from bench.files import explain, lock_if_writable
 from bench.tracking.sqlite import (
     apply_moves,
     copy_database,
@@ -76,7 +76,7 @@ class Store:
 
     uri: str
     client: MlflowClient
-    read_only: bool = False
+    refusal: str = ""  # of a store that can only be read: why nothing can be logged
 
     def experiment(self, name: str, say: Callable[[str], None] = to_stderr) -> str:
         """Return the id of the experiment `name`. Create or, which `say` tells, restore it if necessary."""
@@ -143,10 +143,18 @@ def connect(uri: str | None = None) -> Store:
             return _open_sqlite(path, uri)
         return Store(uri, _open_client(uri))
     except Exception as error:
-        problem = str(error).strip().splitlines()[0]
+        problem = explain(error) if isinstance(error, OSError) else str(error).strip().splitlines()[0]
         raise StoreError(
             f"the tracking store {without_password(uri)} cannot be used: {problem} Give another --tracking-uri."
         ) from error
+
+
+def connect_to_write(uri: str | None = None) -> Store:
+    """Open the store as `connect` does. Raises `StoreError` also for one that can only be read."""
+    store = connect(uri)
+    if store.refusal:
+        raise StoreError(store.refusal)
+    return store
 
 
 def _open_sqlite(path: Path, uri: str) -> Store:
@@ -159,7 +167,7 @@ def _open_sqlite(path: Path, uri: str) -> Store:
             client = _open_client(uri)
             moves = find_moves(path, path.parent)
         except Exception as error:
-            if "disk is full" not in str(error):  # SQLite writes even to read
+            if not any(text in str(error) for text in UNWRITABLE):  # SQLite writes even to read
                 raise
             return _open_to_read(path, uri, "is on a full disk")
         if moves and is_in_use(path.parent):  # its process would write to a place that it cannot reach
@@ -170,9 +178,10 @@ def _open_sqlite(path: Path, uri: str) -> Store:
 
 def _open_to_read(path: Path, uri: str, reason: str) -> Store:
     copy = copy_database(path)
-    client = _open_client(f"sqlite:///{copy}", f"the tracking store {uri} {reason}. Give another --tracking-uri.")
+    refusal = f"the tracking store {uri} {reason}. Give another --tracking-uri, such as a copy of its folder."
+    client = _open_client(f"sqlite:///{copy}", refusal)
     apply_moves(copy, find_moves(copy, path.parent))
-    return Store(uri, client, read_only=True)
+    return Store(uri, client, refusal)
 
 
 def _make_database(uri: str) -> None:
@@ -184,7 +193,7 @@ def _make_database(uri: str) -> None:
 
 def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
     """Return the command that serves MLflow's UI on this store, and its environment."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.client.tracking_uri]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -224,7 +233,7 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
 
 
-def _open_client(uri: str, refusal: str | None = None) -> MlflowClient:
+def _open_client(uri: str, refusal: str = "") -> MlflowClient:
     client = MlflowClient(uri)  # mlflow.set_tracking_uri would put it into the environment of later processes
     remote, started = urlparse(uri).scheme in ("http", "https"), time.monotonic()
     with short_timeouts():
@@ -263,16 +272,16 @@ class RetryingClient:
     a server. With a `refusal`, it only reads. Metrics are not retried: they have an outbox, and the run continues.
     """
 
-    def __init__(
-        self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8), refusal: str | None = None
-    ) -> None:
+    def __init__(self, client: MlflowClient, pauses: tuple[float, ...] = (1, 2, 4, 8), refusal: str = "") -> None:
         self._client, self._pauses, self._refusal = client, pauses, refusal
 
     def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._client, name)
+        if not callable(attribute):
+            return attribute
         if self._refusal and not name.startswith(READING):
             raise StoreError(self._refusal)
-        attribute = getattr(self._client, name)
-        return partial(self._retry, attribute) if callable(attribute) else attribute
+        return partial(self._retry, attribute)
 
     def _retry(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for pause in () if "metrics" in kwargs else self._pauses:

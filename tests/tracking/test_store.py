@@ -226,10 +226,10 @@ def test_a_read_only_store_is_read_and_refuses_to_be_written(store, monkeypatch)
     old = finished(store)
     monkeypatch.setattr("filelock.FileLock.acquire", raise_read_only)
     opened = connect(store.uri)
-    assert opened.read_only
+    assert opened.refusal
     assert [record.run_id for record in read_records(opened)] == [old]
     assert read_records(opened)[0].cases["case"].tolist() == ["a"]
-    with pytest.raises(StoreError, match=r"mlflow\.db cannot be written to\. Give another --tracking-uri"):
+    with pytest.raises(StoreError, match=r"mlflow\.db cannot be written to\. Give another --tracking-uri, such"):
         finished(opened)
     with pytest.raises(StoreError, match="does not exist, and its folder cannot be written to"):
         connect(f"sqlite:///{store.folder / 'none.db'}")

@@ -39,7 +39,7 @@ from bench.experiments.search.storage import (
     trials_of,
 )
 from bench.experiments.search.workers import queue_grid, run_trials
-from bench.tracking import MlflowRecorder, Run, Store, Tag, connect, is_finished, search_runs
+from bench.tracking import MlflowRecorder, Run, Store, Tag, connect_to_write, is_finished, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.experiment import Experiment
 
@@ -62,7 +62,7 @@ def open_session(
     storage: str | None, uri: str | None, quiet: bool, evaluator: TrialEvaluator
 ) -> Iterator[Session]:
     """Connect to the stores; without `storage`, studies are in `optuna.db` beside a SQLite tracking store."""
-    store = connect(uri)
+    store = connect_to_write(uri)
     if storage is None:
         if store.folder is None:
             raise BadSetting(

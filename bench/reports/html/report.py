@@ -72,8 +72,8 @@ def write_report(
         data_of_boards = [read_board_data(store, board, runs, data, display) for board in boards]
         write_output(out, render_report(title or f"Leaderboard: {largest.dataset}", data_of_boards))
         console().print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
-        if store.read_only:
-            display.say(f"{store.address} is read-only, so the page is not logged")
+        if store.refusal:
+            display.say(f"the page is not logged: {store.refusal}")
             return out
         experiment_id = store.client.get_run(largest.rows[0].run_id).info.experiment_id
         experiment = store.client.get_experiment(experiment_id).name
