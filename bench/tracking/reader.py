@@ -166,7 +166,11 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
-            return pd.read_csv(path, dtype={"case": str, "image": str})
+            table = pd.read_csv(path, dtype={"case": str, "image": str})
+        patients = run.data.metrics.get("patients", len(table)) if name == "cases" else len(table)
+        if len(table) != patients:
+            raise ValueError(f"it has {len(table)} of {patients:.0f} patients")
+        return table
     except (MlflowException, OSError, ValueError) as error:
         if getattr(error, "errno", None) in FULL:  # the folder of temporary files
             raise

@@ -126,11 +126,12 @@ def test_the_newest_interrupted_run_of_a_name_is_resumed(store):
     assert settings_to_resume("same", uri=store.uri) == (config, None, interrupted.run_id)
 
 
-@pytest.mark.parametrize("damage", [None, b"", b"\xff\xfe\x00", b'case\n"a'])
+@pytest.mark.parametrize("damage", [None, b"", b"\xff\xfe\x00", b'case\n"a', b"case\na\n", b"other\n"])
 def test_a_run_whose_table_cannot_be_read_is_named_and_left_out(store, damage, capsys):
     for name in ("kept", "mine"):
         with open_run(store, name, "lgg", TAGS) as run:
-            run.table("cases", pd.DataFrame({"case": ["a"]}))
+            run.table("cases", pd.DataFrame({"case": ["a", "b"]}))
+            run.metrics({"patients": 2})
     table = next((store.folder / "artifacts" / "lgg" / run.run_id).rglob("cases.csv"))
     table.unlink() if damage is None else table.write_bytes(damage)
     assert [record.name for record in read_records(store)] == ["kept"]
