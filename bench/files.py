@@ -63,7 +63,7 @@ def file_sha256(path: Path) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to disk, and rename it."""
     partial = path.with_name(f".{path.name}.writing")
-    with partial.open("wb") as file:
+    with naming(path), partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from bench import cli
 from bench.errors import DataError
-from bench.files import explain, lock_if_writable, naming, temporary_files, writing_to_cache
+from bench.files import explain, lock_if_writable, naming, temporary_files, write_atomically, writing_to_cache
 from tests.fakes import refuse_to_write
 
 
@@ -71,6 +72,17 @@ def test_an_error_without_a_name_gets_that_of_the_file_that_is_written(tmp_path)
     with pytest.raises(OSError, match="other") as caught, naming(tmp_path / "a"):
         raise problem(errno.EACCES, Path("/other"))
     assert caught.value.filename == "/other"
+
+
+def test_a_disk_that_becomes_full_during_an_atomic_write_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_atomically(tmp_path / "a", b"12")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "a")
 
 
 def test_a_folder_without_a_lock_is_used_only_if_it_cannot_be_written_to(tmp_path, monkeypatch):

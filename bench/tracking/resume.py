@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 import bench
 from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
-from bench.files import cache_folder
+from bench.files import cache_folder, write_atomically
 from bench.tracking import LEAKY, PARENT, Run, Store, Tag, is_finished, run_label, search_runs
 from bench.tracking.heartbeat import GRACE, beats_here, seconds_silent
 
@@ -149,7 +149,7 @@ def abandon(store: Store, runs: Iterable[Run]) -> None:
 
 def save_code_hashes(workspace: Path, code: Mapping[str, str]) -> None:
     """Save the hashes of all files, so that an error can name those that have changed."""
-    (workspace / "code.json").write_text(json.dumps(code))
+    write_atomically(workspace / "code.json", json.dumps(code).encode())
 
 
 def remove_workspace(workspace: Path) -> None:

@@ -167,7 +167,9 @@ def _open_sqlite(path: Path, uri: str) -> Store:
             client = _open_client(uri)
             moves = find_moves(path, path.parent)
         except Exception as error:
-            if not any(text in str(error) for text in UNWRITABLE):  # SQLite writes even to read
+            if not path.exists() or not any(
+                text in str(error) for text in UNWRITABLE
+            ):  # SQLite writes even to read
                 raise
             return _open_to_read(path, uri, "is on a full disk")
         if moves and is_in_use(path.parent):  # its process would write to a place that it cannot reach

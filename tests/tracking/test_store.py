@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -17,13 +18,16 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.errors import StoreError
 from bench.experiments.search.storage import open_storage
 from bench.tracking import (
     Store,
     check_reachable,
     connect,
+    connect_to_write,
     databases,
     open_run,
     read_records,
@@ -232,6 +236,30 @@ def test_a_read_only_store_is_read_and_refuses_to_be_written(store, monkeypatch)
     with pytest.raises(StoreError, match=r"mlflow\.db cannot be written to\. Give another --tracking-uri, such"):
         finished(opened)
     with pytest.raises(StoreError, match="does not exist, and its folder cannot be written to"):
+        connect(f"sqlite:///{store.folder / 'none.db'}")
+
+
+WRITING = ("rescore a", "ensemble a b", "cascade a b", "evaluate a --data .", "search --join a")
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_commands_that_log_runs_are_refused_at_once_by_a_read_only_store(store, command, monkeypatch):
+    monkeypatch.setattr("filelock.FileLock.acquire", raise_read_only)
+    result = CliRunner().invoke(app, [*command.split(), "--tracking-uri", store.uri])
+    assert isinstance(result.exception, StoreError)
+    assert re.search(r"mlflow\.db cannot be written to", str(result.exception))
+
+
+def test_a_store_on_a_full_disk_is_read_and_a_new_one_says_why(store, monkeypatch):
+    def fill(path, make):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    old = finished(store)
+    monkeypatch.setattr("bench.tracking.store.create_database", fill)
+    assert [record.run_id for record in read_records(connect(store.uri))] == [old]
+    with pytest.raises(StoreError, match="is on a full disk"):
+        connect_to_write(store.uri)
+    with pytest.raises(StoreError, match=r"none\.db cannot be used: database or disk is full"):
         connect(f"sqlite:///{store.folder / 'none.db'}")
 
 
