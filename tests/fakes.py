@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,3 +232,37 @@ def _sets(prefix: str, values: dict[str, int]) -> list[str]:
 def _bench(*words: object) -> None:
     result = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+
+
+ENDER = """
+import os, sys, time
+from pathlib import Path
+import bench.experiments.search  # once for all processes
+from bench.cli import main
+
+number, folder, moments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
+del sys.argv[1:4]
+for moment in moments:
+    if not (child := os.fork()):
+        main()
+    began, ended = time.monotonic(), 0
+    while not (list(folder.glob(moment)) if "/" in moment else time.monotonic() - began > float(moment)):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.002)
+    if not ended:
+        os.kill(child, number)
+        status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+def run_and_end(words: Sequence[str], number: int, folder: Path, *moments: str | float) -> list[int]:
+    """Run a command once for each moment, and send it the signal then; return the exit codes.
+
+    A moment is a pattern of files in `folder`, of which one exists then, or seconds after the start.
+    """
+    script = [sys.executable, "-c", ENDER, str(int(number)), str(folder), ",".join(map(str, moments)), *words]
+    ended = subprocess.run(script, check=True, timeout=300, capture_output=True, text=True)
+    return [int(line) for line in ended.stdout.splitlines() if line.lstrip("-").isdigit()]

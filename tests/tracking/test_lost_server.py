@@ -16,15 +16,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pandas as pd
 import pytest
 from filelock import FileLock
 
 from bench.errors import BadSetting, StoreError
-from bench.tracking import Run, Store, Tag, connect, open_run, search_runs
+from bench.tracking import Run, Store, Tag, connect, open_run, read_table, search_runs
 from bench.tracking.databases import LIVELINESS
 from bench.tracking.heartbeat import GRACE, sign_of_life
 from bench.tracking.resume import find_resumable, is_active, workspace_folder
-from tests.servers import free_port
+from tests.servers import free_port, losing_proxy
 
 TAGS = {Tag.DATA: "d", Tag.FINGERPRINT: "f", Tag.CODE: "c", Tag.KIND: "cv"}
 
@@ -132,6 +133,25 @@ def test_what_is_created_is_created_once_though_the_answer_is_lost(forgetful, tm
     assert (model.status, model.source_run_id) == ("READY", fold.run_id)
     (output,) = store.client.get_run(fold.run_id).outputs.model_outputs
     assert output.model_id == model.model_id
+
+
+@pytest.mark.slow
+def test_a_run_loses_nothing_when_every_third_connection_is_closed(server, tmp_path):
+    with losing_proxy(server.port) as port:
+        store = connect(f"http://127.0.0.1:{port}")
+        with open_run(store, "mine", "lgg", TAGS) as run:
+            for number in range(3):
+                with run.child(f"fold {number}") as fold:
+                    for step in range(5):
+                        fold.metrics({"loss": step}, step)
+                    fold.table("cases", pd.DataFrame({"case": ["a"]}))
+    store = connect(server.uri)
+    runs = search_runs(store, {})
+    assert [each.info.status for each in runs] == ["FINISHED"] * 4
+    for fold in (each for each in runs if each.info.run_id != run.run_id):
+        history = store.client.get_metric_history(fold.info.run_id, "loss")
+        assert [metric.value for metric in history] == [0, 1, 2, 3, 4]
+        assert read_table(store, fold, "cases")["case"].tolist() == ["a"]
 
 
 def started(store: Store, **tags: str) -> Run:
