@@ -154,9 +154,13 @@ def check_batch(experiment: Experiment) -> None:
 def _find_smallest_batch(entry: registry.Entry, model: nn.Module, image: Tensor) -> int:
     """Return what the model's facts say, or else 2 if a batch norm in training mode refuses a single image.
 
-    It does so behind global pooling, where a channel of one image has a single value.
+    It does so behind global pooling, where a channel of one image has a single value. For a model of ours, a part
+    of the image is enough: two pixels a side remain at 1/32 of the resolution.
     """
     stated = int(entry.facts.get("smallest_batch", 1))
+    if entry.built_in:
+        side = max(64, entry.facts.get("smallest_image", 1))
+        image = image[..., :side, :side]
     if stated == 1 and isinstance(model, nn.Module) and any(isinstance(m, _BatchNorm) for m in model.modules()):
         with registry.errors_named(f"{entry.label} fails on an image of {tuple(image.shape)}", _model_must(image)):
             try:

@@ -141,14 +141,14 @@ def test_a_run_whose_table_cannot_be_read_is_named_and_left_out(store, damage, c
 
 
 def test_a_store_loads_no_plugin_that_it_names_unless_the_user_has_named_the_file(store, tmp_path):
-    own, theirs = tmp_path / "own" / "mine.py", tmp_path / "mine.py"
+    own, theirs = tmp_path / "own" / "named_by_a_store.py", tmp_path / "named_by_a_store.py"
     theirs.write_text("raise SystemExit")
     own.parent.mkdir()
     own.write_text("from bench.registry import loss\n@loss\ndef mine(logits, target): return logits.mean()\n")
     with open_run(store, "used", "lgg", TAGS) as run:
         run.settings({"loss.name": "mine", "run.plugins": [str(theirs)]})
     recorded = find_run(store, "used")
-    with pytest.raises(BadSetting, match=r"run used \(\w{8}\) used mine\.py, .* give --plugin mine\.py"):
+    with pytest.raises(BadSetting, match=r"run used \(\w{8}\) used (\w+\.py), .* give --plugin \1"):
         read_config(recorded)
     try:
         registry.load_plugin(own)

@@ -60,10 +60,14 @@ def test_attention_counts_as_its_two_matrix_products(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
 
     class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             pixels = images.flatten(2).mT[:, None]  # (B, 1, 1024, 3): a token a pixel
             seen = nn.functional.scaled_dot_product_attention(pixels, pixels, pixels)
-            return seen[:, 0].mT.reshape(images.shape)[:, :1]
+            return self.scale * seen[:, 0].mT.reshape(images.shape)[:, :1]
 
     @registry.model(name="test_attends")
     def attends(channels: int) -> nn.Module:
