@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.data.fingerprints import image_table
 from bench.data.pack import Pack
-from bench.errors import DataError, StoreError
+from bench.errors import DataError
 from bench.tracking import Run, Store, read_table
 
 
@@ -52,11 +52,9 @@ def read_participants(store: Store, run: Run) -> Participants:
 
 
 def read_image_table(store: Store, run: Run) -> pd.DataFrame | None:
-    """Return the `image_table` of a run; None if its version did not log one."""
-    try:
-        return read_table(store, run, "images")
-    except StoreError:
-        return None
+    """Return the `image_table` of a run; None if its version did not log one. Raises `StoreError` if damaged."""
+    logged = {file.path for file in store.client.list_artifacts(run.info.run_id)}
+    return read_table(store, run, "images") if "images.csv" in logged else None
 
 
 def read_exported_participants(description: Mapping[str, Any]) -> Participants:

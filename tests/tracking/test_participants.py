@@ -11,7 +11,7 @@ import pytest
 
 from bench.data.fingerprints import fingerprints, image_table
 from bench.data.pack import Pack, compute_histograms
-from bench.errors import DataError
+from bench.errors import DataError, StoreError
 from bench.tracking import Store, open_run
 from bench.tracking.participants import Participants, read_exported_participants, read_participants
 from tests.fakes import pack_of, tiny_pack
@@ -109,3 +109,11 @@ def test_a_patient_with_blank_images_is_recognised_by_name(store: Store) -> None
     pack = tiny_pack(cases=2)
     blank = replace(pack, histograms=np.zeros_like(pack.histograms))
     assert log_and_read(store, pack).find_in(blank) == ["P0", "P1"]
+
+
+def test_a_damaged_table_of_images_is_no_run_without_images(store: Store) -> None:
+    with open_run(store, "mine", "lgg", TAGS) as run:
+        run.table("split", pd.DataFrame({"fold": 0, "part": "train", "case": ["P0"]}))
+        run.client.log_text(run.run_id, "", "images.csv")
+    with pytest.raises(StoreError, match=r"images\.csv of run mine"):
+        read_participants(store, store.client.get_run(run.run_id))
