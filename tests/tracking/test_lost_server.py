@@ -276,22 +276,29 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("back", [True, False])
-def test_a_run_survives_a_server_that_is_killed_and_comes_back(server, tmp_path, monkeypatch, back):
-    """It comes back after 20 seconds, or only for the next command."""
-    if not back:
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # instead of a minute
+@pytest.mark.parametrize("how", ["returns", "stays away", "hangs"])
+def test_a_run_survives_a_server_that_is_killed_or_hangs(server, tmp_path, monkeypatch, how):
+    """It returns after 20 seconds, or only for the next command."""
+    if how != "returns":  # seconds instead of minutes
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     process = start_run(server.uri)
     wait_for_checkpoint(tmp_path / "cache", process)
-    server.kill()
-    if back:
+    if how == "hangs":
+        os.killpg(server.process.pid, signal.SIGSTOP)
+    else:
+        server.kill()
+    if how == "returns":
         time.sleep(20)
         server.start()
     _, errors = process.communicate(timeout=400)
-    if not back:
+    if how != "returns":
         assert (process.returncode, errors.count("Traceback")) == (2, 0)
         assert "error: the server at" in errors
-        server.start()
+        if how == "hangs":
+            os.killpg(server.process.pid, signal.SIGCONT)
+        else:
+            server.start()
         process = start_run(server.uri)
         _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
