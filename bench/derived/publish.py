@@ -89,7 +89,8 @@ def _runs(count: int) -> str:
 def _public(record: RunRecord) -> RunRecord:
     """Return the run with its first id, without its rank and everything specific to its machine or store."""
     tags = {k: v for k, v in record.tags.items() if k.startswith((Tag.BENCH, Tag.ENVIRONMENT, Tag.PLAN))}
-    tags.pop(Tag.PLATFORM, None)
+    for own in (Tag.PLATFORM, Tag.KEY, Tag.HEARTBEAT):  # of this store and machine
+        tags.pop(own, None)
     if "mlflow.note.content" in record.tags:
         tags["mlflow.note.content"] = record.tags["mlflow.note.content"]
     first = tags.pop(Tag.IMPORTED, record.run_id)

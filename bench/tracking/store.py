@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service import utils as tracking_cache
 from requests import RequestException
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -175,6 +176,8 @@ def _open_sqlite(path: Path, uri: str) -> Store:
         if moves and is_in_use(path.parent):  # its process would write to a place that it cannot reach
             return _open_to_read(path, uri, "is in use under its former path")
         apply_moves(path, moves)
+        if moves:
+            tracking_cache._artifact_repos_cache.clear()  # of places by run, whichever store they were in
         return Store(uri, client)
 
 

@@ -72,7 +72,7 @@ def config(**changes: Any) -> RunConfig:
 
 def interrupt(config: RunConfig, store: Store, after: int = 0, **options: Any) -> None:
     """Start or resume a run, and interrupt it after so many steps."""
-    StepLimit.left = after
+    StepLimit.left = after + 1  # the trial before training computes the loss once
     try:
         with pytest.raises(KeyboardInterrupt):
             execute(config, uri=store.uri, quiet=True, **options)
@@ -371,7 +371,7 @@ def test_an_interrupted_cell_of_a_suite_is_missing_and_resumed(store_with_run, t
     assert [s.state for s in states(suite, store_with_run)] == [MISSING]
     with locked_by_another_process(workspace_folder(store_with_run, mine.info.run_id)):
         assert [s.state for s in states(suite, store_with_run)] == [RUNNING]
-    StepLimit.left = 0
+    StepLimit.left = 1  # the trial
     with pytest.raises(KeyboardInterrupt):  # the same entry at another budget is another run
         run_suite(smoke, uri=store_with_run.uri, quiet=True)
     StepLimit.left = None
