@@ -235,13 +235,14 @@ def _bench(*words: object) -> None:
 
 
 ENDER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import bench.experiments.search  # once for all processes
 from bench.cli import main
 
 number, folder, moments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
 del sys.argv[1:4]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 for moment in moments:
     if not (child := os.fork()):
         main()

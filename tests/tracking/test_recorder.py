@@ -196,9 +196,10 @@ def test_a_reopened_run_has_no_error(store):
 
 
 SLEEPER = """
-    import sys, time
+    import signal, sys, time
     from bench.signals import interrupt_on_signals
     from bench.tracking import connect, open_run
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     interrupt_on_signals()
     with open_run(connect(sys.argv[1]), "sleeper", "lgg", {}) as run:
         print(run.run_id, flush=True)
