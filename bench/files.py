@@ -98,6 +98,17 @@ def lock_if_writable(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock file `path`."""
+    from filelock import FileLock, Timeout  # here, so that `bench --help` stays quick
+
+    try:
+        with FileLock(path, timeout=0.2):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Give an `OSError` that names no file, such as that of a full disk, the name of the one that is written."""

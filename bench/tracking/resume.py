@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 import bench
 from bench.config import NOT_DECISIVE, RunConfig
 from bench.errors import BadSetting
-from bench.files import cache_folder, write_atomically
+from bench.files import cache_folder, is_locked, write_atomically
 from bench.tracking import LEAKY, PARENT, Run, Store, Tag, is_finished, run_label, search_runs
 from bench.tracking.heartbeat import GRACE, beats_here, seconds_silent
 
@@ -73,10 +73,7 @@ def is_active(store: Store, run: Run) -> bool:
     """
     workspace = workspace_folder(store, run.info.run_id)
     if workspace.exists():
-        try:
-            with run_lock(workspace):
-                pass
-        except BadSetting:
+        if is_locked(workspace / "lock"):
             return True
         if beats_here(run):
             return False

@@ -12,9 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
-from filelock import FileLock, Timeout
-
 from bench.errors import StoreError
+from bench.files import is_locked
 
 FILES = ("", "-journal", "-wal", "-shm")  # endings of a database and of what SQLite keeps beside it
 PLACES = (  # table, key and column of every place of artifacts in MLflow's database
@@ -96,13 +95,7 @@ def apply_moves(path: Path, moves: Moves) -> None:
 
 def is_in_use(folder: Path) -> bool:
     """Return whether a process works on a run of the store in this folder."""
-    try:
-        for lock in (folder / "unfinished").glob("*/lock"):
-            with FileLock(lock, timeout=0.2):
-                pass
-    except Timeout:
-        return True
-    return False
+    return any(map(is_locked, (folder / "unfinished").glob("*/lock")))
 
 
 def copy_database(path: Path) -> Path:
