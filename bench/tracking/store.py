@@ -168,15 +168,13 @@ def _open_sqlite(path: Path, uri: str) -> Store:
             client = _open_client(uri)
             moves = find_moves(path, path.parent)
         except Exception as error:
-            if not path.exists() or not any(
-                text in str(error) for text in UNWRITABLE
-            ):  # SQLite writes even to read
+            if not path.exists() or not _is_unwritable(error):  # SQLite writes even to read
                 raise
             return _open_to_read(path, uri, "is on a full disk")
         if moves and is_in_use(path.parent):  # its process would write to a place that it cannot reach
             return _open_to_read(path, uri, "is in use under its former path")
-        apply_moves(path, moves)
         if moves:
+            apply_moves(path, moves)
             tracking_cache._artifact_repos_cache.clear()  # of places by run, whichever store they were in
         return Store(uri, client)
 
@@ -247,11 +245,9 @@ def _open_client(uri: str, refusal: str = "") -> MlflowClient:
         for name, value in TIMEOUTS.items():
             os.environ.setdefault(name, value)
     if remote and (seconds := time.monotonic() - started) > SLOW:
-        print(
+        to_stderr(
             f"the server at {without_password(uri)} took {seconds:.0f} s for one answer. A run makes hundreds of "
-            "requests, so it will be slow",
-            file=sys.stderr,
-            flush=True,
+            "requests, so it will be slow"
         )
     return cast(MlflowClient, RetryingClient(client, refusal=refusal))
 
@@ -266,8 +262,14 @@ def short_timeouts() -> Iterator[None]:
         yield
     finally:
         for name in ours:
-            os.environ.pop(name, None)
-            os.environ.update({name: value} if (value := before[name]) is not None else {})
+            if (value := before[name]) is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _is_unwritable(error: Exception) -> bool:
+    return any(text in str(error) for text in UNWRITABLE)
 
 
 class RetryingClient:
@@ -294,7 +296,7 @@ class RetryingClient:
                 return call(*args, **kwargs)
             except MlflowException as error:
                 if "database is locked" not in str(error) and not _created_twice(error):
-                    if any(text in str(error) for text in UNWRITABLE):
+                    if _is_unwritable(error):
                         raise StoreError(
                             f"{self._client.tracking_uri} cannot be written to ({root_cause(error)}). Free some "
                             "space there, or make it writable, then repeat the command."
