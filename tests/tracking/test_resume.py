@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from bench.overrides import configure
 from bench.tracking import Store, Tag, connect, download_models, find_folds, find_run, read_table
 from bench.tracking.resume import digest, hash_code, is_active, run_lock, workspace_folder
 from bench.training.experiment import resolve
+from tests.fakes import run_and_end
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
@@ -404,29 +406,6 @@ def command(uri: str) -> list[str]:
     return ["run", "--quiet", "--tracking-uri", uri, "--name", "mine", "--set", "checkpoint_every=0", *words]
 
 
-KILLER = """
-import os, signal, sys, time
-from pathlib import Path
-import bench.experiments.run  # once for all processes
-from bench.cli import app
-
-folder, moments, words = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3:]
-for moment in moments:
-    if not (child := os.fork()):
-        app(words)
-    while not list(folder.glob(moment)) and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)  # raises if it has already ended
-    os.waitpid(child, 0)
-"""
-
-
-def run_and_kill(words: list[str], folder: Path, *moments: str) -> None:
-    """For each of these files, run a command in a new process and kill it as soon as the file exists."""
-    script = [sys.executable, "-c", KILLER, str(folder), ",".join(moments)]
-    subprocess.run([*script, *words], check=True, timeout=200)
-
-
 def steps(store: Store, run: Any) -> dict[str, list[int]]:
     """Return the steps of each metric, without those that depend on time or on other runs."""
     names = [name for name in run.data.metrics if not name.startswith(("system/", "rank"))]
@@ -438,7 +417,8 @@ def test_a_run_killed_twice_ends_as_if_it_had_not_been_killed(store, tmp_path, t
     undisturbed = connect(f"sqlite:///{tmp_path / 'undisturbed' / 'mlflow.db'}")
     run_bench(*command(undisturbed.uri))
     unfinished = tmp_path / "mlruns" / "unfinished"
-    run_and_kill(command(store.uri), unfinished, "*/fold-0/epoch-000002.state", "*/fold-1/result.state")
+    moments = ("*/fold-0/epoch-000002.state", "*/fold-1/result.state")
+    assert run_and_end(command(store.uri), signal.SIGKILL, unfinished, *moments) == [-signal.SIGKILL] * 2
     assert [run.info.status for run in parents(store)] == ["RUNNING"]
     run_bench(*command(store.uri))
     assert len(parents(store)) == 1
