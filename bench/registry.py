@@ -101,9 +101,11 @@ class Entry:
 
     def bind(self, params: Mapping[str, Any]) -> Callable[..., Any]:
         """Return the function with its settings filled in. What that of others raises becomes a `BenchError`."""
-        settings = self.settings(params)
-        guard = errors_named(f"{self.label} fails", MUST.get(self.kind, "Fix the plugin, or leave it out."))
-        return partial(self.fn if self.built_in else guard(self.fn), **settings)
+        settings, fn = self.settings(params), self.fn
+        if not self.built_in:
+            way_out = MUST.get(self.kind, "Fix the plugin, or leave it out.")
+            fn = errors_named(f"{self.label} fails", way_out)(fn)
+        return partial(fn, **settings)
 
     def _explain(self, error: ValidationError) -> str:
         known = ", ".join(self.schema.model_fields) or "no settings"

@@ -70,7 +70,7 @@ class Predictor:
         return counted[:, :4]
 
     def _refuse_nan(self, rows: NDArray[np.int64], nan: NDArray[np.bool_]) -> None:
-        """Raise `TrainingError` with the first patient of whom a prediction is not a number."""
+        """Raise `TrainingError` if a prediction is not a number. It names the first slice that has one."""
         if nan.any():
             slice_of = self.pack.index.iloc[rows[nan.argmax()]]
             raise TrainingError(

@@ -45,11 +45,12 @@ class FoldWorkspace(Checkpoints):
             kept = read_state(self.file)
             scores = tuple(CaseScore(**s | {"slices": pd.DataFrame(s["slices"])}) for s in kept["scores"])
             return FoldResult(**kept["result"] | {"scores": scores}), Masks.of_state(kept)
-        except (DamagedState, *UNEXPECTED) as error:
-            damage = isinstance(error, DamagedState)
-            problem = error if damage else f"{self.file} is damaged (its contents are not a result)."
-            self.watch.say(f"{problem} The fold continues from its last checkpoint.")
-            return None
+        except DamagedState as error:
+            problem = str(error)
+        except UNEXPECTED:
+            problem = f"{self.file} is damaged (its contents are not a result)."
+        self.watch.say(f"{problem} The fold continues from its last checkpoint.")
+        return None
 
 
 class FoldTraining:
