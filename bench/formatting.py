@@ -38,6 +38,11 @@ def decimal(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def list_thresholds(thresholds: Iterable[float]) -> str:
+    """Return the thresholds of structures as text, such as '0.50, 0.43'."""
+    return ", ".join(f"{threshold:.2f}" for threshold in thresholds)
+
+
 def signed(value: float, digits: int = 3) -> str:
     """Return a number with its sign, a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:+.{digits}f}"

@@ -1,4 +1,4 @@
-"""Predicted masks and probabilities by patient, held and saved compressed.
+"""Predicted masks and probabilities by patient, (S, K, H, W) for K structures, held and saved compressed.
 
 Masks are packed to bits. Probabilities are kept in hundredths, one byte per pixel, deflated: as a threshold is one
 of 0.01, 0.02 ... 0.99, a probability is stored as the number of thresholds that it reaches, and applying any
@@ -7,6 +7,7 @@ threshold gives exactly the mask that the probability itself would.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from bench.errors import BadSetting, StoreError
+from bench.structures import resolve_overlaps
 
 THRESHOLDS = np.arange(1, 100) / 100
 Mask = NDArray[np.bool_]
@@ -35,19 +37,22 @@ def to_hundredths(probability: NDArray[np.float32]) -> Hundredths:
     return near
 
 
-def above_threshold(values: Hundredths, threshold: float) -> Mask:
-    """Return where the probability reaches the threshold. Raises `BadSetting` between hundredths."""
+def above_threshold(values: Hundredths, threshold: float, *, exclusive: bool) -> Mask:
+    """Return where the probability of a structure reaches the threshold. Raises `BadSetting` between hundredths.
+
+    Of several `exclusive` structures the most probable one is left, compared in hundredths.
+    """
     number = round(threshold * 100)
     if not 1 <= number <= 99 or abs(number - threshold * 100) > 1e-6:
         raise BadSetting(
             f"threshold {threshold:g}: probabilities are kept in hundredths. Give 0.01, 0.02 ... or 0.99."
         )
     called: Mask = values >= number
-    return called
+    return resolve_overlaps(called, values) if exclusive else called
 
 
 class Probabilities(Mapping[str, Hundredths]):
-    """Out-of-fold probabilities by patient, in hundredths, uint8 (S, H, W), held deflated."""
+    """Out-of-fold probabilities by patient, in hundredths, uint8 (S, K, H, W), held deflated."""
 
     def __init__(self, values: Iterable[tuple[str, Hundredths]] = ()) -> None:
         self.deflated = {case: (zlib.compress(v.tobytes(), 1), v.shape) for case, v in values}
@@ -72,7 +77,7 @@ class Probabilities(Mapping[str, Hundredths]):
 
 
 class Masks(Mapping[str, Mask]):
-    """Predicted masks by patient, bool (S, H, W), held as bits, and the `probabilities` behind them if known."""
+    """Predicted masks by patient, bool (S, K, H, W), held as bits, and their `probabilities` if known."""
 
     def __init__(
         self, masks: Iterable[tuple[str, Mask]], probabilities: Iterable[tuple[str, Hundredths]] = ()
@@ -124,22 +129,25 @@ class Masks(Mapping[str, Mask]):
 
 
 def save_masks(path: Path, masks: Masks, numbers: Mapping[str, list[int]]) -> None:
-    """Write masks of one size as .npz, with the slice numbers of each case."""
+    """Write masks of one size as .npz, with the slice numbers of each case.
+
+    The shape in the file is (N, H, W) for one structure and (N, K, H, W) for several; so it is for probabilities.
+    """
     packed, shapes = zip(*masks.bits.values(), strict=True)
     bits = np.concatenate(packed)
     np.savez_compressed(
         path,
         bits=bits,
-        shape=np.array((len(bits), *shapes[0][1:])),
+        shape=_in_file(np.array((len(bits), *shapes[0][1:]))),
         case=np.repeat(list(masks), [len(p) for p in packed]),
         slice=np.concatenate([numbers[case] for case in masks]),
     )
 
 
 def load_masks(path: Path) -> tuple[pd.DataFrame, Mask]:
-    """Return the index (case, slice) and the masks, bool (N, H, W), row by row. Raises `StoreError`."""
+    """Return the index (case, slice) and the masks, bool (N, K, H, W), row by row. Raises `StoreError`."""
     with _open_npz(path, "masks") as file:
-        masks = _unpack(file["bits"], tuple(file["shape"]))
+        masks = _unpack(file["bits"], tuple(map(int, _in_memory(file["shape"]))))
         return pd.DataFrame({"case": file["case"], "slice": file["slice"]}), masks
 
 
@@ -150,7 +158,7 @@ def save_probabilities(path: Path, probabilities: Probabilities, numbers: Mappin
         path,
         deflated=np.frombuffer(b"".join(data), np.uint8),
         ends=np.cumsum([len(part) for part in data]),
-        shapes=np.array(shapes),
+        shapes=_in_file(np.array(shapes)),
         case=list(probabilities),
         slice=np.concatenate([numbers[case] for case in probabilities]),
     )
@@ -161,7 +169,7 @@ def load_probabilities(path: Path) -> tuple[pd.DataFrame, Probabilities]:
     with _open_npz(path, "probabilities") as file:
         probabilities = Probabilities()
         parts = np.split(file["deflated"], file["ends"][:-1])
-        for case, part, shape in zip(file["case"], parts, file["shapes"], strict=True):
+        for case, part, shape in zip(file["case"], parts, _in_memory(file["shapes"]), strict=True):
             probabilities.deflated[str(case)] = part.tobytes(), tuple(map(int, shape))
         cases = np.repeat(file["case"], file["shapes"][:, 0])
         return pd.DataFrame({"case": cases, "slice": file["slice"]}), probabilities
@@ -177,5 +185,13 @@ def _open_npz(path: Path, name: str) -> Iterator[NpzFile]:
 
 
 def _unpack(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> Mask:
-    count, height, width = shape
-    return np.unpackbits(bits, axis=1, count=height * width).reshape(count, height, width).view(bool)
+    return np.unpackbits(bits, axis=1, count=math.prod(shape[1:])).reshape(shape).view(bool)
+
+
+def _in_file(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Leave out the number of structures, the second of (..., 4) sizes, if it is 1 everywhere."""
+    return np.delete(shapes, 1, -1) if (shapes[..., 1] == 1).all() else shapes
+
+
+def _in_memory(shapes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.insert(shapes, 1, 1, -1) if shapes.shape[-1] == 3 else shapes

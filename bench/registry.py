@@ -78,7 +78,8 @@ class Entry:
     def fixed(self) -> tuple[str, ...]:
         """The arguments with a default that are no settings, because they can be passed by position."""
         parameters = inspect.signature(self.fn).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty)
+        given = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "structures"]
+        return tuple(p.name for p in given if p.default is not p.empty)
 
     @cached_property
     def schema(self) -> type[BaseModel]:

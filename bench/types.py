@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -50,7 +50,7 @@ class FoldResult:
 
     fold: int
     scores: tuple[CaseScore, ...]
-    threshold: float
+    thresholds: tuple[float, ...]  # of each structure
     best_epoch: int
     best_score: float
     epochs: int
@@ -114,20 +114,22 @@ class SliceCounts:
 
 @dataclass(eq=False)
 class Stack(SliceCounts):
-    """One case as a metric sees it; compared and hashed by identity, and never changed.
+    """One structure of one case as a metric sees it; compared and hashed by identity, and never changed.
 
-    truth: bool (S, H, W); probability: float32 (S, H, W). `prediction` is probability >= threshold. `device`
-    is where distances between outlines are computed.
+    truth, prediction: bool (S, H, W); probability: float32 (S, H, W). `prediction` is `called`, where a
+    pixel cannot belong to two structures, or else probability >= threshold. `device` is where distances
+    between outlines are computed.
     """
 
     truth: NDArray[np.bool_]
     probability: NDArray[np.float32]
     threshold: float = 0.5
     device: str = "cpu"
+    called: InitVar[NDArray[np.bool_] | None] = None
     prediction: NDArray[np.bool_] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.prediction = self.probability >= self.threshold
+    def __post_init__(self, called: NDArray[np.bool_] | None) -> None:
+        self.prediction = self.probability >= self.threshold if called is None else called
         tp = _pixels(self.prediction & self.truth)
         fp, fn = _pixels(self.prediction) - tp, _pixels(self.truth) - tp
         super().__init__(tp, fp, fn, self.truth[0].size - tp - fp - fn)

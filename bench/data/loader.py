@@ -84,14 +84,17 @@ class SliceLoader:
             torch.from_numpy(v[:, self.channels][self._neighbours].reshape(len(v), -1)).to(device)[..., None, None]
             for v in stats
         ]
+        count = len(pack.structures)
+        self._bits = np.uint8 if count <= 8 else np.int64  # PyTorch shifts no wider unsigned numbers
+        self._shifts = torch.arange(count, dtype=torch.uint8, device=device)[:, None, None]
         self.resident = device.type == "cuda" and _fits_on_gpu(pack, device) if resident is None else resident
         if self.resident:
             # Copied first: PyTorch warns about read-only memory maps.
             self._images = torch.from_numpy(np.array(pack.images)).to(device)
-            self._masks = torch.from_numpy(np.array(pack.masks)).to(device)
+            self._masks = torch.from_numpy(pack.masks.astype(self._bits)).to(device)
 
     def load(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Load images (B, C, H, W) in [0, 1] and masks (B, 1, H, W), float32, at the input size of the model."""
+        """Load images (B, C, H, W) in [0, 1] and masks (B, K, H, W), float32, at the input size of the model."""
         images, masks = self._read(rows, _scale)
         if self._resizes:
             masks = (F.interpolate(masks, self._target, mode="area") >= 0.5).float()
@@ -122,7 +125,7 @@ class SliceLoader:
     def load_normalised(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Load what a model is evaluated on: normalised images and masks of the packed size.
 
-        Images (B, C, H, W) float32 equal `normalise(load(rows)[0], rows)` bit by bit; masks (B, 1, H, W) float32.
+        Images (B, C, H, W) float32 equal `normalise(load(rows)[0], rows)` bit by bit; masks (B, K, H, W) float32.
         """
         if self._resizes:
             images, masks = self._read(rows, _scale)
@@ -133,24 +136,25 @@ class SliceLoader:
         return F.interpolate(images, self._target, mode="bilinear", antialias=True) if self._resizes else images
 
     def _read(self, rows: NDArray[np.int64], transform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        """Read images (B, C, H, W) with transformed grey levels, and masks (B, 1, H, W), float32 as packed."""
+        """Read images (B, C, H, W) with transformed grey levels, and masks (B, K, H, W), float32 as packed."""
         slices = self._neighbours[rows].ravel()
         if self.device.type == "cpu" and not self.resident:
             # There are only 256 grey levels: transform these, then look every pixel up.
             levels = torch.arange(256, dtype=torch.float32)
             tables = transform(levels, *(v[torch.from_numpy(rows)][..., 0] for v in self._stats))
-            masks = torch.from_numpy(self.pack.masks[rows].astype(np.float32))
+            masks = torch.from_numpy(self.pack.truth(rows).astype(np.float32))
             tables = tables.reshape(len(slices), len(self.channels), 256)
-            return self._stack(_look_up(self.pack.images, slices, self.channels, tables)), masks[:, None]
+            return self._stack(_look_up(self.pack.images, slices, self.channels, tables)), masks
         indices = onto(self.device, rows)
         if self.resident:
             # Without neighbours the indices on the device can be reused.
             images = self._images[indices if len(slices) == len(rows) else onto(self.device, slices)]
             masks = self._masks[indices]
         else:
-            images, masks = onto(self.device, self.pack.images[slices]), onto(self.device, self.pack.masks[rows])
+            images = onto(self.device, self.pack.images[slices])
+            masks = onto(self.device, self.pack.masks[rows].astype(self._bits))
         images = self._stack(images.permute(0, 3, 1, 2)[:, self._selection].float())
-        return transform(images, *(v[indices] for v in self._stats)), masks[:, None].float()
+        return transform(images, *(v[indices] for v in self._stats)), (masks[:, None] >> self._shifts & 1).float()
 
     def _stack(self, images: Tensor) -> Tensor:
         """Turn K consecutive slices (B K, C, H, W) into the channels of the middle one, (B, K C, H, W)."""
@@ -216,7 +220,7 @@ def _fits_on_gpu(pack: Pack, device: torch.device) -> bool:
 def random_patch(
     images: Tensor, masks: Tensor, draws: SliceRandom, *, size: int, tumour_share: float
 ) -> tuple[Tensor, Tensor]:
-    """Cut one patch of `size` pixels square from each slice: images (B, C, size, size), masks (B, 1, size, size).
+    """Cut one patch of `size` pixels square from each slice: images (B, C, size, size), masks (B, K, size, size).
 
     With probability `tumour_share`, the patch of a slice with tumour contains a tumour pixel. That pixel is chosen
     uniformly, and so is its place in the patch, as far as the border allows. Other patches are placed uniformly.
@@ -225,7 +229,7 @@ def random_patch(
     corner, pixel, within = draws.uniform(0, 1, 2), draws.uniform(), draws.uniform(0, 1, 2)
     last = onto(images.device, torch.tensor((height - size, width - size)))  # the last possible corner
     anywhere = (corner * (last + 1)).long()
-    tumour = masks.flatten(1) > 0.5
+    tumour = masks.amax(1).flatten(1) > 0.5
     cumulative = tumour.cumsum(1)
     total = cumulative[:, -1:]
     rank = (pixel[:, None] * total).floor().clamp(max=total - 1).long() + 1

@@ -2,7 +2,7 @@
 
 A pack is a folder, which `load_or_pack` writes once and reuses as long as the files of the `Source` are unchanged:
 
-    images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), 0 or 1
+    images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), a bit for each structure
     histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels
     manifest.json   description, content key, and the SHA-256 of the other files
     checked.json    the state in which these files and the source files were last compared with the content key
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,13 @@ from bench.data.cached_arrays import (
 from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.files import cache_folder, file_sha256, lock_if_writable, writing_to_cache
+from bench.structures import TUMOUR, Structures, split_bits
 
 FORMAT = 1  # increase when the meaning of the files above changes
 FILES = ("histograms.npy", "images.npy", "index.csv", "masks.npy")
 COMPLETE = (*FILES, "manifest.json")
 
+S = TypeVar("S", bound=np.generic)
 Tick: TypeAlias = Callable[[int, int], None]
 Labelled: TypeAlias = tuple[str, int, str, Pixels, Pixels]  # case, slice, institution, image, mask
 
@@ -62,6 +64,8 @@ class Manifest:
     stamp: str  # hash of the names, sizes and times of the source files: identifies the pack without reading them
     sha256: dict[str, str]
     format: int = FORMAT
+    structures: Structures = TUMOUR
+    axis: int = 2  # of a volume, along which it was cut into slices
 
     def write(self, folder: Path) -> None:
         (folder / "manifest.json").write_text(json.dumps(asdict(self), indent=1))
@@ -77,7 +81,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _facts(source: Source) -> dict[str, Any]:
     """Return what a source and the manifest of its pack must have in common."""
-    facts = {name: getattr(source, name) for name in ("channels", "synthetic", "notes")}
+    facts = {name: getattr(source, name) for name in ("channels", "synthetic", "notes", "structures", "axis")}
     return facts | {"dataset": source.name}
 
 
@@ -96,6 +100,26 @@ class Pack:
     masks: Pixels
     histograms: NDArray[np.uint32]
     index: pd.DataFrame
+
+    @property
+    def structures(self) -> Structures:
+        return self.manifest.structures
+
+    def truth(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the masks of these rows, bool (S, K, H, W)."""
+        return split_bits(self.masks[rows], len(self.structures))
+
+    def own_grid(self, rows: NDArray[np.int64]) -> tuple[slice, slice]:
+        """Return rows and columns that these slices have on disk; the rest of a packed slice is padding."""
+        if "height" not in self.index:
+            return slice(None), slice(None)
+        height, width = self.index[["height", "width"]].to_numpy()[rows].max(0)
+        return slice(int(height)), slice(int(width))
+
+    def pad(self, stack: NDArray[S]) -> NDArray[S]:
+        """Return a stack (..., H, W) of `own_grid` at the size of packed slices."""
+        missing = [(0, whole - own) for whole, own in zip(self.masks.shape[1:], stack.shape[-2:], strict=True)]
+        return np.pad(stack, [*[(0, 0)] * (stack.ndim - 2), *missing]) if any(map(sum, missing)) else stack
 
     @property
     def cases(self) -> list[str]:
@@ -128,7 +152,8 @@ def open_pack(folder: Path, *, verify: bool = False, tick: Tick = lambda done, t
         raise DataError(f"the pack {folder} was written by another version. Remove it; it will be written again.")
     try:
         manifest = TypeAdapter(Manifest).validate_python(content)
-        images, masks = open_array(folder / "images.npy", np.uint8), open_array(folder / "masks.npy", np.uint8)
+        images = open_array(folder / "images.npy", np.uint8)
+        masks = open_array(folder / "masks.npy", manifest.structures.bits)
         histograms = open_array(folder / "histograms.npy", np.uint32)
         index = pd.read_csv(folder / "index.csv", dtype={"case": str, "institution": str}, keep_default_na=False)
         state = file_state(folder / name for name in COMPLETE)
@@ -140,7 +165,10 @@ def open_pack(folder: Path, *, verify: bool = False, tick: Tick = lambda done, t
     except (OSError, ValueError, TypeError, EOFError, KeyError) as error:
         raise damaged(folder, error) from None
     if verify or checked(folder).get("pack") != state:
-        same = _content_key(zip(*identity, images, masks, strict=True), images.shape, tick) == manifest.key
+        same = (
+            _content_key(zip(*identity, images, masks, strict=True), images.shape, manifest.structures, tick)
+            == manifest.key
+        )
         large = () if same else ("images.npy", "masks.npy")  # the key is computed from these
         names = ("histograms.npy", "index.csv", *large)
         wrong = [name for name in names if file_sha256(folder / name) != manifest.sha256[name]]
@@ -187,7 +215,7 @@ def _find(source: Source, cache: Path, stamp: str, state: str, tick: Tick) -> Pa
     found = [folder for folder in folders if checked(folder).get("source") == state]
     if folders and not found:
         shape = _shape(source)
-        key = _content_key(_read(source, shape), shape, tick)
+        key = _content_key(_read(source, shape), shape, source.structures, tick)
         found = [folder for folder in folders if folder.name == f"{source.name}-{key}"]
     if not found:
         return None
@@ -206,26 +234,31 @@ def one_case_per_slice(pack: Pack) -> Pack:
 
 
 def _shape(source: Source) -> tuple[int, ...]:
+    """Return the shape (N, H, W, C) of the packed images; padded slices get the largest height and width."""
     image, _ = source.read(source.slices[0])
-    return len(source.slices), *image.shape
+    sizes = [entry.size or image.shape[:2] for entry in source.slices]
+    return len(sizes), *map(max, zip(*sizes, strict=True)), image.shape[2]
 
 
 def _read(source: Source, shape: tuple[int, ...]) -> Iterator[Labelled]:
-    """Read every slice. Raises `DataError` for one of another size than the first."""
+    """Read every slice, padded with 0 below and to the right. Raises `DataError` for one of an unexpected size."""
     for entry in source.slices:
         image, mask = source.read(entry)
-        if image.shape != shape[1:]:
+        if image.shape != ((*entry.size, shape[3]) if entry.size else shape[1:]):
             raise DataError(
                 f"{entry.image} is {image.shape[0]}x{image.shape[1]} with {image.shape[2]} channels, but "
                 f"{source.slices[0].image.name} is {shape[1]}x{shape[2]} with {shape[3]}. "
                 "Set dataset.resize to resize every slice to one size when packing."
             )
+        more = [(0, whole - own) for whole, own in zip(shape[1:3], image.shape, strict=False)]
+        image, mask = np.pad(image, [*more, (0, 0)]), np.pad(mask, more)
         yield entry.case, entry.number, entry.institution, image, mask
 
 
-def _content_key(slices: Iterable[Labelled], shape: tuple[int, ...], tick: Tick) -> str:
-    """Hash the pixels, masks, patients, numbers and institutions of all slices."""
-    digest = hashlib.sha256(f"{FORMAT} {shape[1:]}".encode())
+def _content_key(slices: Iterable[Labelled], shape: tuple[int, ...], structures: Structures, tick: Tick) -> str:
+    """Hash the pixels, masks, patients, numbers and institutions of all slices, and the names of structures."""
+    several = f" {structures.names} {structures.exclusive}" if len(structures) > 1 else ""
+    digest = hashlib.sha256(f"{FORMAT} {shape[1:]}{several}".encode())
     for row, (case, number, institution, image, mask) in enumerate(slices):
         digest.update(f"{case}/{number}/{institution}".encode())
         digest.update(image.tobytes() + mask.tobytes())
@@ -236,20 +269,25 @@ def _content_key(slices: Iterable[Labelled], shape: tuple[int, ...], tick: Tick)
 def _write(source: Source, folder: Path, stamp: str, tick: Tick) -> Manifest:
     shape = _shape(source)
     images = create_array(folder / "images.npy", np.uint8, shape)
-    masks = create_array(folder / "masks.npy", np.uint8, shape[:3])
+    masks = create_array(folder / "masks.npy", source.structures.bits, shape[:3])
     histograms = create_array(folder / "histograms.npy", np.uint32, (shape[0], shape[3], 256))
 
     def written() -> Iterator[Labelled]:
         for row, labelled in enumerate(_read(source, shape)):
             images[row], masks[row] = labelled[3:]
-            histograms[row] = compute_histograms([labelled[3]])[0]
+            height, width = source.slices[row].size or shape[1:3]
+            histograms[row] = compute_histograms([labelled[3][:height, :width]])[0]  # without padding
             yield labelled
 
-    key = _content_key(written(), shape, tick)
+    key = _content_key(written(), shape, source.structures, tick)
     for array in (images, masks, histograms):
         array.flush()
     cases, numbers, places = zip(*((s.case, s.number, s.institution) for s in source.slices), strict=True)
-    _index(cases, numbers, places, masks).to_csv(folder / "index.csv", index=False)
+    index = _index(cases, numbers, places, masks)
+    for names, of in ((("height", "width"), "size"), (("row_mm", "column_mm"), "spacing")):
+        if getattr(source.slices[0], of) is not None:
+            index[[*names]] = [getattr(entry, of) for entry in source.slices]
+    index.to_csv(folder / "index.csv", index=False)
     sha256 = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
     manifest = Manifest(key=key, licence=source.licence, stamp=stamp, sha256=sha256, **_facts(source))
     manifest.write(folder)
@@ -260,7 +298,7 @@ def _index(
     case: str | Sequence[str], number: Sequence[int], institution: str | Sequence[str], masks: Pixels
 ) -> pd.DataFrame:
     """One row per slice; a single name holds for all slices."""
-    pixels = masks.sum((1, 2), dtype=np.int64)
+    pixels = np.count_nonzero(masks, axis=(1, 2))
     columns = {"case": case, "slice": number, "institution": institution, "positive": pixels > 0, "pixels": pixels}
     return pd.DataFrame(columns)
 
@@ -277,7 +315,10 @@ def _stamp(source: Source) -> str:
         for s in source.slices
     ]
     rows += [signature(path) for path in source.extra_files]
-    return hash_json((FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, rows))
+    several = [asdict(source.structures)] if len(source.structures) > 1 else []
+    return hash_json(
+        (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, *several, rows)
+    )
 
 
 def _source_state(source: Source) -> str:
@@ -293,10 +334,14 @@ def compute_histograms(images: Iterable[Pixels]) -> NDArray[np.uint32]:
 
 
 def pack_in_memory(
-    images: Pixels, channels: tuple[str, ...], masks: Pixels | None = None, case: str = "input"
+    images: Pixels,
+    channels: tuple[str, ...],
+    masks: Pixels | None = None,
+    case: str = "input",
+    structures: Structures = TUMOUR,
 ) -> Pack:
     """Return a pack of one case that exists only in memory: slices (S, H, W, C) to predict on."""
-    masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
+    masks = np.zeros(images.shape[:3], structures.bits) if masks is None else masks
     index = _index(case, range(1, len(images) + 1), "unknown", masks)
-    manifest = Manifest("transient", "memory", False, channels, "", (), "", {})
+    manifest = Manifest("transient", "memory", False, channels, "", (), "", {}, structures=structures)
     return Pack(Path(), manifest, images, masks, compute_histograms(images), index)

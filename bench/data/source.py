@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import DataError
+from bench.structures import TUMOUR, Structures
 
 Pixels = NDArray[np.uint8]
+Bits = NDArray[np.unsignedinteger[Any]]  # (..., H, W), a bit for each structure
 Report = Callable[[DataError], object]  # what to do with a problem, such as `refuse`
 
 
@@ -30,24 +32,29 @@ class SliceFile:
     image: Path
     mask: Path | None
     position: int | None = None
+    size: tuple[int, int] | None = None  # pixels (H, W), if slices of several sizes are padded to one
+    spacing: tuple[float, float] | None = None  # millimetres from one row and one column to the next, if known
 
 
 @dataclass(frozen=True)
 class Source:
     """A dataset on disk, before its pixels are read.
 
-    `read` returns an image uint8 (H, W, C) and a mask uint8 (H, W) of 0 and 1, or raises `DataError`.
+    `read` returns an image uint8 (H, W, C) and a mask (H, W) with a bit for each of `structures`
+    (`bench.structures.join_bits`), which is 0 and 1 for a single one, or raises `DataError`.
     `notes` are sentences that the user must see, such as one about a duplicated folder that is not used.
     """
 
     name: str
     slices: tuple[SliceFile, ...]  # ordered by case, then by number
-    read: Callable[[SliceFile], tuple[Pixels, Pixels]]
+    read: Callable[[SliceFile], tuple[Pixels, Bits]]
     channels: tuple[str, ...]
     licence: str
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     variant: str = ""  # settings that change what `read` returns, such as a resize
+    structures: Structures = TUMOUR
+    axis: int = 2  # of a volume, along which it is cut into slices
     extra_files: tuple[Path, ...] = ()  # files that `read` opens and no slice names, such as further channels
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
-import numpy as np
 import pandas as pd
 
 from bench.demo.eligibility import describe_models, describe_threshold, find_eligible_models, list_warnings
@@ -18,7 +17,7 @@ from bench.demo.predictions import Prediction, quantize
 from bench.demo.scans import Patients, Scan
 from bench.errors import DataError, StoreError, UnknownName
 from bench.formatting import join_and
-from bench.inference.fold_models import FoldModels
+from bench.inference.fold_models import FoldModels, mean_thresholds
 from bench.tracking import Store, Tag, download_models, find_folds, find_parent, find_run, read_records, read_table
 from bench.tracking.participants import read_image_table
 from bench.tracking.tags import task_name
@@ -133,12 +132,12 @@ class LoggedModels:
         ids = () if scan.case is None else same_images or (scan.case,)
         eligible = find_eligible_models(run.split, ids, folds)
         models = select_folds(run.models, eligible.folds)
-        levels, edges = quantize(models.predict(scan.images), models.threshold)
+        levels, edges = quantize(models.predict(scan.images), models.thresholds[0])
         return Prediction(
             run=record,
             levels=levels,
             edges=edges,
-            threshold=models.threshold,
+            threshold=models.thresholds[0],
             threshold_text=describe_threshold(config, eligible),
             models_text=describe_models(scan, eligible),
             warnings=tuple(list_warnings(record, config, run.split, folds, scan, same_images)),
@@ -157,7 +156,7 @@ def select_folds(models: FoldModels, folds: Sequence[int]) -> FoldModels:
     selected = copy.copy(models)
     selected.models = [models.models[i] for i in at]
     selected.descriptions = [models.descriptions[i] for i in at]
-    selected.threshold = float(np.mean([d["threshold"] for d in selected.descriptions]))
+    selected.thresholds = mean_thresholds(selected.descriptions)
     return selected
 
 

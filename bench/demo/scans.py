@@ -77,7 +77,7 @@ class Patients:
             title=case,
             case=case,
             images=np.array(self.pack.images[rows]),
-            truth=self.pack.masks[rows].astype(bool),
+            truth=self.pack.truth(rows)[:, 0],
             names=tuple(self._names[row] for row in rows),
             channels=manifest.channels,
             synthetic=manifest.synthetic,

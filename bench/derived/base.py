@@ -106,7 +106,9 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
     scores = []
     for case, mask in masks.items():
         rows = pack.rows([case])
-        scores.append(task.score_mask(case, numbers[rows].tolist(), pack.masks[rows].astype(bool), mask))
+        own = ..., *pack.own_grid(rows)
+        truth, mask = pack.truth(rows)[own], mask[own]
+        scores.append(task.score_mask(case, numbers[rows].tolist(), pack.structures.names, truth, mask))
     return scores
 
 

@@ -46,7 +46,9 @@ def cascade(
         pack = load_run_pack(model, data, display)
         calls = read_table(store, gate, "slices").set_index(["case", "slice"])["called"]
         before = read_masks(store, model)
-        masks = Masks((case, mask & _called(pack, calls, case)[:, None, None]) for case, mask in before.items())
+        masks = Masks(
+            (case, mask & _called(pack, calls, case)[:, None, None, None]) for case, mask in before.items()
+        )
         scores = score_masks(Segmentation(), pack, masks)
         change = describe_change(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
         run = DerivedRun(

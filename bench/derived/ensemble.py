@@ -20,12 +20,13 @@ from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, descri
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.inference.fold_models import VIEWS, FoldModels
-from bench.inference.predict import MeanPredictor, stacks
+from bench.inference.predict import MeanPredictor
 from bench.masks import Masks
+from bench.structures import per_structure
 from bench.tracking import Run, Store, connect_to_write, download_models, find_run, read_table, run_label
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
-from bench.training.tasks.segmentation import Segmentation, choose_threshold
+from bench.training.tasks.segmentation import Segmentation, choose_thresholds
 from bench.types import CaseScore
 
 TAKES = "An ensemble takes segmentation runs that have trained all their folds."
@@ -69,7 +70,7 @@ def ensemble(
             scores=[score for score, _ in scored],
             masks=Masks.joined(masks for _, masks in scored),
             settings=_settings(runs, tta, rule),
-            facts=_facts(runs, tta, rule, cases["threshold"].unique()) | {"Compared": "; ".join(changes)},
+            facts=_facts(runs, tta, rule, cases) | {"Compared": "; ".join(changes)},
             comparisons=changes,
             tags={} if rule == threshold_rule(runs) else {Tag.POST_HOC: "threshold"},
             views=len(VIEWS[tta]),
@@ -98,18 +99,21 @@ def _predict_folds(
                 device,
                 lambda: display.bar(next(done), of, "predicting", "patients"),
             )
-            threshold = fold_threshold(predictor, rule, members)
-            for score, masks in task.score(predictor, members["case"][members["part"] == "test"], threshold):
-                scored.append((replace(score, values={"threshold": threshold, **score.values}), masks))
+            thresholds = fold_thresholds(predictor, rule, members)
+            columns = per_structure("threshold", pack.structures.names, thresholds)
+            for score, masks in task.score(predictor, members["case"][members["part"] == "test"], thresholds):
+                scored.append((replace(score, values={**columns, **score.values}), masks))
     return scored
 
 
-def fold_threshold(predictor: MeanPredictor, rule: str, members: pd.DataFrame) -> float:
-    """Return the threshold of `rule`, or the best for the validation patients of a fold (columns case, part)."""
+def fold_thresholds(predictor: MeanPredictor, rule: str, members: pd.DataFrame) -> tuple[float, ...]:
+    """Return the threshold of `rule` for each structure, or the best for a fold's validation patients.
+
+    `members` has the columns case and part.
+    """
     if rule != VALIDATION:
-        return float(rule)
-    validation = members["case"][members["part"] == "val"]
-    return choose_threshold(stack for _, _, stack in stacks(predictor, validation, 0.5))
+        return (float(rule),) * len(predictor.pack.structures)
+    return choose_thresholds(predictor, members["case"][members["part"] == "val"])
 
 
 def threshold_rule(runs: Sequence[Run]) -> str:
@@ -157,7 +161,8 @@ def _settings(runs: Sequence[Run], tta: str, rule: str) -> Mapping[str, str]:
     }
 
 
-def _facts(runs: Sequence[Run], tta: str, rule: str, thresholds: Iterable[float]) -> dict[str, str]:
+def _facts(runs: Sequence[Run], tta: str, rule: str, cases: pd.DataFrame) -> dict[str, str]:
+    thresholds = pd.unique(cases.filter(regex=r"^threshold").to_numpy().ravel())
     chosen = ", chosen on the validation patients of each fold" if rule == VALIDATION else ""
     return {
         "Mean probability of": ", ".join(map(run_label, runs)),

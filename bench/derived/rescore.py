@@ -48,9 +48,9 @@ def rescore(
     changes = ", ".join(([] if threshold is None else [f"threshold {threshold:.2f}"]) + postprocess.descriptions)
     chosen = {"run": source.info.run_id, "threshold": threshold, **postprocess.model_dump()}
     shown = {key: source.data.params[key] for key in SHOWN if key in source.data.params}
-    masks = _masks(store, source, threshold, postprocess)
     with Display() as display:
         pack = load_run_pack(source, data, display)
+        masks = _masks(store, source, threshold, postprocess, exclusive=pack.structures.exclusive)
         scores = score_masks(Segmentation(), pack, masks)
         cases = case_rows(scores)
         change = describe_change(cases, read_table(store, source, "cases"), "the run as it was")
@@ -95,11 +95,14 @@ def conventions(cases: pd.DataFrame, slices: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["convention", "Dice", "used by"])
 
 
-def _masks(store: Store, run: Run, threshold: float | None, rules: Postprocess) -> Masks:
+def _masks(store: Store, run: Run, threshold: float | None, rules: Postprocess, *, exclusive: bool) -> Masks:
     if threshold is None:
         return Masks((case, clean(mask, rules)) for case, mask in read_masks(store, run).items())
     probabilities = read_probabilities(store, run)
-    return Masks((case, clean(above_threshold(p, threshold), rules)) for case, p in probabilities.items())
+    return Masks(
+        (case, clean(above_threshold(p, threshold, exclusive=exclusive), rules))
+        for case, p in probabilities.items()
+    )
 
 
 def _tags(run: Run, changes: str) -> dict[str, str]:

@@ -12,8 +12,9 @@ from bench.console import Display, console
 from bench.data.pack import Pack, load_or_pack
 from bench.device import find_device
 from bench.errors import DataError
-from bench.formatting import SYNTHETIC_WARNING, join_first
+from bench.formatting import SYNTHETIC_WARNING, join_first, list_thresholds
 from bench.inference.fold_models import FoldModels
+from bench.structures import per_structure
 from bench.tracking import EVALUATION, connect_to_write, download_models, find_parent, find_run, open_run
 from bench.tracking.export import find_exported_models
 from bench.tracking.participants import Participants, read_exported_participants, read_participants
@@ -52,27 +53,27 @@ def evaluate_external(
         _check_patients(models, pack, participants, folder, display)
         evaluate = models.config.evaluate.model_copy(update={"metrics": ()})
         task = task_of(models.config.model_copy(update={"evaluate": evaluate}))
-        threshold = models.threshold if threshold is None else threshold
+        thresholds = models.thresholds if threshold is None else (threshold,) * len(models.thresholds)
         predictor = models.predictor(pack, tick=display.packing)
         scores = []
         for number, case in enumerate(pack.cases, 1):
-            scores += [score for score, _ in task.score(predictor, [case], threshold)]
+            scores += [score for score, _ in task.score(predictor, [case], thresholds)]
             display.bar(number, len(pack.cases), "evaluating", "patients")
-        cases = pd.DataFrame(patient_rows(scores, threshold=threshold))
+        columns = per_structure("threshold", models.structures.names, thresholds)
+        cases = pd.DataFrame(patient_rows(scores, **columns))
         slices = slice_table(scores)
         values = task.summarise(cases, slices)
         title = f"{name} on {folder.resolve().name}"
         with open_run(store, title, experiment, tags | {Tag.TASK: task.name}, say=display.say) as recorder:
-            settings = {"evaluate.run": origin, "evaluate.threshold": threshold}
+            settings = {"evaluate.run": origin, "evaluate.threshold": list_thresholds(thresholds)}
             recorder.settings(settings | {"evaluate.models": len(models.models)})
             recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
             recorder.metrics(values)
             for table, rows in {"cases": cases, "slices": slices, **task.tables(slices)}.items():
                 recorder.table(table, rows)
     count = "1 model" if len(models.models) == 1 else f"the mean of {len(models.models)} fold models"
-    console().print(
-        f"{title}: {count}, threshold {threshold:.2f}, {len(scores)} patients\n{headline(values)}", markup=False
-    )
+    title = f"{title}: {count}, threshold {list_thresholds(thresholds)}, {len(scores)} patients"
+    console().print(f"{title}\n{headline(values)}", markup=False)
     return recorder.run_id
 
 
@@ -84,6 +85,11 @@ def _check_patients(
         raise DataError(
             f"the model was trained on the channels {', '.join(models.channels)}, but the data in {folder} have "
             f"{', '.join(pack.manifest.channels)}. Give --data a folder with the same channels."
+        )
+    if not models.presence and len(pack.structures) != len(models.structures):
+        raise DataError(
+            f"the model segments {', '.join(models.structures.names)}, but the data in {folder} have "
+            f"{', '.join(pack.structures.names)}. Give --data a folder with the same structures."
         )
     if shared := participants.find_in(pack):
         raise DataError(

@@ -26,11 +26,12 @@ from bench.data.readers.images import (
 from bench.data.source import Pixels
 from bench.device import find_device
 from bench.errors import BadSetting, DataError
-from bench.formatting import join_first
+from bench.formatting import join_first, list_thresholds
 from bench.inference.fold_models import FoldModels
 from bench.inference.overlays import side_by_side
 from bench.masks import Mask
 from bench.outputs import check_outputs, new_output, write_output
+from bench.structures import Structures, call_structures
 from bench.tracking import connect, download_models, find_run
 from bench.tracking.export import find_exported_models
 
@@ -40,7 +41,7 @@ class _PatientInput:
     """The slices of one patient to predict.
 
     `names` are those of the slices, `outputs` those of the files to write, `load` reads the pixels (S, H, W, C),
-    and `write` takes an output folder, the channel to show (S, H, W) and masks of that shape.
+    and `write` takes an output folder, the channel to show (S, H, W) and masks (S, K, H, W).
     """
 
     names: list[str]
@@ -54,6 +55,8 @@ def predict_folder(
 ) -> None:
     """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
 
+    A mask of several exclusive structures holds their values in the data set; structures that may overlap get a
+    file each, `<name>_<structure>_mask.tif`.
     The images of one folder are one patient: they are normalised together, as in training. If an image has a mask
     beside it, the overlay shows it too, with the Dice. The mask of a volume is a volume of the same geometry, and
     its overlay shows the slice with most tumour. Presence models write `presence.csv` instead.
@@ -64,7 +67,7 @@ def predict_folder(
             store = connect(uri)
             folders = download_models(store, find_run(store, wanted), Path(workspace), fold=fold)
         models = FoldModels(folders, str(find_device(device)))
-        threshold = models.threshold if threshold is None else threshold
+        thresholds = models.thresholds if threshold is None else (threshold,) * len(models.thresholds)
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise BadSetting(
                 f"--out {out} is inside {path}: masks would lie among the images that they were made from. "
@@ -78,8 +81,8 @@ def predict_folder(
         for patient in patients:
             images = patient.load()
             _refuse_masks(images, patient.names)
-            probability = models.predict(images)
-            masks = probability >= threshold
+            probability = models.probabilities(images)
+            masks = call_structures(probability, thresholds, exclusive=models.structures.exclusive)
             called += [
                 {"image": name, "probability": float(p.max()), "called": bool(mask.any())}
                 for name, p, mask in zip(patient.names, probability, masks, strict=True)
@@ -89,16 +92,18 @@ def predict_folder(
             display.bar(len(called), total, "predicting", "images")
     positive = sum(bool(row["called"]) for row in called)
     count = f"{total} image{'s' * (total != 1)}"
+    what = f"{models.structures.noun} at threshold {list_thresholds(thresholds)}"
     if models.presence:
         write_output(table, pd.DataFrame(called).to_csv(index=False))
         result = f"{table} lists {count}"
     else:
         result = f"masks and overlays of {count} are in {out}"
-    console().print(f"{result}; {positive} of them with tumour at threshold {threshold:.2f}", markup=False)
+    console().print(f"{result}; {positive} of them with {what}", markup=False)
 
 
 def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
     root = path.parent if path.is_file() else path
+    structures, ends = models.structures, _ends(models.structures)
     params = models.config.dataset.params
     table = params.get("patients")
     table = table if isinstance(table, str) else None  # the phantom's `patients` is their number
@@ -111,17 +116,20 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
 
     def write(files: list[Path], out: Path, images: Pixels, masks: Mask) -> None:
         for file, image, mask in zip(files, images, masks, strict=True):
-            truth = read_mask_beside(file)
+            beside = read_mask_beside(file) if len(mask) == 1 else None
+            truth = None if beside is None else beside[None]
             if truth is not None and truth.shape != mask.shape:
                 raise DataError(f"the mask beside {file} has another size than the image. Fix or remove it.")
-            mask_name, overlay_name = named(file)
-            with new_output(out / mask_name) as tiff:
-                tifffile.imwrite(tiff, mask.astype(np.uint8) * 255, photometric="minisblack")
-            _write_overlay(out / overlay_name, image, mask, truth)
+            *mask_names, overlay_name = named(file)
+            for name, labels in zip(mask_names, structures.label_maps(mask[None]).values(), strict=True):
+                pixels = labels[0] * 255 if len(structures) == 1 else labels[0]
+                with new_output(out / name) as tiff:
+                    tifffile.imwrite(tiff, pixels, photometric="minisblack")
+            _write_overlay(out / overlay_name, image, mask, truth, structures)
 
-    def named(file: Path) -> tuple[str, str]:
+    def named(file: Path) -> list[str]:
         stem = file.relative_to(root).with_suffix("")
-        return f"{stem}_mask.tif", f"{stem}_overlay.png"
+        return [*(f"{stem}{end}_mask.tif" for end in ends), f"{stem}_overlay.png"]
 
     return [
         _PatientInput(
@@ -137,22 +145,27 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
 
 def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
     window = models.config.dataset.params.get("window")
+    structures, ends = models.structures, _ends(models.structures)
 
     def write(names: list[str], file: Path, out: Path, images: Pixels, masks: Mask) -> None:
-        with new_output(out / names[0]) as volume:
-            itk.write_mask(volume, masks, file)
-        largest = int(masks.sum((1, 2)).argmax())
-        _write_overlay(out / names[1], images[largest], masks[largest], None)
+        for name, labels in zip(names[:-1], structures.label_maps(masks).values(), strict=True):
+            with new_output(out / name) as volume:
+                itk.write_labels(volume, labels, file, axis=models.axis)
+        largest = int(masks.sum((1, 2, 3)).argmax())
+        _write_overlay(out / names[-1], images[largest], masks[largest], None, structures)
 
     patients = []
     scans = {name: file for name, file in itk.find_volumes(path).items() if not is_mask_name(name)}
     for case, files in itk.group_channels(scans).items():
-        slices, channels = itk.count_slices_and_channels(files)
-        if channels != len(models.channels):
-            raise DataError(f"{case} has {channels} channel(s); the model was trained on {len(models.channels)}.")
+        grid = itk.read_grid(files)
+        if grid.channels != len(models.channels):
+            count = len(models.channels)
+            raise DataError(f"{case} has {grid.channels} channel(s); the model was trained on {count}.")
+        slices = grid.size[models.axis]
         names = [f"{case}#{number}" for number in range(1, slices + 1)]
-        load = partial(itk.read_volume, files, window)
-        outputs = [f"{case}_mask{itk.volume_suffix(files[0])}", f"{case}_overlay.png"]
+        load = partial(itk.read_volume, files, window, axis=models.axis)
+        suffix = itk.volume_suffix(files[0])
+        outputs = [*(f"{case}{end}_mask{suffix}" for end in ends), f"{case}_overlay.png"]
         patients.append(_PatientInput(names, outputs, load, partial(write, outputs, files[0])))
     return patients
 
@@ -166,6 +179,11 @@ def _refuse_masks(images: Pixels, names: list[str]) -> None:
         )
 
 
-def _write_overlay(path: Path, image: Pixels, mask: Mask, truth: Mask | None) -> None:
+def _ends(structures: Structures) -> list[str]:
+    """Return the ends of the names of mask files, before `_mask`."""
+    return list(structures.label_maps(np.zeros((0, len(structures), 1, 1), bool)))
+
+
+def _write_overlay(path: Path, image: Pixels, mask: Mask, truth: Mask | None, structures: Structures) -> None:
     with new_output(path) as png:
-        cv2.imwrite(str(png), side_by_side(image, mask, truth)[..., ::-1])
+        cv2.imwrite(str(png), side_by_side(image, mask, truth, names=structures.names)[..., ::-1])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from bench.data.loader import SliceLoader
 from bench.data.pack import Pack, Tick, pack_in_memory
 from bench.data.preprocessed import preprocess_pack
 from bench.data.readers.images import resize_image
+from bench.data.source import Pixels
 from bench.inference.predict import Predictor
 from bench.models.io import load_model
+from bench.structures import Structures
 
 VIEWS = {  # of test-time augmentation (TTA): quarter turns, and whether mirrored before
     "none": ((0, False),),
@@ -56,7 +59,11 @@ class FoldModels:
         self.models: list[nn.Module] = [model.to(self.device) for model, _ in loaded]
         self.descriptions = [description for _, description in loaded]
         self.config = RunConfig.model_validate(self.descriptions[0]["config"])
-        self.threshold = float(np.mean([d["threshold"] for d in self.descriptions]))
+        first = self.descriptions[0]
+        self.structures = Structures(**first["structures"]) if "structures" in first else Structures()
+        self.activation: str = first.get("activation", "sigmoid")
+        self.axis: int = first.get("axis", 2)  # along which volumes are cut
+        self.thresholds = mean_thresholds(self.descriptions)
 
     @property
     def presence(self) -> bool:
@@ -73,21 +80,30 @@ class FoldModels:
         config = self.config
         loader = SliceLoader(preprocess_pack(pack, config.input.preprocess, tick=tick), config.input, self.device)
         models = [view for model in self.models for view in tta_views(model, tta)]
-        return Predictor(models, loader, config.evaluate.batch_size, config.train.precision)
+        return Predictor(models, loader, config.evaluate.batch_size, config.train.precision, self.activation)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """Return probabilities (S, H, W) for the slices of one patient, uint8 (S, H, W, C).
 
-        Presence models return one per slice, (S, 1, 1). If slices were resized for training, these are resized
-        too, and the probabilities are resized back.
+        With several structures they are (S, K, H, W). Presence models return one per slice, (S, 1, 1). If slices
+        were resized for training, these are resized too, and the probabilities are resized back.
         """
-        images = np.asarray(model_input, np.uint8)
+        probability = self.probabilities(np.asarray(model_input, np.uint8))
+        return probability[:, 0] if probability.shape[1] == 1 else probability
+
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
+        """Return probabilities (S, K, H, W) for the slices of one patient, uint8 (S, H, W, C)."""
         shape = (1, 1) if self.presence else images.shape[1:3]
         side = self.config.dataset.params.get("resize")
         if side is not None and images.shape[1:3] != (side, side):
             images = np.stack([resize_image(image, side) for image in images])
-        predictor = self.predictor(pack_in_memory(images, self.channels))
+        predictor = self.predictor(pack_in_memory(images, self.channels, structures=self.structures))
         return predictor.probabilities(np.arange(len(images)), shape)
+
+
+def mean_thresholds(descriptions: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Return the mean threshold of the models for each structure."""
+    return tuple(np.mean([np.atleast_1d(d["threshold"]) for d in descriptions], axis=0).tolist())
 
 
 def _load_pyfunc(path: str) -> FoldModels:

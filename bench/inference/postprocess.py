@@ -35,8 +35,17 @@ class Postprocess(Settings):
 
 
 def clean(mask: Mask, rules: Postprocess) -> Mask:
-    """Return the mask of one patient, bool (S, H, W), after these rules; an empty mask stays empty."""
-    mask = fill_holes(mask) if rules.fill_holes else mask
+    """Return the masks of one patient, bool (S, K, H, W), each structure after these rules; empty ones stay empty.
+
+    A hole that another structure fills stays: the mask of one structure never takes a pixel from another.
+    """
+    return np.stack(
+        [_clean(mask[:, k], np.asarray(np.delete(mask, k, 1).any(1)), rules) for k in range(mask.shape[1])], 1
+    )
+
+
+def _clean(mask: Mask, others: Mask, rules: Postprocess) -> Mask:
+    mask = fill_holes(mask) & ~(others & ~mask) if rules.fill_holes else mask
     mask = remove_small(mask, rules.min_size) if rules.min_size > 1 else mask
     return keep_largest(mask) if rules.largest else mask
 

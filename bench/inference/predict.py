@@ -17,8 +17,20 @@ from bench.data.pack import Pack
 from bench.device import autocast, out_of_memory
 from bench.errors import TrainingError
 from bench.inference.sliding_window import logits_of, tiled
+from bench.structures import call_structures
 from bench.types import SliceCounts, Stack
 
+
+def softmax_with_background(logits: Tensor) -> Tensor:
+    """Return the probabilities (B, K, H, W) of K exclusive structures; the logit of the background is 0.
+
+    K logits are enough, as softmax is the same after adding a number to all. With K = 1 this is the sigmoid.
+    """
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)).softmax(1)[:, 1:]
+
+
+# From logits (B, K, H, W) to probabilities: each structure by itself, or all together with the background.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softmax": softmax_with_background}
 BATCH_STEP = 8  # batch sizes on a GPU are multiples of it: cuDNN searches its fastest kernels at each new size
 
 
@@ -27,13 +39,15 @@ class Predictor:
     """Models whose probabilities are averaged, on the input that one loader gives.
 
     A model trained on smaller slices has its logits interpolated, so that every configuration is scored on the
-    same pixels. Batches that do not fit in memory are halved.
+    same pixels. `activation` names one of `ACTIVATIONS`. Batches that do not fit in memory are
+    halved.
     """
 
     models: Sequence[nn.Module]
     loader: SliceLoader
     batch_size: int
     precision: str = "auto"
+    activation: str = "sigmoid"
 
     @property
     def pack(self) -> Pack:
@@ -45,29 +59,27 @@ class Predictor:
 
     @torch.inference_mode()
     def probabilities(self, rows: NDArray[np.int64], shape: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """Return float32 (S, H, W) on the packed grid; `shape` is (1, 1) for models with one logit per slice."""
-        shape = shape or self.loader.shape
-        stack = np.empty((len(rows), *shape), np.float32)
-        done = 0
-        for probability, _ in self._batches(rows, shape):
-            stack[done : done + len(probability)] = probability.cpu().numpy()
-            done += len(probability)
-        self._refuse_nan(rows, np.asarray(np.isnan(stack).any(axis=(1, 2))))
+        """Return float32 (S, K, H, W) on the packed grid; `shape` is (1, 1) for models of one logit a slice."""
+        parts = [probability.cpu().numpy() for probability, _ in self._batches(rows, shape or self.loader.shape)]
+        stack: NDArray[np.float32] = np.concatenate(parts)
+        self._refuse_nan(rows, np.asarray(np.isnan(stack).any(axis=(1, 2, 3))))
         return stack
 
     @torch.inference_mode()
     def counts(self, rows: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
-        """Return pixels tp, fp, fn and tn of every row, (S, 4), counted on the device and fetched once."""
+        """Return pixels tp, fp, fn and tn of every row, (S, K, 4), counted on the device and fetched once."""
         batches = []
         for probability, truth in self._batches(rows, self.loader.shape):
             called = probability >= threshold
-            tp, positive, true = (m.sum((1, 2)) for m in (called & truth, called, truth))
-            nan = probability.isnan().any(2).any(1)
-            tn = truth[0].numel() - positive - true + tp
-            batches.append(torch.stack((tp, positive - tp, true - tp, tn, nan), 1))
+            if self.pack.structures.exclusive and called.shape[1] > 1:
+                called &= F.one_hot(probability.argmax(1), called.shape[1]).permute(0, 3, 1, 2).bool()
+            tp, positive, true = (m.sum((2, 3)) for m in (called & truth, called, truth))
+            nan = probability.isnan().flatten(2).any(2)
+            tn = truth.shape[2] * truth.shape[3] - positive - true + tp
+            batches.append(torch.stack((tp, positive - tp, true - tp, tn, nan), -1))
         counted: NDArray[np.int64] = torch.cat(batches).cpu().numpy()
-        self._refuse_nan(rows, counted[:, 4] > 0)
-        return counted[:, :4]
+        self._refuse_nan(rows, np.asarray(counted[..., 4].any(1)))
+        return counted[..., :4]
 
     def _refuse_nan(self, rows: NDArray[np.int64], nan: NDArray[np.bool_]) -> None:
         """Raise `TrainingError` if a prediction is not a number. It names the first slice that has one."""
@@ -78,17 +90,17 @@ class Predictor:
                 "not a number, so it is not scored. Train with a smaller --lr or in float32, or fix the model."
             )
 
-    def case_counts(self, cases: Iterable[str], threshold: float) -> Iterator[tuple[str, SliceCounts]]:
-        """Yield each patient's name and pixel counts, for metrics that need no pixels (`needs_pixels`)."""
+    def case_counts(self, cases: Iterable[str], threshold: float) -> Iterator[list[SliceCounts]]:
+        """Yield the counts of each patient's structures, for metrics that need no pixels (`needs_pixels`)."""
         names = sorted(cases)
         rows = [self.pack.rows([case]) for case in names]
         counted = self.counts(np.concatenate(rows), threshold)
         ends = np.cumsum([len(each) for each in rows])[:-1]
-        for case, part in zip(names, np.split(counted, ends), strict=True):
-            yield case, SliceCounts(*part.T)
+        for part in np.split(counted, ends):
+            yield [SliceCounts(*part[:, k].T) for k in range(part.shape[1])]
 
     def _batches(self, rows: NDArray[np.int64], shape: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, on the device, probability float32 (B, *shape) and truth bool (B, H, W) on the packed grid."""
+        """Yield, on the device, probability float32 (B, K, *shape) and truth bool (B, K, H, W) as packed."""
         loader, size, start = self.loader, self.batch_size, 0
         patch = loader.patch
         forward = logits_of if patch is None else partial(tiled, size=patch.size, overlap=patch.overlap)
@@ -99,19 +111,20 @@ class Predictor:
             try:
                 padded = padded_batch(batch, size) if loader.device.type == "cuda" else batch
                 images, masks = loader.load_normalised(padded)
-                mean = torch.zeros((len(images), 1, *shape), device=loader.device)
+                mean: Tensor | float = 0.0
                 for model in self.models:
                     with autocast(loader.device, self.precision):
                         logits = forward(model, images)
                     if logits.shape[-2:] != shape:
                         logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
-                    mean += logits.sigmoid() / len(self.models)
+                    mean = mean + ACTIVATIONS[self.activation](logits) / len(self.models)
             except RuntimeError as error:
                 if size == 1 or not out_of_memory(error):
                     raise
                 size = max(1, min(size, len(batch)) // 2)
                 continue
-            yield mean[: len(batch), 0], masks[: len(batch), 0] > 0
+            assert isinstance(mean, Tensor)  # there is at least one model
+            yield mean[: len(batch)], masks[: len(batch)] > 0
             start += len(batch)
 
 
@@ -125,7 +138,7 @@ class MeanPredictor:
     tick: Callable[[], None] = lambda: None
 
     def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return float32 (S, H, W) on the packed grid."""
+        """Return float32 (S, K, H, W) on the packed grid."""
         mean: NDArray[np.float32] = np.mean([p.probabilities(rows) for p in self.predictors], axis=0)
         self.tick()
         return mean
@@ -135,13 +148,21 @@ PredictsStacks = Predictor | MeanPredictor
 
 
 def stacks(
-    predictor: PredictsStacks, cases: Iterable[str], threshold: float
-) -> Iterator[tuple[str, NDArray[np.int64], Stack]]:
-    """Yield each patient's name, its rows of the pack, and its stack of truth and probability."""
+    predictor: PredictsStacks, cases: Iterable[str], thresholds: Sequence[float]
+) -> Iterator[tuple[str, NDArray[np.int64], list[Stack]]]:
+    """Yield each patient's name, its rows of the pack, and the stacks of its structures."""
+    structures = predictor.pack.structures
     for case in sorted(cases):
         rows = predictor.pack.rows([case])
-        truth = predictor.pack.masks[rows].astype(bool)
-        yield case, rows, Stack(truth, predictor.probabilities(rows), threshold, predictor.device)
+        own = ..., *predictor.pack.own_grid(rows)
+        truth, probability = predictor.pack.truth(rows)[own], predictor.probabilities(rows)[own]
+        called = call_structures(probability, thresholds, exclusive=structures.exclusive)
+        each = zip(range(len(structures)), thresholds, strict=True)
+        yield (
+            case,
+            rows,
+            [Stack(truth[:, k], probability[:, k], t, predictor.device, called[:, k]) for k, t in each],
+        )
 
 
 def padded_batch(batch: NDArray[np.int64], most: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ STRIDE = 32  # every model takes sides that are multiples of it
 
 
 def logits_of(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return logits (B, 1, H, W) float32 for images (B, C, H, W), padded to the model's stride, then cropped."""
+    """Return logits (B, K, H, W) float32 for images (B, C, H, W), padded to the model's stride, then cropped."""
     height, width = images.shape[-2:]
     logits: Tensor = model(pad_to_stride(images))
     return logits[..., :height, :width].float()
@@ -30,19 +30,24 @@ def pad_to_stride(images: Tensor) -> Tensor:
 
 
 def tiled(model: Callable[[Tensor], Tensor], images: Tensor, *, size: int, overlap: float) -> Tensor:
-    """Return logits (B, 1, H, W) float32 of whole slices, from tiles of `size` pixels a side.
+    """Return logits (B, K, H, W) float32 of whole slices, from tiles of `size` pixels a side.
 
     Neighbouring tiles share at least the fraction `overlap` of their side.
     """
     height, width = images.shape[-2:]
     tall, wide = min(size, height), min(size, width)  # an external slice may be smaller than a patch
     weight = _importance(tall, wide, images.device)
-    total, weights = (torch.zeros(n, 1, height, width, device=images.device) for n in (len(images), 1))
+    total: Tensor | None = None
+    weights = torch.zeros(1, 1, height, width, device=images.device)
     for top in tile_starts(height, tall, overlap):
         for left in tile_starts(width, wide, overlap):
             window = ..., slice(top, top + tall), slice(left, left + wide)
-            total[window] += weight * logits_of(model, images[window])
+            logits = logits_of(model, images[window])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[window] += weight * logits
             weights[window] += weight
+    assert total is not None
     return total / weights
 
 

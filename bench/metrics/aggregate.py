@@ -10,13 +10,31 @@ import pandas as pd
 from bench import registry
 from bench.metrics.confusion import overlap_scores
 from bench.stats import interval
+from bench.structures import select_structure, structure_column, structures_in
 
 COUNTS = ("tp", "fp", "fn", "tn")
 NOT_METRICS = ("case", "fold", "threshold", *COUNTS)
 
 
 def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, float]:
-    """Summarise a table of scores with one row per patient.
+    """Summarise a table of scores with one row per patient: over all structures, and each structure by itself.
+
+    Scores of pooled pixels are pooled by structure; over all structures they are the mean of these.
+    """
+    structures = structures_in(cases.columns)
+    plain = cases[[name for name in cases.columns if not str(name).endswith("]")]]
+    values = _summarise(plain, with_interval=with_interval)
+    each = {s: _summarise(select_structure(cases, s), with_interval=with_interval) for s in structures}
+    for name in [name for name in values if name.endswith("_global")] if each else []:
+        values[name] = float(np.nanmean([of[name] for of in each.values()]))
+    for structure, of in each.items():
+        del of["patients"]
+        values |= {structure_column(name, structure): value for name, value in of.items()}
+    return values
+
+
+def _summarise(cases: pd.DataFrame, *, with_interval: bool) -> dict[str, float]:
+    """Summarise the scores of one structure.
 
     A metric is averaged over the patients for which it is defined, and `<metric>_undefined` counts the others.
     Metrics that count slices are summed. `<metric>_global` is the score of all pixels pooled.

@@ -63,6 +63,7 @@ class Hourglass(nn.Module):
         merge: Block = double_conv,
         gate: Block | None = None,
         dropout: float = 0.0,
+        structures: int = 1,
     ) -> None:
         super().__init__()
         levels = [base * 2**level for level in range(depth + 1)]
@@ -72,7 +73,7 @@ class Hourglass(nn.Module):
         self.expand = nn.ModuleList(upsample(deep, shallow, up) for deep, shallow in upwards)
         self.gates = nn.ModuleList(gate(shallow, deep) for deep, shallow in upwards[:-1] if gate)
         self.merge = nn.ModuleList(merge(2 * shallow, shallow) for _, shallow in upwards)
-        self.head = nn.Conv2d(base, 1, 1)
+        self.head = nn.Conv2d(base, structures, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         skips: list[Tensor] = []

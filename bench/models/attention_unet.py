@@ -37,11 +37,19 @@ class AttentionGate(nn.Module):
 
 @model
 def attention_unet(
-    channels: int, *, base: Annotated[int, Field(ge=2, le=512)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
+    channels: int,
+    structures: int = 1,
+    *,
+    base: Annotated[int, Field(ge=2, le=512)] = 64,
+    depth: Annotated[int, Field(ge=1, le=5)] = 4,
 ) -> nn.Module:
     """Attention U-Net: skips pass through additive attention gates (Oktay et al. 2018).
 
     `base` is the width of the first of `depth` + 1 levels. Upsampling is a nearest-neighbour resize and a 3x3
     convolution. As in the paper, the skip of full resolution has no gate: its features are too low-level.
     """
-    return Hourglass(channels, base, depth, "nearest", gate=lambda skip, g: AttentionGate(skip, g, skip // 2))
+
+    def gate(skip: int, gating: int) -> nn.Module:
+        return AttentionGate(skip, gating, skip // 2)
+
+    return Hourglass(channels, base, depth, "nearest", gate=gate, structures=structures)

@@ -39,9 +39,10 @@ def classifier(
 ) -> nn.Module:
     """Slice classifier: any encoder with global average pooling and one logit, (B, 1, 1, 1).
 
-    For the presence task (does the slice show tumour?): trained on slice labels with `bce` or `focal`, scored by
-    AUROC and related scores, ranked on a separate board. `hidden` adds a layer of that width between pooling and
-    logit. `encoder` and `weights` are as in the other models. The encoder is `.encoder` and can be frozen.
+    For the presence task (does the slice show tumour, or any of several structures?): trained on slice labels with
+    `bce` or `focal`, scored by AUROC and related scores, ranked on a separate board. `hidden` adds a layer of that
+    width between pooling and logit. `encoder` and `weights` are as in the other models. The encoder is `.encoder`
+    and can be frozen.
     """
 
     def decoder(
@@ -50,4 +51,4 @@ def classifier(
         body = get_encoder(encoder_name, in_channels=in_channels, depth=5, weights=encoder_weights, **options)
         return PooledClassifier(body, body.out_channels[-1], hidden, dropout)
 
-    return build_over_encoder("classifier", decoder, channels, encoder, weights, logits_size=lambda *_: (1, 1))
+    return build_over_encoder("classifier", decoder, channels, 1, encoder, weights, logits_size=lambda *_: (1, 1))

@@ -42,6 +42,7 @@ def build_over_encoder(
     name: str,
     decoder: Callable[..., nn.Module],
     channels: int,
+    structures: int,
     encoder: str,
     weights: str | None,
     *,
@@ -74,7 +75,11 @@ def build_over_encoder(
     try:
         with hub_offline_if_unreachable() if pretrained else nullcontext():
             net = decoder(
-                encoder_name=resolved, encoder_weights=pretrained, in_channels=channels, classes=1, **options
+                encoder_name=resolved,
+                encoder_weights=pretrained,
+                in_channels=channels,
+                classes=structures,
+                **options,
             )
     except OSError as error:  # raised by the client of the hub and by urllib
         raise DataError(
@@ -85,7 +90,7 @@ def build_over_encoder(
         raise _unsuited(name, resolved, error) from error
     if file:
         load_weights(net.get_submodule("encoder"), file, resolved)
-    _check_and_prune(name, resolved, net, channels, logits_size)
+    _check_and_prune(name, resolved, net, channels, structures, logits_size)
     return net
 
 
@@ -128,7 +133,12 @@ def _unsuited(name: str, encoder: str, error: Exception) -> BadSetting:
 
 
 def _check_and_prune(
-    name: str, encoder: str, net: nn.Module, channels: int, logits_size: Callable[[int, int], tuple[int, int]]
+    name: str,
+    encoder: str,
+    net: nn.Module,
+    channels: int,
+    structures: int,
+    logits_size: Callable[[int, int], tuple[int, int]],
 ) -> None:
     """Pass one small image through `net`; replace layers that do not affect the logits by `Unused`.
 
@@ -141,7 +151,7 @@ def _check_and_prune(
     net.eval()
     try:
         logits = net(image)
-        if logits.shape != (1, 1, *logits_size(height, width)):
+        if logits.shape != (1, structures, *logits_size(height, width)):
             raise ValueError(f"an image of {height}x{width} came out {logits.shape[2]}x{logits.shape[3]}")
         gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     except _UNSUITED as error:

@@ -8,22 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from bench import registry
 from bench.config import RunConfig
-from bench.errors import StoreError
+from bench.errors import BadSetting, StoreError
 from bench.files import read_json, write_atomically
+from bench.structures import Structures
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 _WAY_OUT = "Export or train it again."
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Patients(BaseModel):
@@ -42,11 +47,35 @@ class _Description(BaseModel):
     config: RunConfig
     channels: Annotated[int, Field(ge=1, le=4096)]  # of the network's input
     channel_names: Annotated[list[str], Field(min_length=1)]
-    threshold: Annotated[float, Field(ge=0, le=1)]
+    threshold: Share | Annotated[list[Share], Field(min_length=1)]  # one for each structure, if there are several
+    structures: Annotated[Structures, BeforeValidator(TypeAdapter(Structures).validate_python)] = Structures()
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    axis: Annotated[int, Field(ge=0, le=2)] = 2  # along which volumes are cut
     fold: Annotated[int, Field(ge=0)] = 0
     digest: str | None = None  # of the weights and the rest of the description
     patients: _Patients | None = None  # of an export
     models: int | None = None  # in an export
+
+
+def build_model(name: str, params: Mapping[str, Any], channels: int, structures: int) -> nn.Module:
+    """Build a registered model of images (B, channels, H, W) that returns a logit for each of the structures.
+
+    A function without the argument `structures` has one output. Raises `BenchError`.
+    """
+    entry = registry.model[name]
+    takes = [p for p in signature(entry.fn).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    build = entry.bind(params)
+    if len(takes) > 1:
+        several: nn.Module = build(channels, structures)
+        return several
+    if structures > 1 and entry.facts.get("task") != "presence":
+        raise BadSetting(
+            f"the model '{name}' segments one structure, but the data have {structures}. Define it as "
+            f"`def {name}(channels, structures, *, ...)`, with a logit for each, or name one in "
+            "dataset.structures."
+        )
+    one: nn.Module = build(channels)
+    return one
 
 
 def save_model(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -91,8 +120,9 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     if "weights" in settings:
         settings["weights"] = None  # the trained weights replace the initial ones: fetch nothing
     plugins = f", trained with {', '.join(Path(p).name for p in config.plugins)}," if config.plugins else ""
+    structures = len(description.get("structures", {"names": [""]})["names"])
     with registry.errors_named(f"the model in {folder}{plugins} cannot be built", _WAY_OUT):
-        model: nn.Module = registry.model[config.model.name].bind(settings)(description["channels"])
+        model = build_model(config.model.name, settings, description["channels"], structures)
     try:
         model.load_state_dict(weights)
     except RuntimeError:

@@ -33,6 +33,7 @@ Blocks = Annotated[tuple[int, ...], AfterValidator(_check_blocks)]
 @model(needs=("monai",))
 def segresnet(
     channels: int,
+    structures: int = 1,
     *,
     init_filters: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32,
     blocks_down: Annotated[Blocks, Field(min_length=2, max_length=6)] = (1, 2, 2, 4),
@@ -49,7 +50,7 @@ def segresnet(
     net: nn.Module = _import_nets("segresnet").SegResNet(
         spatial_dims=2,
         in_channels=channels,
-        out_channels=1,
+        out_channels=structures,
         init_filters=init_filters,
         blocks_down=blocks_down,
         blocks_up=(1,) * (len(blocks_down) - 1),
@@ -62,6 +63,7 @@ def segresnet(
 @model(needs=("monai", "einops"), smallest_image=_SMALLEST)
 def swin_unetr(
     channels: int,
+    structures: int = 1,
     *,
     feature_size: Annotated[int, Field(ge=12, le=768, multiple_of=12)] = 24,
     depths: Annotated[Blocks, Field(min_length=4, max_length=4)] = (2, 2, 2, 2),
@@ -79,7 +81,7 @@ def swin_unetr(
     net: nn.Module = _import_nets("swin_unetr").SwinUNETR(
         spatial_dims=2,
         in_channels=channels,
-        out_channels=1,
+        out_channels=structures,
         feature_size=feature_size,
         depths=depths,
         window_size=window,

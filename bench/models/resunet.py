@@ -53,7 +53,11 @@ class ResidualUnit(nn.Module):
 
 @model
 def resunet(
-    channels: int, *, base: Annotated[int, Field(ge=1, le=512)] = 64, depth: Annotated[int, Field(ge=1, le=5)] = 4
+    channels: int,
+    structures: int = 1,
+    *,
+    base: Annotated[int, Field(ge=1, le=512)] = 64,
+    depth: Annotated[int, Field(ge=1, le=5)] = 4,
 ) -> nn.Module:
     """Deep residual U-Net of pre-activation units, downsampled by strides (Zhang, Liu and Wang 2018).
 
@@ -61,4 +65,6 @@ def resunet(
     transposed convolution, which the paper does not specify.
     """
     first, down = partial(ResidualUnit, first=True), partial(ResidualUnit, stride=2)
-    return Hourglass(channels, base, depth, "transposed", first=first, down=down, merge=ResidualUnit)
+    return Hourglass(
+        channels, base, depth, "transposed", first=first, down=down, merge=ResidualUnit, structures=structures
+    )

@@ -16,8 +16,10 @@ from bench.registry import model
 def _register(
     name: str, decoder: Callable[..., nn.Module], summary: str, default: str = "resnet34", **facts: int
 ) -> None:
-    def build(channels: int, *, encoder: str = default, weights: str | None = None) -> nn.Module:
-        return build_over_encoder(name, decoder, channels, encoder, weights)
+    def build(
+        channels: int, structures: int = 1, *, encoder: str = default, weights: str | None = None
+    ) -> nn.Module:
+        return build_over_encoder(name, decoder, channels, structures, encoder, weights)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""{summary}

@@ -17,6 +17,7 @@ from bench.registry import model
 @model
 def unet(
     channels: int,
+    structures: int = 1,
     *,
     base: Annotated[int, Field(ge=1, le=512)] = 32,
     depth: Annotated[int, Field(ge=1, le=5)] = 4,
@@ -41,10 +42,10 @@ def unet(
                 f"model 'unet': {', '.join(unused)} would have no effect with encoder = '{encoder}', which "
                 f"determines the network's shape. Leave out {'them' if len(unused) > 1 else 'it'} or the encoder."
             )
-        return build_over_encoder("unet", smp.Unet, channels, encoder, weights)
+        return build_over_encoder("unet", smp.Unet, channels, structures, encoder, weights)
     if weights is not None:
         raise BadSetting(
             f"model 'unet': weights = '{weights}' would have no effect without an encoder. "
             "Give it one, such as encoder = resnet34, or leave out the weights."
         )
-    return Hourglass(channels, base, depth, up, dropout=dropout)
+    return Hourglass(channels, base, depth, up, dropout=dropout, structures=structures)

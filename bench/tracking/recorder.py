@@ -57,9 +57,13 @@ class MlflowRecorder:
             self.client.log_batch(self.run_id, params=params[start : start + 100])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log one batch. Infinity would win every descending sort in the UI, so it is written as NaN."""
+        """Log one batch. Infinity would win every descending sort in the UI, so it is written as NaN.
+
+        MLflow allows no brackets: `dice[core]` becomes `dice/core`, which its UI shows in a section of its own.
+        """
         now = int(time.time() * 1000)
-        new = [Metric(k, v, now, step) for k, v in _finite(values).items() if (k, step) not in self.logged]
+        allowed = {k.replace("[", "/").replace("]", ""): v for k, v in _finite(values).items()}
+        new = [Metric(k, v, now, step) for k, v in allowed.items() if (k, step) not in self.logged]
         self.outbox.send(self.run_id, new)
 
     def tags(self, values: Mapping[str, str]) -> None:

@@ -99,7 +99,7 @@ def check_settings(experiment: Experiment) -> None:
 def try_input(experiment: Experiment) -> tuple[Tensor, Tensor]:
     """Load and augment the first slice, so that wrong channels and broken augmentations show before training.
 
-    Returns its image (1, C, H, W) and mask (1, 1, H, W) as the model would see them. Raises `BenchError`.
+    Returns its image (1, C, H, W) and mask (1, K, H, W) as the model would see them. Raises `BenchError`.
     """
     loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
     images, masks = loader.load(np.array([0]))
@@ -135,8 +135,8 @@ def try_model(experiment: Experiment, model: nn.Module, images: Tensor, masks: T
     smallest = _find_smallest_batch(model_entry, model, padded)
     if not (model_entry.built_in and loss_entry.built_in):
         side = task.output_shape or padded.shape[-2:]
-        logits = _try_forward(model_entry, model, padded.repeat(2, 1, 1, 1), (2, 1, *side), watch)
         target = task.target(masks.repeat(2, 1, 1, 1))
+        logits = _try_forward(model_entry, model, padded.repeat(2, 1, 1, 1), (*target.shape[:2], *side), watch)
         _try_loss(loss_entry, experiment.loss, logits[..., : target.shape[-2], : target.shape[-1]], target)
     return smallest
 

@@ -158,7 +158,7 @@ def estimate_time(experiment: Experiment, only: int | None = None, *, limit: flo
     per_slice, slices = time.perf_counter() - started, 1
     if per_slice * len(rows) < limit:
         started, slices = time.perf_counter(), len(rows)
-        list(experiment.task.score(predictor, [case], 0.5))
+        list(experiment.task.score(predictor, [case], (0.5,) * len(experiment.structures)))
         per_slice = (time.perf_counter() - started) / slices
     seconds = sum(
         experiment.images_per_fold(f) / rate

@@ -23,6 +23,7 @@ from bench.errors import BadSetting, UnknownName
 from bench.inference.predict import Predictor
 from bench.training.checks import check_batch, check_folds, check_settings, try_input, try_model
 from bench.training.loop import Augment, Recipe, steps_per_epoch
+from bench.training.step import Loss, mean_over_structures
 from bench.training.tasks import Task
 from bench.training.tasks.presence import Presence
 from bench.training.tasks.segmentation import Segmentation
@@ -51,13 +52,28 @@ class Experiment(Recipe):
         given = self.config.input
         return len(channel_numbers(self.pack.manifest.channels, given.channels)) * (2 * given.neighbours + 1)
 
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The names of what the model segments; a slice classifier has one answer for all."""
+        return self.pack.structures.names if self.task.segments else ("any",)
+
+    @property
+    def activation(self) -> str:
+        """The key in `bench.inference.predict.ACTIVATIONS` of what the loss was made for."""
+        return str(registry.loss[self.config.loss.name].facts.get("activation", "sigmoid"))
+
     def model(self, seed: int) -> nn.Module:
         """A fresh model on the device, initialised from `seed`."""
-        return _build(self.config, self.channels, seed).to(self.device).to(memory_format=torch.channels_last)
+        return (
+            _build(self.config, self.channels, len(self.structures), seed)
+            .to(self.device)
+            .to(memory_format=torch.channels_last)
+        )
 
     def predictor(self, models: Sequence[nn.Module], loader: SliceLoader) -> Predictor:
         """Return what averages these models' probabilities on the loader's slices."""
-        return Predictor(models, loader, self.config.evaluate.batch_size, self.config.train.precision)
+        config = self.config
+        return Predictor(models, loader, config.evaluate.batch_size, config.train.precision, self.activation)
 
     def images_per_fold(self, fold: Fold) -> int:
         """Training images of one fold at full length."""
@@ -90,7 +106,7 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
         pack=pack,
         folds=tuple(folds),
         device=device,
-        loss=registry.loss[config.loss.name].bind(config.loss.params),
+        loss=_loss(config),
         augment=_augmentations(config),
         schedule=registry.schedule[config.train.schedule.name].bind(config.train.schedule.params),
         target=task.target,
@@ -100,7 +116,7 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     )
     check_settings(experiment)
     images, masks = try_input(experiment)
-    model = _build(config, experiment.channels, config.seed)
+    model = _build(config, experiment.channels, len(experiment.structures), config.seed)
     if config.train.freeze_epochs and not hasattr(model, "encoder"):
         raise BadSetting(
             f"train.freeze_epochs needs an encoder, and this {config.model.name} has none. Give --encoder."
@@ -147,11 +163,17 @@ def _augmentations(config: RunConfig) -> tuple[Augment, ...]:
     return tuple(given)
 
 
-def _build(config: RunConfig, channels: int, seed: int) -> nn.Module:
+def _loss(config: RunConfig) -> Loss:
+    """Return the loss of all structures. One that was made for a softmax takes them together."""
+    entry = registry.loss[config.loss.name]
+    loss: Loss = entry.bind(config.loss.params)
+    return loss if "activation" in entry.facts else mean_over_structures(loss)
+
+
+def _build(config: RunConfig, channels: int, structures: int, seed: int) -> nn.Module:
     with _building:
         torch.manual_seed(seed)
-        model: nn.Module = registry.model[config.model.name].bind(config.model.params)(channels)
-    return model
+        return build_model(config.model.name, config.model.params, channels, structures)
 
 
 _building = Lock()  # folds that run at once share torch's generator

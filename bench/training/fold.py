@@ -146,14 +146,14 @@ class FoldTraining:
         self.best.restore(self.model)
 
     def test(self) -> tuple[FoldResult, Masks]:
-        """Choose the threshold by validation patients, then score the test patients once."""
+        """Choose the thresholds by validation patients, then score the test patients once."""
         task, history = self.experiment.task, self.history
-        threshold = task.threshold(self.predictor, self.fold.val)
-        tested = list(task.score(self.predictor, self.fold.test, threshold))
+        thresholds = task.thresholds(self.predictor, self.fold.val)
+        tested = list(task.score(self.predictor, self.fold.test, thresholds))
         result = FoldResult(
             fold=self.fold.number,
             scores=tuple(score for score, _ in tested),
-            threshold=threshold,
+            thresholds=thresholds,
             best_epoch=self.best.epoch,
             best_score=task.sign * self.best.score,
             epochs=len(history),

@@ -14,6 +14,7 @@ from torch import nn
 
 from bench.masks import Masks, save_masks, save_probabilities
 from bench.models.io import save_model
+from bench.structures import per_structure
 from bench.training.experiment import Experiment
 from bench.training.plots import curves
 from bench.training.tasks.segmentation import Segmentation
@@ -38,9 +39,9 @@ def record_fold(
         | {
             f"best/val_{primary}": result.best_score,
             "best/epoch": result.best_epoch,
-            "best/threshold": result.threshold,
             "cost/train_seconds": result.seconds,
         }
+        | per_structure("best/threshold", experiment.structures, result.thresholds)
     )
     recorder.image("curves", curves(history, primary))
     if masks:
@@ -69,7 +70,12 @@ def case_table(experiment: Experiment, results: Sequence[FoldResult], masks: Mas
     """
     if experiment.leaky:
         return _patient_table(experiment, masks)
-    rows = [row for r in results for row in patient_rows(r.scores, fold=r.fold, threshold=r.threshold)]
+    names = experiment.structures
+    rows = [
+        row
+        for r in results
+        for row in patient_rows(r.scores, fold=r.fold, **per_structure("threshold", names, r.thresholds))
+    ]
     return pd.DataFrame(rows)
 
 
@@ -98,7 +104,10 @@ def describe_model(experiment: Experiment, result: FoldResult) -> dict[str, Any]
         "config": config,
         "channels": experiment.channels,
         "channel_names": list(manifest.channels),
-        "threshold": result.threshold,
+        "threshold": result.thresholds[0] if len(result.thresholds) == 1 else list(result.thresholds),
+        "structures": asdict(manifest.structures),
+        "activation": experiment.activation,
+        "axis": manifest.axis,
         "fold": result.fold,
         "best_epoch": result.best_epoch,
         "split_hash": experiment.split_hash,
@@ -112,6 +121,6 @@ def _patient_table(experiment: Experiment, masks: Masks) -> pd.DataFrame:
     scores = []
     for patient, slices in index[index["case"].isin(set(masks))].groupby("patient", sort=False):
         mask = np.concatenate([masks[case] for case in slices["case"]])
-        truth = experiment.pack.masks[slices.index.to_numpy()].astype(bool)
-        scores.append(experiment.task.score_mask(str(patient), slices["slice"].tolist(), truth, mask))
+        truth, numbers = experiment.pack.truth(slices.index.to_numpy()), slices["slice"].tolist()
+        scores.append(experiment.task.score_mask(str(patient), numbers, experiment.structures, truth, mask))
     return pd.DataFrame(patient_rows(scores))

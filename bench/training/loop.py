@@ -72,7 +72,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How models are trained. `target` turns masks (B, 1, H, W) into what the loss compares with."""
+    """How models are trained. `target` turns masks (B, K, H, W) into what the loss compares with."""
 
     config: RunConfig
     loss: Loss

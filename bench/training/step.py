@@ -25,6 +25,18 @@ EAGER_STEPS = 3  # before a capture, for cuDNN to choose its kernels and the opt
 _capture_lock = Lock()  # shared by folds on one device
 
 
+def mean_over_structures(loss: Loss) -> Loss:
+    """Return a loss of logits and targets (B, K, H, W): the mean of `loss`, which takes (B, 1, H, W), over K."""
+
+    def mean(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.shape[1] == 1:
+            return loss(logits, target)
+        each = zip(logits.unsqueeze(2).unbind(1), target.unsqueeze(2).unbind(1), strict=True)
+        return torch.stack([loss(*one) for one in each]).mean()
+
+    return mean
+
+
 class Stepper:
     """Takes one step per call. `how` names its execution, `parts` is the number of micro-batches per batch.
 
@@ -61,7 +73,7 @@ class Stepper:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
-        """Step on images (B, C, H, W) and masks (B, 1, H, W); return the loss, detached.
+        """Step on images (B, C, H, W) and masks (B, K, H, W); return the loss, detached.
 
         Nothing here waits for the device. Raises `TrainingError` if not even the smallest part fits in memory.
         """

@@ -49,22 +49,24 @@ def albumentations(
 ) -> tuple[Tensor, Tensor]:
     """A list of albumentations transforms, such as [HorizontalFlip, {Rotate: {limit: 25, p: 0.8}}].
 
-    images: (B, C, H, W) in [0, 1], clamped to that range afterwards; masks: (B, 1, H, W). Transforms that contain
+    images: (B, C, H, W) in [0, 1], clamped to that range afterwards; masks: (B, K, H, W). Transforms that contain
     others take them as a list of the same form: {OneOf: {transforms: [Blur, Sharpen]}}. Runs on the CPU, slice by
     slice. Raises `BadSetting` if the transforms do not fit the slices.
     """
     pipeline = _pipeline(_key(transforms))
-    pixels, areas = images.permute(0, 2, 3, 1).cpu().numpy(), masks[:, 0].cpu().numpy()
+    pixels, areas = (each.permute(0, 2, 3, 1).cpu().numpy() for each in (images, masks))
     slices = zip(pixels, areas, draws.generators, strict=True)
     changed = [_apply(pipeline, image, mask, int(own.integers(2**63))) for image, mask, own in slices]
     new_images, new_masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*changed, strict=True))
-    return new_images.permute(0, 3, 1, 2).to(images.device).clamp(0, 1), new_masks[:, None].to(masks)
+    return new_images.permute(0, 3, 1, 2).to(images.device).clamp(0, 1), new_masks.permute(0, 3, 1, 2).to(masks)
 
 
 def _apply(pipeline: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple[Pixels, Pixels]:
     _seed(pipeline, np.random.SeedSequence(seed))
     try:
-        result = pipeline(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
+        area = mask.astype(np.uint8)
+        area = area[..., 0] if area.shape[-1] == 1 else area
+        result = pipeline(image=np.ascontiguousarray(image), mask=area)
     except (ValueError, TypeError, KeyError, cv2.error) as error:
         raise BadSetting(
             f"albumentations cannot apply these transforms to float32 slices of shape {image.shape}: "
@@ -76,7 +78,7 @@ def _apply(pipeline: A.Compose, image: Pixels, mask: Pixels, seed: int) -> tuple
             f"the albumentations transforms turn a float32 slice of shape {image.shape} into {changed.dtype} of "
             f"shape {changed.shape}, but they must keep both. Remove crops and conversions."
         )
-    return changed, (result["mask"] > 0).astype(np.float32)
+    return changed, (result["mask"].reshape(mask.shape) > 0).astype(np.float32)
 
 
 def _seed(transform: Any, seed: np.random.SeedSequence) -> None:

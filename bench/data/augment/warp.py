@@ -44,7 +44,7 @@ def warp(
 ) -> tuple[Tensor, Tensor]:
     """Flips, quarter turns, rotation, scaling, shift and elastic deformation in one interpolation.
 
-    images: (B, C, H, W), masks: (B, 1, H, W); pixels from outside the image become 0, the background.
+    images: (B, C, H, W), masks: (B, K, H, W); pixels from outside the image become 0, the background.
     Probabilities, drawn for each slice: `flip` swaps left and right, `flip_vertical` top and bottom, `turn`
     rotates by 90, 180 or 270 degrees (an image that is not square is cropped and padded), `affine` rotates, scales
     and shifts, `elastic` deforms. Amounts: up to +- `rotate` degrees, size times 1 +- `scale`, +- `shift` of
@@ -122,6 +122,7 @@ def resample(
     matrix: (B, 2, 2); offset: (B, 2) pixels by which the result is shifted; displacement: (B, 2, H, W) pixels.
     """
     height, width = images.shape[-2:]
+    channels, planes = images.shape[1], images.shape[1] + masks.shape[1]
     x, y = (torch.arange(n, device=images.device) - (n - 1) / 2 for n in (width, height))
     # Sums of a row and a column instead of @: faster, and exact on a GPU that uses TF32.
     across = matrix[:, :, 0, None] * (x - offset[:, :1])[:, None]  # (B, 2, W)
@@ -129,19 +130,19 @@ def resample(
     down[:, 0] += (width - 1) / 2
     down[:, 1] += (height - 1) / 2
     if EXACT_REMAP and images.device.type == "cpu":
-        quads = images.new_empty(len(images), -(-(images.shape[1] + 1) // 4), height, width, 4)
+        quads = images.new_empty(len(images), -(-planes // 4), height, width, 4)
         # One by one: intermediate results stay in the CPU cache and need no new memory.
         for row in range(len(images)):
             sources = across[row, :, None] + down[row, ..., None]
             if displacement is not None:
                 sources += displacement[row]
             remap_slice((*images[row], *masks[row]), sources, quads[row])
-        sampled = quads.permute(0, 1, 4, 2, 3).flatten(1, 2)[:, : images.shape[1] + 1]
+        sampled = quads.permute(0, 1, 4, 2, 3).flatten(1, 2)[:, :planes]
     else:
         sources = across[:, :, None] + down[..., None]
         sources = sources if displacement is None else sources + displacement
         sampled = grid_sample(torch.cat((images, masks), 1), sources)
-    return sampled[:, :-1], (sampled[:, -1:] >= 0.5).to(masks.dtype)
+    return sampled[:, :channels], (sampled[:, channels:] >= 0.5).to(masks.dtype)
 
 
 def grid_sample(planes: Tensor, sources: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from bench.data.readers.images import (
     relative_name,
     resize_pair,
 )
-from bench.data.readers.mask_values import Colours, Foreground, foreground_colour
+from bench.data.readers.mask_values import Colours, LabelMap, Values, as_tuples, colour_map
 from bench.data.readers.patient_folders import UNKNOWN
 from bench.data.source import (
     BadFile,
@@ -35,8 +35,9 @@ from bench.data.source import (
     report_orphans,
     without_problems,
 )
-from bench.errors import DataError
+from bench.errors import BadSetting, DataError
 from bench.registry import dataset
+from bench.structures import Structures, make_structures
 
 SPLIT_FOLDERS = "train", "training", "val", "valid", "validation", "test", "testing"  # never names of patients
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
@@ -50,6 +51,8 @@ def pairs(
     masks: str = "masks",
     patient: str | None = None,
     patients: str | None = None,
+    structures: Values | None = None,
+    exclusive: bool | None = None,
     colours: Colours | None = None,
     resize: Annotated[int, Field(ge=16, le=4096)] | None = None,
 ) -> Source:
@@ -60,10 +63,11 @@ def pairs(
     one patient. If several patients share a folder, `patient` is a regular expression for the path of an image
     below `images`, without its suffix, whose group is the patient: '(P[0-9]+)_.*', or '(.*)' if every image is a
     separate patient; or `patients` is a table below `folder`, such as patients.csv, with the columns image and
-    patient. A mask holds 0 and 255, or 0 and 1; otherwise `colours` names the colour of the foreground in it, such
-    as {tumour: [255, 0, 0]}; a grey level v is [v, v, v]. `resize` resizes every slice to that many pixels square
-    when it is read, the image by area and the mask by nearest pixel. Raises `BenchError` for problems that must be
-    fixed.
+    patient. A mask holds 0 and 255, or 0 and 1. Otherwise `structures` names the grey levels of each structure,
+    such as {liver: 1, kidneys: [2, 3]}, or `colours` their colours, such as {tumour: [255, 0, 0]}. Structures that
+    share a level overlap; `exclusive` = false lets others overlap too. `resize` resizes every slice to that many
+    pixels square when it is read, the image by area and the mask by nearest pixel. Raises `BenchError` for
+    problems that must be fixed.
     """
     root = check_folder(folder)
     problems: list[DataError] = []
@@ -78,14 +82,23 @@ def pairs(
         for number, name in _number_slices(names)
     )
     channels = _channels_of(slices) if slices else CHANNELS[1]
-    colour = foreground_colour(colours, len(mask_files)) if colours else None
+    if structures and colours:
+        raise BadSetting("dataset.structures and dataset.colours both name the structures. Set one of them.")
+    labels = colour_map(colours, len(mask_files)) if colours else None
+    if structures:
+        labels = LabelMap(make_structures(as_tuples(structures), exclusive), len(mask_files))
     source = Source(
         name=root.resolve().name,
         slices=slices,
-        read=partial(_read, channels=len(channels), resize=resize, colour=colour),
+        read=partial(_read, channels=len(channels), resize=resize, labels=labels),
         channels=channels,
         licence="not stated",
-        variant=" ".join([f"resize={resize}"] * bool(resize) + [f"colours={colours}"] * bool(colours)),
+        variant=" ".join(
+            f"{name}={value}"
+            for name, value in (("resize", resize), ("colours", colours), ("structures", structures))
+            if value
+        ),
+        structures=labels.structures if labels else Structures(),
     )
     return without_problems(source, problems)
 
@@ -155,10 +168,10 @@ def _number_slices(names: list[str]) -> list[tuple[int, str]]:
 
 
 def _read(
-    entry: SliceFile, *, channels: int, resize: int | None, colour: Foreground | None
+    entry: SliceFile, *, channels: int, resize: int | None, labels: LabelMap | None
 ) -> tuple[Pixels, Pixels]:
     assert entry.mask is not None  # `_pair_files`
-    image, mask = read_pixels(entry.image), read_mask(entry.mask, colour)
+    image, mask = read_pixels(entry.image), read_mask(entry.mask, labels)
     if image.shape[-1] != channels:
         sentence = f"has {image.shape[-1]} channel(s), but the first image has {channels}. Save all images alike."
         raise BadFile("channels", entry.image, sentence)

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from bench.data.readers.images import find_patients, resize_pair
 from bench.data.readers.itk import (
     SUFFIXES,
+    Grid,
     Window,
     are_aligned,
-    count_slices_and_channels,
     find_volumes,
+    finest_axis,
     group_channels,
     read_array,
+    read_grid,
     read_volume,
     volume_suffix,
 )
-from bench.data.readers.mask_values import Foreground
+from bench.data.readers.mask_values import LabelMap, Value, Values, as_tuples
 from bench.data.readers.patient_folders import UNKNOWN
 from bench.data.source import (
     BadFile,
+    Bits,
     Pixels,
     SliceFile,
     Source,
     check_folder,
     check_mask_size,
+    format_shape,
     report_orphans,
     without_problems,
 )
@@ -38,6 +43,7 @@ from bench.errors import BadSetting, DataError
 from bench.files import read_json
 from bench.formatting import join_first
 from bench.registry import dataset
+from bench.structures import Structures, make_structures
 
 Level = Annotated[float, Field(ge=-1e9, le=1e9)]
 
@@ -48,7 +54,10 @@ def volumes(
     folder: Path,
     images: str = "imagesTr",
     labels: str = "labelsTr",
-    label: Annotated[int, Field(ge=1, lt=2**32)] | None = None,
+    label: Value | None = None,
+    structures: Values | None = None,
+    exclusive: bool | None = None,
+    axis: Literal[0, 1, 2] | None = None,
     window: tuple[Level, Level] | None = None,
     patient: str | None = None,
     patients: str | None = None,
@@ -58,45 +67,59 @@ def volumes(
 
     `folder`/`images` holds <case>_0000.nii.gz, <case>_0001.nii.gz ..., one file per channel, or <case>.nii.gz of
     one channel or with channels as a fourth axis; `folder`/`labels` holds <case>.nii.gz. An optional dataset.json
-    names the channels. The foreground is every value above 0, or only the value `label`. Grey levels become 8
-    bits: from the 0.5 to the 99.5 percentile of each volume and channel, or between the two levels of `window`,
-    such as [-160, 240] for CT. A volume is one patient, unless `patient` groups several: a regular expression for
-    <case> whose group is the patient; or `patients` is a table below `folder`, such as patients.csv, with the
-    columns image (<case>) and patient. `resize` resizes every slice to that many pixels square. Slices are those
-    of the last axis, as stored, and scores are in pixels. Raises `BenchError` for problems that must be fixed.
+    names the channels and the values of the structures. `structures` names them by hand, as in {anterior: 1,
+    posterior: 2} or, for regions, {tumour: [1, 2, 4], core: [1, 4]}; regions that share a value overlap, and
+    `exclusive` = false lets others overlap too. Without any names the only structure is every value above 0, or
+    the value `label`. Grey levels become 8 bits: from the 0.5 to the 99.5 percentile of each volume and channel,
+    or between the two levels of `window`, such as [-160, 240] for CT. A volume is one patient, unless `patient`
+    groups several: a regular expression for <case> whose group is the patient; or `patients` is a table below
+    `folder`, such as patients.csv, with the columns image (<case>) and patient. Slices are cut along `axis` of the
+    file (0, 1 or 2), by default the one that leaves the finest pixels. Slices of several sizes are padded to the
+    largest, and scored on their own grid; `resize` resizes all to that many pixels square instead. Raises
+    `BenchError` for problems that must be fixed.
     """
     if window is not None and not window[0] < window[1]:
         raise BadSetting(f"dataset.window = {list(window)} is empty. Give two levels, the lower one first.")
     root = check_folder(folder)
     problems: list[DataError] = []
     scans, masks = _pair_files(root, images, labels, problems)
-    sizes: dict[str, tuple[int, int]] = {}
+    description = _read_description(root)
+    grids: dict[str, Grid] = {}
     misaligned = []
     for case, files in scans.items():
         try:
-            size, aligned = count_slices_and_channels(files), are_aligned(files[0], masks[case])
+            grid, aligned = read_grid(files), are_aligned(files[0], masks[case])
         except BadFile as error:
             problems.append(error)
             continue
-        first = next(iter(sizes), case)
-        if sizes.setdefault(case, size)[1] != sizes[first][1]:
-            sentence = f"has {size[1]} channel(s), but {first} has {sizes[first][1]}. Save all volumes alike."
+        first = next(iter(grids), case)
+        if grids.setdefault(case, grid).channels != (count := grids[first].channels):
+            sentence = f"has {grid.channels} channel(s), but {first} has {count}. Save all volumes alike."
             problems.append(BadFile("channels", files[0], sentence))
-            del sizes[case]
+            del grids[case]
         elif not aligned:
             misaligned.append(case)
-    owners = find_patients(sizes, patient, patients, root, images)
+    owners = find_patients(grids, patient, patients, root, images)
     members = defaultdict(list)
-    for case in sizes:
+    for case in grids:
         members[owners.get(case, case)].append(case)
+    along = finest_axis(grids.values()) if axis is None and grids else axis or 0
+    cuts = {case: grid.cut(along) for case, grid in grids.items()}
+    sizes = {size for _, size, _ in cuts.values()}
+    padded = len(sizes) > 1 and resize is None
     slices: list[SliceFile] = []
     for name, cases in sorted(members.items()):
-        positions = [(case, position) for case in cases for position in range(sizes[case][0])]
-        slices += [
-            SliceFile(name, number, UNKNOWN, scans[case][0], masks[case], position)
-            for number, (case, position) in enumerate(positions, 1)
-        ]
+        positions = [(case, position) for case in cases for position in range(cuts[case][0])]
+        for number, (case, position) in enumerate(positions, 1):
+            _, size, spacing = cuts[case]
+            place = position, size if padded else None, None if resize else spacing
+            slices.append(SliceFile(name, number, UNKNOWN, scans[case][0], masks[case], *place))
     notes = []
+    if along != 2:
+        notes += [f"slices are cut along axis {along} of the files; set dataset.axis to choose another."]
+    if padded:
+        largest = format_shape(tuple(map(max, zip(*sizes, strict=True))))
+        notes += [f"slices of {len(sizes)} sizes are padded to {largest} pixels, and scored on their own grid."]
     if patient is None and patients is None:
         notes += ["each volume is treated as one patient; if a patient has several volumes, set dataset.patient."]
     if misaligned:
@@ -104,16 +127,26 @@ def volumes(
             f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
             f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
         ]
-    foreground = Foreground(f"dataset.label = {label}", label, len(sizes))
+    stated = _stated_structures(description) if label is None and structures is None else {}
+    found = LabelMap(Structures(), len(grids))
+    if structures or stated or label:
+        values = as_tuples(structures) if structures else stated or {Structures().names[0]: (label or 1,)}
+        setting = "dataset.json" if stated else "dataset.structures"
+        named = make_structures(values, exclusive, setting=setting)
+        if len(named) == 1 and stated:  # then every value above 0 is meant, whatever it is
+            named = replace(named, values=((),))
+        found = LabelMap(named, len(grids), setting, complete=bool(stated))
     source = Source(
         name=root.resolve().name,
         slices=tuple(slices),
-        read=_Reader({scans[case][0]: scans[case] for case in sizes}, foreground, window, resize),
-        channels=_channel_names(root, next((channels for _, channels in sizes.values()), 1)),
+        read=_Reader({scans[case][0]: scans[case] for case in grids}, found, window, along, resize),
+        channels=_channel_names(description, next((grid.channels for grid in grids.values()), 1)),
         licence="not stated",
         notes=tuple(notes),
-        variant=f"{label} {window} {resize}",
-        extra_files=tuple(path for case in sizes for path in scans[case][1:]),
+        variant=f"{label} {window} {resize} {along} {structures}",
+        structures=found.structures,
+        axis=along,
+        extra_files=tuple(path for case in grids for path in scans[case][1:]),
     )
     return without_problems(source, problems)
 
@@ -123,18 +156,20 @@ class _Reader:
     """Reads slices of a volume, which stays in memory until a slice of another volume is read."""
 
     files: Mapping[Path, tuple[Path, ...]]
-    foreground: Foreground
+    labels: LabelMap
     window: Window | None
+    axis: int
     resize: int | None
-    cached: tuple[Path, Pixels, Pixels] | None = None
+    cached: tuple[Path, Pixels, Bits] | None = None
 
-    def __call__(self, entry: SliceFile) -> tuple[Pixels, Pixels]:
+    def __call__(self, entry: SliceFile) -> tuple[Pixels, Bits]:
         if self.cached is None or self.cached[0] != entry.image:
             self.cached = None  # free its memory first
             assert entry.mask is not None  # `_pair_files`
-            images, labels = read_volume(self.files[entry.image], self.window), read_array(entry.mask, finite=True)
+            images = read_volume(self.files[entry.image], self.window, axis=self.axis)
+            labels = np.moveaxis(read_array(entry.mask, finite=True), 2 - self.axis, 0)
             check_mask_size(images, labels, entry.mask)
-            self.cached = entry.image, images, self.foreground.select(labels, entry.mask)
+            self.cached = entry.image, images, self.labels.read(labels, entry.mask)
         _, images, masks = self.cached
         return resize_pair(images[entry.position], masks[entry.position], self.resize)
 
@@ -164,15 +199,47 @@ def _pair_files(
     return {case: scans[case] for case in first}, masks
 
 
-def _channel_names(root: Path, count: int) -> tuple[str, ...]:
-    """Return the channel names of dataset.json in lower case, or numbered names. Raises `DataError`."""
-    stated: dict[str, Any] = {}
-    if (file := root / "dataset.json").exists():
-        content = read_json(file, "the description", "Fix or remove it.")
-        try:
-            stated = dict(content.get("channel_names") or content.get("modality") or {})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{file} cannot be read ({error}). Fix or remove it.") from None
+class _Description(BaseModel):
+    """What dataset.json says, as nnU-Net (`channel_names`) and the Decathlon (`modality`) write it."""
+
+    channel_names: dict[str, str] = {}
+    modality: dict[str, str] = {}
+    labels: dict[str, int | tuple[int, ...] | str] = {}
+
+
+def _read_description(root: Path) -> _Description:
+    """Return the content of dataset.json, if there is one. Raises `DataError`."""
+    if not (file := root / "dataset.json").exists():
+        return _Description()
+    content = read_json(file, "the description", "Fix or remove it.")
+    try:
+        return _Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file} cannot be read ({where}: {first['msg']}). Fix or remove it.") from None
+
+
+def _stated_structures(description: _Description) -> dict[str, tuple[int, ...]]:
+    """Return the values of each structure of dataset.json, without the background. Raises `DataError`.
+
+    nnU-Net writes {"liver": 1} or, for regions, {"tumour": [1, 2]}; the Decathlon {"1": "liver"}.
+    """
+    values: dict[str, tuple[int, ...]] = {}
+    for key, value in description.labels.items():
+        name, own = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
+        values[str(name)] = own if isinstance(own, tuple) else (int(own),)
+    if ignored := [name for name in values if name.lower() == "ignore"]:
+        raise DataError(
+            f"dataset.json has the label '{ignored[0]}': pixels to leave out of training are not supported. Name "
+            "the structures in dataset.structures; the ignored pixels then count as background."
+        )
+    return {name: own for name, own in values.items() if own != (0,)}
+
+
+def _channel_names(description: _Description, count: int) -> tuple[str, ...]:
+    """Return the channel names of dataset.json in lower case, or numbered names."""
+    stated = description.channel_names or description.modality
     names = tuple(str(stated.get(str(number), "")).lower() for number in range(count))
     if all(names) and len(set(names)) == count:
         return names

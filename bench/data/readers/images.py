@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.data.readers.headers import ORIENTATION, check_file, check_header, check_image, check_tiff
-from bench.data.readers.mask_values import Foreground, colour_codes, to_binary_mask
+from bench.data.readers.mask_values import LabelMap, colour_codes, to_binary_mask
 from bench.data.readers.patient_folders import read_patients
-from bench.data.source import BadFile, Pixels, walk
+from bench.data.source import BadFile, Bits, Pixels, walk
 from bench.errors import BadSetting, DataError
 from bench.outputs import without_outputs
 
@@ -136,18 +136,20 @@ def read_pixels(path: Path, channels: tuple[int, ...] = (1, 3)) -> Pixels:
     return np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
 
 
-def read_mask(path: Path, colour: Foreground | None = None) -> Pixels:
-    """Read a mask as uint8 (H, W) of 0 and 1: where it is `colour`, or else above 0. Raises `BadFile`."""
+def read_mask(path: Path, labels: LabelMap | None = None) -> Bits:
+    """Read a mask (H, W) as the bits of the structures of `labels`; without them, as 0 and 1. Raises `BadFile`."""
     pixels = read_pixels(path)
-    if colour is not None:
-        return colour.select(colour_codes(pixels), path)
+    if labels is not None and labels.setting == "dataset.colours":
+        return labels.read(colour_codes(pixels), path)
     if (pixels != pixels[..., :1]).any():
         raise BadFile(
             "shape",
             path,
-            "is in colour. A mask is grey: 0 and 255, or 0 and 1. If one colour is the foreground, use --dataset "
-            "pairs and set dataset.colours, such as dataset.colours={tumour: [255, 0, 0]}.",
+            "is in colour. A mask is grey: 0 and 255, or 0 and 1. If colours are structures, use --dataset pairs "
+            "and set dataset.colours, such as dataset.colours={tumour: [255, 0, 0]}.",
         )
+    if labels is not None:
+        return labels.read(pixels[..., 0], path)
     return to_binary_mask(pixels[..., 0], path)
 
 
@@ -222,10 +224,11 @@ def resize_image(image: Pixels, side: int) -> Pixels:
     return np.asarray(resized, np.uint8).reshape(side, side, -1)
 
 
-def resize_pair(image: Pixels, mask: Pixels, side: int | None) -> tuple[Pixels, Pixels]:
+def resize_pair(image: Pixels, mask: Bits, side: int | None) -> tuple[Pixels, Bits]:
     """Resize an image by area and its mask (H, W) by nearest pixel. Return both unchanged if `side` is None."""
     if side is None:
         return image, mask
     # INTER_NEAREST_EXACT samples at pixel centres, as INTER_AREA does; INTER_NEAREST shifts by half a pixel.
-    nearest = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
-    return resize_image(image, side), np.asarray(nearest, np.uint8)
+    wide = mask if mask.itemsize == 1 else mask.astype(np.float64)  # OpenCV knows no wider unsigned integers
+    nearest = cv2.resize(wide, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resize_image(image, side), np.asarray(nearest, mask.dtype)

@@ -1,4 +1,7 @@
-"""NIfTI, NRRD and MetaImage volumes, read with SimpleITK. Slices are those of the last axis, as stored."""
+"""NIfTI, NRRD and MetaImage volumes, read with SimpleITK and cut into slices along one axis, as stored.
+
+Axes are numbered as in the file; SimpleITK returns arrays with the first axis last.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.readers.headers import check_file, check_header
-from bench.data.source import BadFile, Pixels, Report, by_name, format_shape, refuse
+from bench.data.source import BadFile, Bits, Pixels, Report, by_name, format_shape, refuse
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
 from bench.outputs import without_outputs
@@ -68,16 +72,43 @@ def group_channels(
     return {case: tuple(files[number] for number in sorted(files)) for case, files in sorted(numbered.items())}
 
 
-def count_slices_and_channels(files: tuple[Path, ...]) -> tuple[int, int]:
-    """Return the numbers of slices and channels of a case from its headers. Raises `BadFile`."""
-    size = read_header(files[0]).GetSize()
+@dataclass(frozen=True)
+class Grid:
+    """The grid of a volume: voxels and spacing in millimetres along its first three axes, and channels."""
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    channels: int
+
+    def cut(self, axis: int) -> tuple[int, tuple[int, int], tuple[float, float]]:
+        """Return the number of slices along `axis`, and rows and columns of a slice in pixels and millimetres."""
+        column, row = (other for other in range(3) if other != axis)
+        return (
+            self.size[axis],
+            (self.size[row], self.size[column]),
+            (self.spacing[row], self.spacing[column]),
+        )
+
+
+def finest_axis(grids: Iterable[Grid]) -> int:
+    """Return the axis that leaves slices with the finest pixels, by the median spacing; of equal ones the last."""
+    spacing = np.median([grid.spacing for grid in grids], axis=0)
+    return max(axis for axis in range(3) if spacing[axis] >= 0.99 * spacing.max())
+
+
+def read_grid(files: tuple[Path, ...]) -> Grid:
+    """Return the grid of a case from its headers. Raises `BadFile`."""
+    header = read_header(files[0])
+    size = header.GetSize()
     if len(size) not in (3, 4) or (len(size) == 4 and len(files) > 1):
         raise BadFile("shape", files[0], f"has the size {size}. It must have three axes, or four with channels.")
-    return size[2], size[3] if len(size) == 4 else len(files)
+    return Grid(size[:3], tuple(header.GetSpacing()[:3]), size[3] if len(size) == 4 else len(files))
 
 
-def read_volume(files: Iterable[Path], window: Window | None = None) -> Pixels:
+def read_volume(files: Iterable[Path], window: Window | None = None, *, axis: int = 2) -> Pixels:
     """Read a case as uint8 (S, H, W, C), from one file per channel or one file with four axes. Raises `BadFile`.
+
+    Slices are cut along `axis` of the file.
 
     Black and white are the two levels of `window`, or else the 0.5 and 99.5 percentile of each channel.
     """
@@ -91,7 +122,7 @@ def read_volume(files: Iterable[Path], window: Window | None = None) -> Pixels:
                 sizes = f"{format_shape(channel.shape)}, another channel {format_shape(channels[0].shape)}"
                 raise BadFile("shape", path, f"is {sizes}. Save all channels with the same size.")
             channels.append(_to_grey_levels(channel, window))
-    return np.stack(channels, -1)
+    return np.stack([np.moveaxis(channel, 2 - axis, 0) for channel in channels], -1)
 
 
 def _to_grey_levels(channel: NDArray[Any], window: Window | None) -> Pixels:
@@ -147,10 +178,10 @@ def _check_nifti(path: Path, header: Any, *, finite: bool) -> None:
         )
 
 
-def write_mask(path: Path, mask: NDArray[np.bool_], like: Path) -> None:
-    """Write a mask (S, H, W) as 0 and 1, with the origin, spacing and direction of the volume `like`."""
+def write_labels(path: Path, labels: Bits, like: Path, *, axis: int = 2) -> None:
+    """Write labels (S, H, W), cut along `axis`, with the grid, origin and direction of the volume `like`."""
     itk = import_simpleitk()
-    image = itk.GetImageFromArray(mask.astype(np.uint8))
+    image = itk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(labels, 0, 2 - axis)))
     for copy, value in zip((image.SetOrigin, image.SetSpacing, image.SetDirection), _geometry(like), strict=True):
         copy(value)
     itk.WriteImage(image, str(path), True)

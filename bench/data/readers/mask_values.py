@@ -1,4 +1,4 @@
-"""From the values that a mask file stores to a mask of 0 and 1."""
+"""From the values that a mask file stores to the structures that they stand for."""
 
 from __future__ import annotations
 
@@ -12,47 +12,64 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bench.data.source import BadFile, Pixels
+from bench.data.source import BadFile, Bits, Pixels
 from bench.errors import BadSetting
+from bench.structures import Structures, join_bits, make_structures
 
 MAX_VALUES = 256  # different ones in one file; more are those of an image
 TOLERANCE = 1e-3  # from a whole number
 
 Byte = Annotated[int, Field(ge=0, le=255)]
-Colours = Annotated[dict[str, tuple[Byte, Byte, Byte]], Field(min_length=1, max_length=1)]  # one structure today
+Colours = Annotated[dict[str, tuple[Byte, Byte, Byte]], Field(min_length=1)]
+Value = Annotated[int, Field(ge=1, lt=2**32)]
+Values = Annotated[dict[str, Value | tuple[Value, ...]], Field(min_length=1)]  # of each structure, by its name
+
+
+def as_tuples(values: Values) -> dict[str, tuple[int, ...]]:
+    """Return the values of each structure, a single one as a tuple of one."""
+    return {name: (own,) if isinstance(own, int) else own for name, own in values.items()}
 
 
 @dataclass
-class Foreground:
-    """The stored value that is the foreground, everything above 0 if it is None, in masks of several values.
+class LabelMap:
+    """What the values of masks stand for. A structure without values is everything above 0.
 
-    `setting` is what the user set, and `show` writes a value as it is set. The values of each of the `files` masks
-    are kept, since a value that no mask holds is an error that shows only at the last of them.
+    `setting` names where the values come from, and `show` writes a value as it is set there. With `complete`,
+    every value other than 0 must belong to a structure. The values of each of the `files` masks are kept, since a
+    structure that no mask holds is an error that shows only at the last of them.
     """
 
-    setting: str
-    value: int | None
+    structures: Structures
     files: int
+    setting: str = "dataset.structures"
     show: Callable[[int], object] = int
+    complete: bool = False
     seen: dict[Path, set[int]] = field(default_factory=dict)
 
-    def select(self, stored: NDArray[Any], path: Path) -> Pixels:
-        """Return 1 where `stored`, of any shape, is the foreground. Raises `BadFile` and `BadSetting`."""
+    def read(self, stored: NDArray[Any], path: Path) -> Bits:
+        """Return the structures (..., H, W) of stored values, as `join_bits` does. Raises `BenchError`."""
         labels, values = to_labels(stored, path)
-        self.seen[path] = set(values)
-        if self.value is None:
+        self.seen[path] = set(values) - {0}
+        named = self.structures.values
+        if named == ((),):
             return (labels > 0).astype(np.uint8)
+        if self.complete and (unknown := self.seen[path].difference(*named)):
+            sentence = f"holds the value {min(unknown)}, which {self.setting} does not name. Fix one of them."
+            raise BadFile("mask-values", path, sentence)
         occurring = sorted(set().union(*self.seen.values()))
-        if len(self.seen) == self.files and self.value not in occurring:
-            raise BadSetting(f"{self.setting} occurs in no mask. They hold {_shorten(map(self.show, occurring))}.")
-        return np.asarray(labels == self.value, np.uint8)
+        for name, own in zip(self.structures.names, named, strict=True):
+            if len(self.seen) == self.files and not set(own) & set(occurring):
+                wanted = _shorten(map(self.show, own))
+                there = _shorten(map(self.show, occurring)) or "only background"
+                raise BadSetting(f"{self.setting}.{name} = {wanted} occurs in no mask. They hold {there}.")
+        return join_bits(np.stack([np.isin(labels, own) for own in named], -3), self.structures)
 
 
-def foreground_colour(colours: Colours, files: int) -> Foreground:
-    """Return the colour of the foreground; a colour is stored as the number 0xRRGGBB."""
-    ((name, levels),) = colours.items()
-    setting = f"dataset.colours.{name} = {list(levels)}"
-    return Foreground(setting, int.from_bytes(bytes(levels)), files, lambda code: list(code.to_bytes(3)))
+def colour_map(colours: Colours, files: int) -> LabelMap:
+    """Return the structures of colours; a colour is stored as the number 0xRRGGBB, and black is the background."""
+    codes = {name: (int.from_bytes(bytes(levels)),) for name, levels in colours.items()}
+    structures = make_structures(codes, setting="dataset.colours")
+    return LabelMap(structures, files, "dataset.colours", lambda code: list(code.to_bytes(3)))
 
 
 def colour_codes(pixels: Pixels) -> NDArray[np.int32]:

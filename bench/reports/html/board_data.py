@@ -170,11 +170,11 @@ def _mask_data(store: Store, runs: Sequence[Run], cases: Sequence[str], pack: Pa
     confidences: dict[int, list[float]] = {row: [] for row in probabilities}
     patients = []
     for done, case in enumerate(cases if masks else (), 1):
-        truth = pack.masks[pack.rows([case])].astype(bool)
-        predictions = {row: by_case[case] for row, by_case in masks.items()}
+        truth = pack.truth(pack.rows([case]))[:, 0]
+        predictions = {row: by_case[case][:, 0] for row, by_case in masks.items()}
         patients.append(view_patient(pack, case, list(predictions.values())))
         for row, by_case in probabilities.items():
-            stack = by_case[case]
+            stack = by_case[case][:, 0]
             pixels[row] += count_pixels(stack, truth, predictions[row])
             confidences[row].append(soft_dice_confidence(stack, predictions[row]))
         display.bar(done, len(cases), "reading masks", "patients")

@@ -43,7 +43,7 @@ class PatientView:
 def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
     """Return the view of a patient: the masks of several models, bool (S, H, W) each, on at most three slices."""
     rows = pack.rows([case])
-    truth = pack.masks[rows].astype(bool)
+    truth = pack.truth(rows)[:, 0]
     bits = np.stack([_packed(mask) for mask in masks])
     hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices)
     tumour = truth.sum((1, 2))

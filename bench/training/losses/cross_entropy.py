@@ -69,6 +69,26 @@ def bce_plus_dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over:
     return bce(logits, target) + dice(logits, target, smooth=smooth, over=over)
 
 
+@loss(activation="softmax")
+def ce_dice(
+    logits: Tensor, target: Tensor, *, ce_weight: Weight = 0.5, smooth: Smooth = 1.0, over: Over = "image"
+) -> Tensor:
+    """ce_weight * softmax cross-entropy + (1 - ce_weight) * Dice loss, for exclusive structures.
+
+    logits, target: (B, K, H, W). The softmax is over the K structures and the background, whose logit is 0; the
+    cross-entropy is averaged over pixels, and the Dice loss over structures. Twice this with `over` = batch is the
+    loss of nnU-Net, apart from its Dice (Isensee et al. 2021). With one structure it equals `bce_dice`.
+    """
+    truth = target.float()
+    truth = truth / truth.sum(1, keepdim=True).clamp_min(1)  # interpolation may let two structures touch
+    log_probability = F.pad(logits.float(), (0, 0, 0, 0, 1, 0)).log_softmax(1)
+    classes = torch.cat((1 - truth.sum(1, keepdim=True), truth), 1)
+    entropy = -(classes * log_probability).sum(1).mean()
+    each = zip(log_probability.exp()[:, 1:].unbind(1), target.unbind(1), strict=True)
+    overlaps = [soft_dice(probability, true, smooth=smooth, over=over).mean() for probability, true in each]
+    return ce_weight * entropy + (1 - ce_weight) * (1 - torch.stack(overlaps).mean())
+
+
 @loss
 def combo(
     logits: Tensor,
@@ -87,4 +107,4 @@ def combo(
     """
     z, t = logits.float(), target.float()
     entropy = -(beta * t * F.logsigmoid(z) + (1 - beta) * (1 - t) * F.logsigmoid(-z)).mean()
-    return alpha * entropy - (1 - alpha) * soft_dice(logits, target, smooth=smooth, over=over).mean()
+    return alpha * entropy - (1 - alpha) * soft_dice(z.sigmoid(), target, smooth=smooth, over=over).mean()

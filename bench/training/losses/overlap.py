@@ -26,9 +26,9 @@ Smooth = Annotated[float, Field(ge=1e-12, le=1e6)]
 Over = Literal["image", "batch"]  # what the sums run over
 
 
-def tversky_index(logits: Tensor, target: Tensor, *, fn_weight: float, smooth: float, over: Over) -> Tensor:
+def tversky_index(probability: Tensor, target: Tensor, *, fn_weight: float, smooth: float, over: Over) -> Tensor:
     """Return hits / (hits + fn_weight * misses + (1 - fn_weight) * alarms): float32, (B,) or (1,) for a batch."""
-    probability, target = flatten_units(logits.float().sigmoid(), over), flatten_units(target.float(), over)
+    probability, target = flatten_units(probability, over), flatten_units(target.float(), over)
     hits = (probability * target).sum(1)
     misses = ((1 - probability) * target).sum(1)
     alarms = (probability * (1 - target)).sum(1)
@@ -40,9 +40,9 @@ def flatten_units(values: Tensor, over: Over) -> Tensor:
     return values.flatten(1) if over == "image" else values.reshape(1, -1)
 
 
-def soft_dice(logits: Tensor, target: Tensor, *, smooth: float, over: Over) -> Tensor:
+def soft_dice(probability: Tensor, target: Tensor, *, smooth: float, over: Over) -> Tensor:
     """Return (2 |P T| + smooth) / (|P| + |T| + smooth): the Tversky index with equal weights for both errors."""
-    return tversky_index(logits, target, fn_weight=0.5, smooth=smooth / 2, over=over)
+    return tversky_index(probability, target, fn_weight=0.5, smooth=smooth / 2, over=over)
 
 
 @loss
@@ -51,7 +51,7 @@ def dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over: Over = "
 
     logits, target: (B, 1, H, W). Computed per image and averaged, or over the whole batch.
     """
-    return (1 - soft_dice(logits, target, smooth=smooth, over=over)).mean()
+    return (1 - soft_dice(logits.float().sigmoid(), target, smooth=smooth, over=over)).mean()
 
 
 @loss
@@ -102,7 +102,9 @@ def tversky(
     that of false alarms (alpha); 0.5 equals the Dice loss with twice the `smooth`. Computed per image and
     averaged, or over the whole batch.
     """
-    return (1 - tversky_index(logits, target, fn_weight=fn_weight, smooth=smooth, over=over)).mean()
+    return (
+        1 - tversky_index(logits.float().sigmoid(), target, fn_weight=fn_weight, smooth=smooth, over=over)
+    ).mean()
 
 
 @loss
@@ -121,6 +123,6 @@ def focal_tversky(
     several libraries call the exponent gamma. `fn_weight` is the weight of missed pixels. Computed per image and
     averaged, or over the whole batch.
     """
-    missing = 1 - tversky_index(logits, target, fn_weight=fn_weight, smooth=smooth, over=over)
+    missing = 1 - tversky_index(logits.float().sigmoid(), target, fn_weight=fn_weight, smooth=smooth, over=over)
     # An exponent below 1 has an infinite slope at 0, which would make the gradient of a perfect prediction NaN.
     return missing.clamp_min(1e-6).pow(focus).mean()

@@ -1,8 +1,9 @@
-"""Presence: does a slice show tumour? One logit per slice, scored over slices, with intervals over patients."""
+"""Presence: does a slice show tumour (any structure)? One logit per slice, scored over slices, with intervals
+over patients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,24 +53,23 @@ class Presence:
         return 1 if self.primary in classification.HIGHER else -1
 
     def target(self, masks: Tensor) -> Tensor:
-        """Return (B, 1, 1, 1): 1 where any pixel of the slice, as the model sees it, is tumour."""
-        return masks.amax((2, 3), keepdim=True)
+        """Return (B, 1, 1, 1): 1 where any pixel of the slice, as the model sees it, is in a structure."""
+        return masks.amax((1, 2, 3), keepdim=True)
 
     def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
         return SCORES[self.primary](Calls.from_table(pd.concat(_classify(predictor, cases, 0.5))))
 
-    def threshold(self, predictor: Predictor, cases: Iterable[str]) -> float:
+    def thresholds(self, predictor: Predictor, cases: Iterable[str]) -> tuple[float]:
         if self.settings.threshold != "validation":
-            return self.settings.threshold
+            return (self.settings.threshold,)
         slices = pd.concat(_classify(predictor, cases, 0.5))
-        return classification.best_threshold(
-            slices["truth"].to_numpy(bool), slices["probability"].to_numpy(np.float64)
-        )
+        truth, probability = slices["truth"].to_numpy(bool), slices["probability"].to_numpy(np.float64)
+        return (classification.best_threshold(truth, probability),)
 
     def score(
-        self, predictor: Predictor, cases: Iterable[str], threshold: float
+        self, predictor: Predictor, cases: Iterable[str], thresholds: Sequence[float]
     ) -> Iterator[tuple[CaseScore, Masks]]:
-        for slices in _classify(predictor, cases, threshold):
+        for slices in _classify(predictor, cases, thresholds[0]):
             calls = Calls.from_table(slices)
             values = {name: SCORES[name](calls) for name in ("accuracy", "sensitivity", "specificity")}
             cells = confusion_matrix(slices).to_numpy().ravel().tolist()
@@ -102,7 +102,7 @@ def _classify(predictor: Predictor, cases: Iterable[str], threshold: float) -> I
     for case in sorted(cases):
         rows = predictor.pack.rows([case])
         # float64, so that it compares with the threshold as when that was chosen
-        probability = predictor.probabilities(rows, Presence.output_shape)[:, 0, 0].astype(np.float64)
+        probability = predictor.probabilities(rows, Presence.output_shape)[:, 0, 0, 0].astype(np.float64)
         yield pd.DataFrame(
             {
                 "case": case,

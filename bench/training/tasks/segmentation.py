@@ -1,4 +1,4 @@
-"""Segmentation: which pixels are tumour, scored patient by patient with the metrics of the registry."""
+"""Segmentation: which pixels belong to each structure, scored patient by patient with the registry's metrics."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from bench.inference.predict import Predictor, PredictsStacks, stacks
 from bench.masks import THRESHOLDS, Mask, Masks, to_hundredths
 from bench.metrics.aggregate import COUNTS, summarise
 from bench.metrics.confusion import dice_of
+from bench.structures import structure_column
 from bench.types import CaseScore, SliceCounts, Stack
 
 Metric = Callable[[Any], float]  # of a Stack, or of SliceCounts
@@ -60,41 +61,51 @@ class Segmentation:
         return {name: registry.metric[name].bind({}) for name in dict.fromkeys((*names, self.primary))}
 
     def target(self, masks: Tensor) -> Tensor:
-        """Return what the loss compares logits with, for masks (B, 1, H, W)."""
+        """Return what the loss compares logits with, for masks (B, K, H, W)."""
         return masks
 
     def validate(self, predictor: Predictor, cases: Iterable[str]) -> float:
         """Return the primary score of validation patients at threshold 0.5."""
         metric = self.metrics[self.primary]
+        each: Iterable[Sequence[SliceCounts]]
         if needs_pixels(metric):
-            scores = [metric(stack) for _, _, stack in stacks(predictor, cases, 0.5)]
+            halves = (0.5,) * len(predictor.pack.structures)
+            each = (of_case for _, _, of_case in stacks(predictor, cases, halves))
         else:
-            scores = [metric(counts) for _, counts in predictor.case_counts(cases, 0.5)]
-        return float(np.nanmean(scores)) if not np.isnan(scores).all() else math.nan
+            each = predictor.case_counts(cases, 0.5)
+        return mean_defined([overall(self.primary, [metric(one) for one in of_case]) for of_case in each])
 
-    def threshold(self, predictor: PredictsStacks, cases: Iterable[str]) -> float:
-        """Return the threshold that was set, or the best for these validation patients."""
+    def thresholds(self, predictor: PredictsStacks, cases: Iterable[str]) -> tuple[float, ...]:
+        """Return a threshold for each structure: the one set, or the best for these validation patients."""
         if self.settings.threshold != "validation":
-            return self.settings.threshold
-        return choose_threshold(stack for _, _, stack in stacks(predictor, cases, 0.5))
+            return (self.settings.threshold,) * len(predictor.pack.structures)
+        return choose_thresholds(predictor, cases)
 
     def score(
-        self, predictor: PredictsStacks, cases: Iterable[str], threshold: float
+        self, predictor: PredictsStacks, cases: Iterable[str], thresholds: Sequence[float]
     ) -> Iterator[tuple[CaseScore, Masks]]:
         """Yield each patient's scores and predicted masks; a task without masks yields none."""
-        numbers = predictor.pack.index["slice"].to_numpy()
-        for case, rows, stack in stacks(predictor, cases, threshold):
-            scored = score_case(case, numbers[rows].tolist(), stack, self.metrics)
-            yield scored, Masks([(case, stack.prediction)], [(case, to_hundredths(stack.probability))])
+        pack = predictor.pack
+        numbers = pack.index["slice"].to_numpy()
+        for case, rows, each in stacks(predictor, cases, thresholds):
+            scored = score_case(case, numbers[rows].tolist(), pack.structures.names, each, self.metrics)
+            mask, probability = (
+                pack.pad(np.stack([getattr(stack, of) for stack in each], 1))
+                for of in ("prediction", "probability")
+            )
+            yield scored, Masks([(case, mask)], [(case, to_hundredths(probability))])
 
-    def score_mask(self, case: str, numbers: Sequence[int], truth: Mask, mask: Mask) -> CaseScore:
-        """Score a predicted mask, bool (S, H, W), by all metrics that need no probability."""
+    def score_mask(
+        self, case: str, numbers: Sequence[int], structures: Sequence[str], truth: Mask, mask: Mask
+    ) -> CaseScore:
+        """Score predicted masks, bool (S, K, H, W), by all metrics that need no probability."""
         metrics = {
             name: metric
             for name, metric in self.metrics.items()
             if not registry.metric[name].facts.get("probability")
         }
-        return score_case(case, numbers, Stack(truth, mask.astype(np.float32)), metrics)
+        each = [Stack(truth[:, k], mask[:, k].astype(np.float32)) for k in range(len(structures))]
+        return score_case(case, numbers, structures, each, metrics)
 
     def summarise(
         self, cases: pd.DataFrame, slices: pd.DataFrame, *, with_interval: bool = True
@@ -121,24 +132,66 @@ def needs_pixels(metric: Metric) -> bool:
     return argument is not SliceCounts
 
 
-def score_case(case: str, numbers: Sequence[int], stack: Stack, metrics: Mapping[str, Metric]) -> CaseScore:
-    """Compute all metrics of one patient, its pixel counts, and one table row per slice."""
-    counts = {name: getattr(stack, name) for name in COUNTS}
-    slices = {"case": case, "slice": numbers, **counts, "dice": dice_of(stack.tp, stack.fp, stack.fn)}
-    return CaseScore(
-        case,
-        {name: float(metric(stack)) for name, metric in metrics.items()},
-        {name: int(values.sum()) for name, values in counts.items()},
-        pd.DataFrame(slices),
-    )
+def score_case(
+    case: str,
+    numbers: Sequence[int],
+    structures: Sequence[str],
+    stacks: Sequence[Stack],
+    metrics: Mapping[str, Metric],
+) -> CaseScore:
+    """Compute all metrics of one patient, its pixel counts, and one table row per slice.
 
-
-def choose_threshold(stacks: Iterable[Stack]) -> float:
-    """Return the threshold with the best mean per-patient Dice; of equal ones, the nearest to 0.5.
-
-    `stacks` must be those of validation patients, never of test patients.
+    With several structures, the plain names hold what they are together (`overall`), and pixel counts are summed.
     """
-    curves = [_dice_curve(stack) for stack in stacks]
+    each = []
+    for stack in stacks:
+        counts = {name: getattr(stack, name) for name in COUNTS}
+        each.append(
+            CaseScore(
+                case,
+                {name: float(metric(stack)) for name, metric in metrics.items()},
+                {name: int(values.sum()) for name, values in counts.items()},
+                pd.DataFrame(counts | {"dice": dice_of(stack.tp, stack.fp, stack.fn)}),
+            )
+        )
+    values = {name: overall(name, [score.values[name] for score in each]) for name in metrics}
+    total = {name: sum(score.counts[name] for score in each) for name in COUNTS}
+    table = pd.DataFrame({"case": case, "slice": numbers})
+    for name in COUNTS:
+        table[name] = np.sum([score.slices[name] for score in each], axis=0)
+    table["dice"] = pd.concat([score.slices["dice"] for score in each], axis=1).mean(axis=1)
+    if len(each) > 1:
+        for structure, score in zip(structures, each, strict=True):
+            values |= {structure_column(name, structure): value for name, value in score.values.items()}
+            total |= {structure_column(name, structure): value for name, value in score.counts.items()}
+            table = table.join(score.slices.add_suffix(f"[{structure}]"))
+    return CaseScore(case, values, total, table)
+
+
+def overall(metric: str, values: Sequence[float]) -> float:
+    """Return a patient's score over all structures: the sum of slices, else the mean of what is defined."""
+    if metric in registry.metric and registry.metric[metric].facts.get("unit") == "slices":
+        return float(np.sum(values))
+    return mean_defined(values)
+
+
+def mean_defined(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+
+
+def choose_thresholds(predictor: PredictsStacks, cases: Iterable[str]) -> tuple[float, ...]:
+    """Return for each structure the threshold with the best mean per-patient Dice, as if it were the only one.
+
+    `cases` must be validation patients, never test patients.
+    """
+    halves = (0.5,) * len(predictor.pack.structures)
+    curves = [[dice_curve(stack) for stack in each] for _, _, each in stacks(predictor, cases, halves)]
+    return tuple(choose_threshold(of_structure) for of_structure in zip(*curves, strict=True))
+
+
+def choose_threshold(curves: Sequence[NDArray[np.float64]]) -> float:
+    """Return the threshold with the best mean of patients' Dice (`dice_curve`); of equal ones, nearest 0.5."""
     # A patient with tumour has a Dice at every threshold; without any such patient there is nothing to choose by.
     if all(np.isnan(curve).any() for curve in curves):
         return 0.5
@@ -147,7 +200,7 @@ def choose_threshold(stacks: Iterable[Stack]) -> float:
     return float(THRESHOLDS[best[np.abs(THRESHOLDS[best] - 0.5).argmin()]])
 
 
-def _dice_curve(stack: Stack) -> NDArray[np.float64]:
+def dice_curve(stack: Stack) -> NDArray[np.float64]:
     """Return the Dice of the stack at every threshold, from one histogram of probabilities."""
     bins = to_hundredths(stack.probability)
     inside = np.bincount(bins[stack.truth], minlength=100)
