@@ -92,7 +92,11 @@ def phantom(
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must be empty or not exist.")],
     set_: PhantomSet = None,
 ) -> None:
-    """Write the synthetic data set in the layout of the real one."""
+    """Write the synthetic data set in the layout of the real one.
+
+    With `--set structures=2` lesions have a core: masks are label maps of 1 (rim) and 2 (core), and the structures
+    are tumour and core, or with `--set exclusive=true` rim and core. `--dataset lgg` reads the folder accordingly.
+    """
     from bench import registry
     from bench.data.datasets.phantom import write_phantom
     from bench.overrides import parse_assignment

@@ -17,7 +17,8 @@ import numpy as np
 
 from bench.data.audit_layout import Finding, layout_errors, layout_warnings, table_warnings
 from bench.data.readers.images import read_mask, read_pixels
-from bench.data.readers.patient_folders import CHANNELS, scan_folder
+from bench.data.readers.mask_values import LabelMap
+from bench.data.readers.patient_folders import CHANNELS, mask_labels, scan_folder
 from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, check_mask_size, format_shape
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
@@ -40,10 +41,11 @@ def audit(folder: Path, *, tick: Callable[[int, int], None] = lambda done, total
     tree = scan_folder(folder)
     total, done = sum(len(scan.slices) for scan in tree.scans.values()), 0
     errors = list(layout_errors(tree, compare_all=True))
+    labels = mask_labels(tree)
     cases = [_CaseAudit(case, scan.slices, CHANNELS) for case, scan in tree.scans.items()]
     for audited in cases:
         for entry in audited.slices:
-            errors += audited.check_files(entry)
+            errors += audited.check_files(entry, labels)
             tick(done := done + 1, total)
     errors += _shared_images(cases)
     warnings = [*layout_warnings(tree), *table_warnings(tree), *_unusual_sizes(cases)]
@@ -111,7 +113,7 @@ class _CaseAudit:
         others = [channel for channel in self.channels if channel != "flair"] if "flair" in self.channels else []
         self.same_as_flair = dict.fromkeys(others, True)
 
-    def check_files(self, entry: SliceFile) -> Iterator[Finding]:
+    def check_files(self, entry: SliceFile, labels: LabelMap | None) -> Iterator[Finding]:
         """Read image and mask of one slice independently and add them; yield errors of unusable files."""
         image = None
         try:
@@ -122,7 +124,7 @@ class _CaseAudit:
         if entry.mask is None:
             return  # an orphan, which the layout errors name
         try:
-            mask = read_mask(entry.mask)
+            mask = read_mask(entry.mask, labels)
             self.add_mask(mask, entry.mask)
             if image is not None:
                 check_mask_size(image, mask, entry.mask)
@@ -130,7 +132,7 @@ class _CaseAudit:
             yield _unusable_file(error, entry)
 
     def add_mask(self, mask: Pixels, path: Path | None) -> None:
-        area = int(mask.sum())
+        area = int(np.count_nonzero(mask))
         self.masks += 1
         self.positive += area > 0
         self.largest = max(self.largest, area)

@@ -15,6 +15,7 @@ import pytest
 import tifffile
 
 from bench import registry
+from bench.data.audit import audit
 from bench.data.datasets.lgg import lgg
 from bench.data.datasets.phantom import phantom, write_phantom
 from bench.data.pack import load_or_pack
@@ -254,6 +255,35 @@ def test_the_phantom_is_written_once_and_again_if_a_file_is_missing():
     assert phantom(**SMALL).slices[0].image.stat().st_mtime_ns == before
     source.slices[5].image.unlink()
     assert phantom(**SMALL).slices[5].image.is_file()
+
+
+def test_the_phantom_of_one_structure_has_the_content_key_that_it_always_had():
+    assert load_or_pack(phantom(**SMALL)).manifest.key == "4553f3194cab2e8f"
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "names", "bits"), [(False, ("tumour", "core"), (0, 1, 3)), (True, ("rim", "core"), (0, 1, 2))]
+)
+def test_the_lesions_of_a_phantom_of_two_structures_have_a_core(tmp_path, exclusive, names, bits):
+    pack = load_or_pack(phantom(**SMALL, structures=2, exclusive=exclusive))
+    assert (pack.structures.names, pack.structures.exclusive) == (names, exclusive)
+    assert tuple(np.unique(pack.masks)) == bits
+    lesion = load_or_pack(phantom(**SMALL)).masks
+    np.testing.assert_array_equal(pack.masks > 0, lesion)
+    core = pack.truth(np.arange(len(lesion)))[:, 1]
+    assert all(core[pack.rows([case])].any() for case in pack.cases)
+    assert core.sum() < lesion.sum() / 2
+
+
+def test_a_written_phantom_of_two_structures_is_a_folder_of_label_maps(tmp_path):
+    folder = write_phantom(tmp_path / "p", **SMALL, structures=2, exclusive=True)
+    stored = {path: tifffile.imread(path) for path in folder.glob("*/*_mask.tif")}
+    assert set(np.unique(list(stored.values()))) == {0, 1, 2}
+    source = lgg(folder=folder)
+    assert source.structures == phantom(**SMALL, structures=2, exclusive=True).structures
+    for entry in source.slices:  # bit k is structure k, and label k + 1
+        np.testing.assert_array_equal(source.read(entry)[1], stored[entry.mask])
+    assert not audit(folder).errors
 
 
 def test_a_phantom_never_overwrites_files(tmp_path):

@@ -11,11 +11,13 @@ from pydantic import Field
 
 from bench.data.audit_layout import layout_errors, layout_warnings, table_warnings
 from bench.data.readers.images import read_mask, read_pixels, resize_pair
-from bench.data.readers.patient_folders import CHANNELS, UNKNOWN, parse_case_name, scan_folder
-from bench.data.source import BadFile, Pixels, SliceFile, Source, check_mask_size
+from bench.data.readers.mask_values import LabelMap
+from bench.data.readers.patient_folders import CHANNELS, UNKNOWN, mask_labels, parse_case_name, scan_folder
+from bench.data.source import BadFile, Bits, Pixels, SliceFile, Source, check_mask_size
 from bench.errors import DataError
 from bench.formatting import join_first
 from bench.registry import dataset
+from bench.structures import TUMOUR
 
 NOTED = (  # warnings that every user of the data must see; `bench data check` shows the others
     "doubled-tree",
@@ -54,23 +56,25 @@ def lgg(*, folder: Path, resize: Annotated[int, Field(ge=16, le=4096)] | None = 
         name, licence = "phantom", "CC0-1.0 (synthetic)"
     elif all(parse_case_name(scan.folder)[1] == UNKNOWN for scan in tree.scans.values()):  # other data
         name, licence = tree.root.resolve().name, "not stated"
+    labels = mask_labels(tree)
     return Source(
         name=name,
         slices=tuple(entry for scan in tree.scans.values() for entry in scan.slices),
-        read=partial(_read, resize=resize),
+        read=partial(_read, resize=resize, labels=labels),
         channels=CHANNELS,
         licence=licence,
         synthetic=bool(tree.synthetic),
         notes=tuple(notes),
         variant=f"resize={resize}" if resize else "",
+        structures=labels.structures if labels else TUMOUR,
     )
 
 
-def _read(entry: SliceFile, *, resize: int | None) -> tuple[Pixels, Pixels]:
+def _read(entry: SliceFile, *, resize: int | None, labels: LabelMap | None) -> tuple[Pixels, Bits]:
     image = read_pixels(entry.image, (3,))
     if entry.mask is None:
         raise BadFile("orphan-image", entry.image, "has no mask beside it. Add the mask, or move the image away.")
-    mask = read_mask(entry.mask)
+    mask = read_mask(entry.mask, labels)
     check_mask_size(image, mask, entry.mask)
     return resize_pair(image, mask, resize)
 

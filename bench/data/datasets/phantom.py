@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tifffile
@@ -38,6 +38,9 @@ SCALP, BONE = (0.65, 0.80, 0.70), (0.06, 0.05, 0.06)
 GREY, WHITE, FLUID = (0.40, 0.47, 0.43), (0.54, 0.38, 0.57), (0.16, 0.10, 0.17)
 RIM, BODY = (0.50, 0.62, 0.53), (0.78, 0.80, 0.80)  # rims of the ventricles, and bodies that mimic a lesion
 
+CORE = (0.30, 0.95, 0.95)  # of a lesion, with `structures` = 2
+LABELS = {False: {"tumour": [1, 2], "core": [2]}, True: {"rim": [1], "core": [2]}}  # by whether they are exclusive
+
 README = """# Phantom
 
 Synthetic heads written by `bench data phantom`: no pixel comes from a person. The layout is that of the LGG
@@ -53,14 +56,18 @@ def phantom(
     slices: Annotated[int, Field(ge=6, le=200)] = 8,
     institutions: Annotated[int, Field(ge=1, le=9)] = 4,
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
+    structures: Literal[1, 2] = 1,
+    exclusive: bool = False,
 ) -> Source:
     """Synthetic heads with lesions, written on first use: for trials and tests, never for claims.
 
     `size` is the pixels per side and `slices` the number per patient. The last institution has a single patient,
-    and the post-contrast channel of one patient is its FLAIR. Equal settings give equal bytes.
+    and the post-contrast channel of one patient is its FLAIR. With `structures` = 2 a lesion has a core: masks are
+    label maps of 1 (rim) and 2 (core), and the structures are tumour and core, which overlap, or with `exclusive`
+    = true rim and core. Equal settings give equal bytes.
     """
-    settings = PhantomSettings(patients, size, slices, institutions, seed)
-    key = hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:12]
+    settings = PhantomSettings(patients, size, slices, institutions, seed, structures, exclusive)
+    key = hashlib.sha256(json.dumps([VERSION, settings.values()]).encode()).hexdigest()[:12]
     folder = cache_folder() / f"phantom-{key}"
     with writing_to_cache(folder.parent), lock_if_writable(folder.with_suffix(".lock")):
         if len(list(folder.glob("*/*.tif"))) != 2 * patients * slices:
@@ -95,10 +102,19 @@ class PhantomSettings:
     slices: int
     institutions: int
     seed: int
+    structures: int
+    exclusive: bool
 
     def __post_init__(self) -> None:
         if self.patients < self.institutions:
             raise BadSetting(f"{self.patients} phantom patients are too few for {self.institutions} institutions.")
+
+    def values(self) -> dict[str, Any]:
+        """Return the settings by name; those of a single structure are the same as before there were two."""
+        values = asdict(self)
+        if self.structures == 1:
+            del values["structures"], values["exclusive"]
+        return values
 
     def institution(self, patient: int) -> int:
         """Return the institution of a patient. The first is large and the last has one patient, as in LGG."""
@@ -126,13 +142,18 @@ def _write(folder: Path, settings: PhantomSettings) -> None:
             rows.append(f"{case},{','.join(map(str, clusters))}")
         (writing / TABLE).write_text("\n".join(rows) + "\n")
         (writing / "README.md").write_text(README)
-        (writing / MARKER).write_text(json.dumps({"version": VERSION, **asdict(settings)}, indent=1) + "\n")
+        labels = {"labels": LABELS[settings.exclusive]} if settings.structures > 1 else {}
+        marker = {"version": VERSION, **settings.values(), **labels}
+        (writing / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
         writing.chmod(0o755)  # mkdtemp lets only the owner read
         writing.rename(folder)
 
 
 def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
-    """Draw one patient: images uint8 (S, N, N, 3) and masks uint8 (S, N, N) of 0 and 255."""
+    """Draw one patient: images uint8 (S, N, N, 3) and masks uint8 (S, N, N).
+
+    A mask holds 0 and 255, or with two structures 0, 1 (the rim of a lesion) and 2 (its core).
+    """
     rng = np.random.default_rng([settings.seed, patient])
     scanner = np.random.default_rng([settings.seed, settings.institution(patient), 1])
     shape = (settings.slices, settings.size, settings.size)
@@ -175,7 +196,7 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
     _paint(volume, _inside(to_horn + 0.10 * ripple, 1.35, 0.25) * rng.uniform(0.3, 1.0), RIM)
     _paint(volume, _inside(to_horn, 1.0, 0.15), FLUID)
 
-    cortex, lesion = 0.74, np.zeros(shape, np.float32)
+    cortex, lesion, core = 0.74, np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for _ in range(rng.integers(1, 5)):
         body = blob(0.10, 0.24) + 0.12 * ripple
         member = _inside(body, 1.0, 0.12) * _inside(radius, cortex, soft)
@@ -188,6 +209,10 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
         shell = member * np.exp(-(((depth - 0.75) / 0.13) ** 2))
         _paint(volume, rim * shell, (0.30, bright, 0.85))
         lesion = np.maximum(lesion, member)
+        if settings.structures > 1:
+            centre = _inside(depth, 0.6, 0.1) * member
+            _paint(volume, centre, CORE)
+            core = np.maximum(core * (1 - member), centre)  # this lesion covers the core of an earlier one
 
     variation = 1 + 0.05 * matter + 0.10 * texture(0.30)  # of the tissue, and the bias field of a coil
     volume *= variation[..., None]
@@ -197,7 +222,8 @@ def draw_head(settings: PhantomSettings, patient: int) -> tuple[Pixels, Pixels]:
     images = np.asarray(pixels, np.uint8)
     if patient == 2:
         images[..., 2] = images[..., 1]  # FLAIR replaces a missing sequence, as in LGG
-    return images, np.where(lesion > 0.5, np.uint8(255), np.uint8(0))
+    step = np.uint8(255 if settings.structures == 1 else 1)
+    return images, step * ((lesion > 0.5).astype(np.uint8) + (core > 0.5))
 
 
 def _inside(distance: Volume, edge: float, width: float) -> Volume:

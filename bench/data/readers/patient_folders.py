@@ -17,9 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.data.readers.mask_values import LabelMap
 from bench.data.source import SliceFile, check_folder, walk
 from bench.errors import DataError
+from bench.files import read_json
 from bench.formatting import join_first
+from bench.structures import make_structures
 
 CHANNELS = ("pre", "flair", "post")
 MARKER = "PHANTOM.json"  # marks a folder of synthetic data, so that it is never mistaken for patients
@@ -50,6 +53,7 @@ class DataTree:
     tables: tuple[Path, ...]  # every data.csv, those nearest to the root first
     unnumbered: tuple[Path, ...]  # TIFF files without a slice number
     synthetic: frozenset[str]  # cases in a folder that is marked as synthetic, or below one
+    marker: Path | None = None  # the file that marks the first of them
 
 
 def scan_folder(folder: Path) -> DataTree:
@@ -70,7 +74,8 @@ def scan_folder(folder: Path) -> DataTree:
         copies.sort(key=lambda s: (-len(s.slices), len(s.folder.parts), str(s.folder)))
     ranked = dict(sorted(scans.items()))
     parents = {scan.folder.resolve().parent for scan, *_ in ranked.values()}
-    marked = {parent for parent in parents if any((p / MARKER).is_file() for p in (parent, *parent.parents))}
+    markers = {parent: [m for p in (parent, *parent.parents) if (m := p / MARKER).is_file()] for parent in parents}
+    marked = {parent: found[0] for parent, found in markers.items() if found}
     return DataTree(
         root=root,
         scans={case: used for case, (used, *_) in ranked.items()},
@@ -78,7 +83,16 @@ def scan_folder(folder: Path) -> DataTree:
         tables=tuple(sorted(tables, key=lambda t: (len(t.parts), str(t)))),
         unnumbered=tuple(unnumbered),
         synthetic=frozenset(case for case, (used, *_) in ranked.items() if used.folder.resolve().parent in marked),
+        marker=min(marked.values(), default=None),
     )
+
+
+def mask_labels(tree: DataTree) -> LabelMap | None:
+    """Return what the values of the masks stand for, which a phantom of several structures states; else None."""
+    marker = read_json(tree.marker, "the marker", "Write the phantom again.") if tree.marker else {}
+    labels = marker.get("labels")
+    count = sum(len(scan.slices) for scan in tree.scans.values())
+    return LabelMap(make_structures(labels), count, MARKER) if labels else None
 
 
 def parse_case_name(folder: Path) -> tuple[str, str]:
