@@ -121,7 +121,7 @@ def resolve_overlaps(called: NDArray[np.bool_], probability: NDArray[np.number])
     """
     if called.shape[1] == 1:
         return called
-    best = np.where(called, probability.astype(np.float32) + 1, 0).argmax(1)
+    best = np.where(called, probability.astype(np.float32), -1).argmax(1)
     chosen: NDArray[np.bool_] = called & (best[:, None] == np.arange(called.shape[1])[:, None, None])
     return chosen
 

@@ -24,13 +24,21 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.data.pack import Pack, pack_in_memory
+from bench.structures import TUMOUR, Structures
 
 CHANNELS = ("pre", "flair", "post")
+TWO = Structures(("upper", "lower"), ((1,), (2,)))
 
 
-def pack_of(images: np.ndarray, masks: np.ndarray, cases: Sequence[str], institutions: Sequence[str] = ()) -> Pack:
+def pack_of(
+    images: np.ndarray,
+    masks: np.ndarray,
+    cases: Sequence[str],
+    institutions: Sequence[str] = (),
+    structures: Structures = TUMOUR,
+) -> Pack:
     """A pack of these slices; the slices of each case are numbered from 1."""
-    whole = pack_in_memory(images, CHANNELS[: images.shape[-1]], masks)
+    whole = pack_in_memory(images, CHANNELS[: images.shape[-1]], masks, structures=structures)
     names = pd.Series(cases)
     numbers = names.groupby(names).cumcount() + 1
     where = list(institutions) or ["DU"] * len(names)
@@ -53,8 +61,18 @@ def refuse_to_write(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "mkdir", make_folder)
 
 
-def tiny_pack(cases: int = 4, slices: int = 5, size: int = 32, channels: int = 3, seed: int = 0) -> Pack:
-    """Noise with one bright square a slice, which the mask marks; the first slice of each case has none."""
+def tiny_pack(
+    cases: int = 4,
+    slices: int = 5,
+    size: int = 32,
+    channels: int = 3,
+    seed: int = 0,
+    structures: Structures = TUMOUR,
+) -> Pack:
+    """Noise with one bright square a slice, which the mask marks; the first slice of each case has none.
+
+    Several structures, at most 8, share its rows from top to bottom.
+    """
     rng = np.random.default_rng(seed)
     count = cases * slices
     images = rng.integers(0, 80, (count, size, size, channels), np.uint8)
@@ -62,9 +80,11 @@ def tiny_pack(cases: int = 4, slices: int = 5, size: int = 32, channels: int = 3
     for row in range(count):
         if row % slices:
             top, left = rng.integers(0, size - 8, 2)
-            masks[row, top : top + 8, left : left + 8] = 1
+            for y in range(8):
+                masks[row, top + y, left : left + 8] = 1 << y * len(structures) // 8
     images[masks.astype(bool)] += 120
-    return pack_of(images, masks, [f"P{case}" for case in range(cases) for _ in range(slices)])
+    names = [f"P{case}" for case in range(cases) for _ in range(slices)]
+    return pack_of(images, masks, names, structures=structures)
 
 
 class MemoryRecorder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import product
-from math import ceil, floor, nan, sqrt
+from math import ceil, exp, floor, log, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -187,6 +187,24 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
         *(hd95, assd, brier, ece),
     )
 }
+
+
+def ce_dice(logits: np.ndarray, target: np.ndarray, *, ce_weight: float, smooth: float, over: str) -> float:
+    """Softmax cross-entropy and Dice loss of exclusive structures (B, K, H, W); the background has the logit 0."""
+    images, structures, height, width = logits.shape
+    probability = np.zeros(logits.shape)
+    entropies = []
+    for b, y, x in product(range(images), range(height), range(width)):
+        total = 1 + sum(exp(z) for z in logits[b, :, y, x])
+        probability[b, :, y, x] = [exp(z) / total for z in logits[b, :, y, x]]
+        true = [p for p, t in zip(probability[b, :, y, x], target[b, :, y, x], strict=True) if t]
+        entropies.append(-log(true[0] if true else 1 / total))
+    units = [[b] for b in range(images)] if over == "image" else [list(range(images))]
+    losses = []
+    for k, unit in product(range(structures), units):
+        p, t = probability[unit, k], target[unit, k]
+        losses.append(1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth))
+    return ce_weight * mean(entropies) + (1 - ce_weight) * mean(losses)
 
 
 def bca(values: list[float], level: float, resamples: int, seed: int) -> tuple[float, float]:

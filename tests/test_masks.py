@@ -26,7 +26,7 @@ def random_masks(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (1, 1), (3, 13), (16, 9)])
 def test_masks_come_back_as_they_were(tmp_path, height, width):
-    given = {"B": random_masks(0, 3, height, width), "A": random_masks(1, 1, height, width)}
+    given = {"B": random_masks(0, 3, 1, height, width), "A": random_masks(1, 1, 1, height, width)}
     save_masks(tmp_path / "masks.npz", Masks(given.items()), {"A": [4], "B": [1, 2, 9]})
     index, masks = load_masks(tmp_path / "masks.npz")
     assert index["case"].tolist() == ["B", "B", "B", "A"]
@@ -36,7 +36,7 @@ def test_masks_come_back_as_they_were(tmp_path, height, width):
 
 
 def test_masks_are_held_as_bits_and_shown_as_they_were():
-    given = {"B": random_masks(0, 3, 9, 13), "A": random_masks(1, 2, 9, 13)}
+    given = {"B": random_masks(0, 3, 1, 9, 13), "A": random_masks(1, 2, 1, 9, 13)}
     masks = Masks.joined([Masks([(case, mask)]) for case, mask in given.items()])
     assert list(masks) == ["B", "A"]
     assert all(masks[case].dtype == bool and np.array_equal(masks[case], mask) for case, mask in given.items())
@@ -44,7 +44,7 @@ def test_masks_are_held_as_bits_and_shown_as_they_were():
 
 
 def test_eight_pixels_take_at_most_a_byte(tmp_path):
-    save_masks(tmp_path / "masks.npz", Masks([("A", random_masks(0, 50, 64, 64))]), {"A": list(range(50))})
+    save_masks(tmp_path / "masks.npz", Masks([("A", random_masks(0, 50, 1, 64, 64))]), {"A": list(range(50))})
     assert (tmp_path / "masks.npz").stat().st_size < 50 * 64 * 64 / 8 + 2000
 
 
@@ -67,14 +67,14 @@ def array_file(path):
 )
 def test_a_file_that_holds_no_masks_is_refused_with_a_sentence(tmp_path, damage):
     path = tmp_path / "masks.npz"
-    save_masks(path, Masks([("A", random_masks(0, 4, 32, 32))]), {"A": [1, 2, 3, 4]})
+    save_masks(path, Masks([("A", random_masks(0, 4, 1, 32, 32))]), {"A": [1, 2, 3, 4]})
     damage(path)
     with pytest.raises(StoreError, match=r"masks\.npz holds no masks that can be read"):
         load_masks(path)
 
 
 def test_masks_and_their_probabilities_pass_through_a_checkpoint(tmp_path):
-    given = {"B": random_masks(0, 3, 5, 7), "A": random_masks(1, 1, 5, 7)}
+    given = {"B": random_masks(0, 3, 1, 5, 7), "A": random_masks(1, 1, 1, 5, 7)}
     hundredths = {case: np.random.default_rng(2).integers(0, 100, m.shape, np.uint8) for case, m in given.items()}
     write_state(tmp_path / "state", Masks(given.items(), hundredths.items()).state())
     found = Masks.of_state(read_state(tmp_path / "state"))
@@ -103,8 +103,10 @@ def around_every_threshold() -> np.ndarray:
 
 @pytest.mark.parametrize("threshold", THRESHOLDS.tolist())
 def test_every_threshold_calls_the_pixels_that_the_probability_itself_calls(threshold):
-    probability = around_every_threshold()
-    assert np.array_equal(above_threshold(to_hundredths(probability), threshold), probability >= threshold)
+    probability = around_every_threshold()[:, None, None, None]
+    assert np.array_equal(
+        above_threshold(to_hundredths(probability), threshold, exclusive=True), probability >= threshold
+    )
 
 
 def test_hundredths_by_hand():
@@ -115,12 +117,12 @@ def test_hundredths_by_hand():
 @pytest.mark.parametrize("threshold", [0.0, 1.0, 0.375, -0.5, 0.505])
 def test_a_threshold_between_hundredths_is_refused(threshold):
     with pytest.raises(BadSetting, match="kept in hundredths"):
-        above_threshold(np.zeros(3, np.uint8), threshold)
+        above_threshold(np.zeros(3, np.uint8), threshold, exclusive=False)
 
 
 def test_they_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(0)
-    given = {"B": rng.integers(0, 100, (3, 5, 7), np.uint8), "A": rng.integers(0, 100, (1, 5, 7), np.uint8)}
+    given = {"B": rng.integers(0, 100, (3, 1, 5, 7), np.uint8), "A": rng.integers(0, 100, (1, 1, 5, 7), np.uint8)}
     held = Probabilities.joined([Probabilities([pair]) for pair in given.items()])
     save_probabilities(tmp_path / "p.npz", held, {"A": [4], "B": [1, 2, 9]})
     index, found = load_probabilities(tmp_path / "p.npz")
@@ -131,8 +133,8 @@ def test_they_come_back_as_they_were(tmp_path):
 
 
 def test_mostly_empty_slices_take_little_room():
-    values = np.zeros((10, 256, 256), np.uint8)
-    values[:, 100:120, 100:120] = 80
+    values = np.zeros((10, 1, 256, 256), np.uint8)
+    values[..., 100:120, 100:120] = 80
     [(data, _)] = Probabilities([("A", values)]).deflated.values()
     assert len(data) < values.size / 100
 
@@ -148,7 +150,7 @@ def test_mostly_empty_slices_take_little_room():
 )
 def test_a_file_that_holds_none_is_refused_with_a_sentence(tmp_path, damage):
     path = tmp_path / "p.npz"
-    save_probabilities(path, Probabilities([("A", np.zeros((2, 4, 4), np.uint8))]), {"A": [1, 2]})
+    save_probabilities(path, Probabilities([("A", np.zeros((2, 1, 4, 4), np.uint8))]), {"A": [1, 2]})
     damage(path)
     with pytest.raises(StoreError, match="holds no probabilities that can be read"):
         load_probabilities(path)

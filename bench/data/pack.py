@@ -109,9 +109,14 @@ class Pack:
         """Return the masks of these rows, bool (S, K, H, W)."""
         return split_bits(self.masks[rows], len(self.structures))
 
+    @property
+    def padded(self) -> bool:
+        """Whether slices of several sizes were padded to one."""
+        return "height" in self.index
+
     def own_grid(self, rows: NDArray[np.int64]) -> tuple[slice, slice]:
         """Return rows and columns that these slices have on disk; the rest of a packed slice is padding."""
-        if "height" not in self.index:
+        if not self.padded:
             return slice(None), slice(None)
         height, width = self.index[["height", "width"]].to_numpy()[rows].max(0)
         return slice(int(height)), slice(int(width))

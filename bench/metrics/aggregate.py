@@ -26,7 +26,7 @@ def summarise(cases: pd.DataFrame, *, with_interval: bool = True) -> dict[str, f
     values = _summarise(plain, with_interval=with_interval)
     each = {s: _summarise(select_structure(cases, s), with_interval=with_interval) for s in structures}
     for name in [name for name in values if name.endswith("_global")] if each else []:
-        values[name] = float(np.nanmean([of[name] for of in each.values()]))
+        values[name] = float(pd.Series([of[name] for of in each.values()]).mean())
     for structure, of in each.items():
         del of["patients"]
         values |= {structure_column(name, structure): value for name, value in of.items()}

@@ -78,6 +78,11 @@ def check_settings(experiment: Experiment) -> None:
         )
     if config.train.freeze_epochs >= config.train.epochs:
         raise BadSetting("train.freeze_epochs must be smaller than train.epochs, or nothing trains the encoder.")
+    if experiment.activation == "softmax" and task.segments and not pack.structures.exclusive:
+        raise BadSetting(
+            f"the loss {config.loss.name} is for structures that exclude each other, but "
+            f"{', '.join(pack.structures.names)} may overlap. Use another loss, such as bce_dice."
+        )
     if (patch := config.input.patch) is not None:
         if not task.segments:
             raise BadSetting(f"a {task.name} model judges whole slices. Leave out input.patch.")

@@ -117,10 +117,12 @@ def describe_model(experiment: Experiment, result: FoldResult) -> dict[str, Any]
 
 def _patient_table(experiment: Experiment, masks: Masks) -> pd.DataFrame:
     assert isinstance(experiment.task, Segmentation)
-    index = experiment.pack.index
+    pack, index = experiment.pack, experiment.pack.index
     scores = []
     for patient, slices in index[index["case"].isin(set(masks))].groupby("patient", sort=False):
+        rows, numbers = slices.index.to_numpy(), slices["slice"].tolist()
+        own = ..., *pack.own_grid(rows)
         mask = np.concatenate([masks[case] for case in slices["case"]])
-        truth, numbers = experiment.pack.truth(slices.index.to_numpy()), slices["slice"].tolist()
+        truth, mask = pack.truth(rows)[own], mask[own]
         scores.append(experiment.task.score_mask(str(patient), numbers, experiment.structures, truth, mask))
     return pd.DataFrame(patient_rows(scores))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.config import Input, Patch
 from bench.console import Display
 from bench.data.loader import SliceLoader
-from bench.derived.ensemble import ensemble, fingerprint, fold_threshold, threshold_rule
+from bench.derived.ensemble import ensemble, fingerprint, fold_thresholds, threshold_rule
 from bench.errors import BadSetting, StoreError, UnknownName
 from bench.experiments.run import execute
 from bench.inference.fold_models import VIEWS, FoldModels, tta_views
@@ -109,13 +109,13 @@ def parts_of(store: Store, part: str) -> dict[int, list[str]]:
 
 
 class Fixed:
-    """A predictor whose probabilities are known."""
+    """A predictor whose probabilities (S, H, W) of one structure are known."""
 
     def __init__(self, probability: np.ndarray) -> None:
         self.probability = probability
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
-        return self.probability[rows]
+        return self.probability[rows, None]
 
 
 class ByHand:
@@ -186,7 +186,7 @@ def dice_curve(said: ByHand, cases: list[str]) -> np.ndarray:
     """Mean Dice of these patients at 0.01, 0.02 ... 0.99."""
     dice = np.zeros(99)
     for case in cases:
-        probability, truth = said(case), said.pack.masks[said.pack.rows([case])] > 0
+        probability, truth = said(case), said.pack.truth(said.pack.rows([case]))
         for number in range(99):
             called = probability >= np.float32((number + 1) / 100)
             dice[number] += 2 * (called & truth).sum() / (called.sum() + truth.sum()) / len(cases)
@@ -211,7 +211,8 @@ def test_the_truth_of_test_patients_does_not_move_the_threshold():
         masks = pack.masks.copy()
         masks[pack.rows([spoilt])] = 1
         predictor = MeanPredictor([Fixed(said)], replace(pack, masks=masks))
-        return fold_threshold(predictor, rule, members)
+        [chosen] = fold_thresholds(predictor, rule, members)
+        return chosen
 
     assert threshold("P2") == threshold("P3") == 0.6  # where the noise ends
     assert threshold("P0") < 0.1  # the truth of a validation patient does
@@ -223,7 +224,7 @@ def test_probabilities_are_averaged_before_they_are_called():
     sides = [np.full(pack.masks.shape, p, np.float32) for p in (0.3, 0.9, 0.3)]  # the mean of calls would be 0
     heard: list[None] = []
     predictor = MeanPredictor([Fixed(side) for side in sides], pack, tick=lambda: heard.append(None))
-    ((score, masks),) = Segmentation().score(predictor, ["P0"], 0.5)
+    ((score, masks),) = Segmentation().score(predictor, ["P0"], (0.5,))
     assert masks["P0"].all()
     assert (masks.probabilities["P0"] == 50).all()
     truth = int(pack.masks.sum())
@@ -413,5 +414,5 @@ def test_patches_are_turned_one_by_one(how):
     images, _ = loader.load_normalised(rows)
     sides = [tiled(Asked(model, side), images, size=32, overlap=0.5).sigmoid() for side in SIDES[how]]
     found = Predictor(tta_views(model, how), loader, 2).probabilities(rows)
-    np.testing.assert_allclose(found, torch.stack(sides).mean(0)[:, 0], atol=1e-5)
-    assert np.abs(found - sides[0][:, 0].numpy()).max() > 1e-3
+    np.testing.assert_allclose(found, torch.stack(sides).mean(0), atol=1e-5)
+    assert np.abs(found - sides[0].numpy()).max() > 1e-3

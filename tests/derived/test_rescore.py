@@ -76,7 +76,7 @@ def test_a_threshold_calls_what_reaches_it(store, made):
     assert sorted(masks) == sorted(kept) == sorted(cases["case"])
     assert any((masks[case] != before[case]).any() for case in masks)  # else this shows nothing
     for row in cases.itertuples():
-        called, truth = kept[row.case] >= 55, pack.masks[pack.rows([row.case])] > 0
+        called, truth = kept[row.case] >= 55, pack.truth(pack.rows([row.case]))
         assert np.array_equal(masks[row.case], called)
         counted = [int(m.sum()) for m in (called & truth, called & ~truth, truth & ~called)]
         assert [row.tp, row.fp, row.fn] == counted

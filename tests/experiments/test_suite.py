@@ -156,7 +156,7 @@ def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     both = read_table(store, find_run(store, "both"), "slices").merge(gate, on=["case", "slice"])
     assert len(both) == len(gate) == 36
     for case, slices in both.groupby("case"):
-        wanted = masks[str(case)].sum((1, 2)) * slices.sort_values("slice")["called"].to_numpy()
+        wanted = masks[str(case)].sum((1, 2, 3)) * slices.sort_values("slice")["called"].to_numpy()
         assert (slices.sort_values("slice")["tp"] + slices.sort_values("slice")["fp"]).tolist() == wanted.tolist()
     cases = read_table(store, find_run(store, "both"), "cases")
     assert sorted(cases["case"]) == sorted(gate["case"].unique())

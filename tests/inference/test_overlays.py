@@ -27,7 +27,8 @@ def drawn(truth: np.ndarray | None, prediction: np.ndarray) -> np.ndarray:
     """The outlines on a black slice that fills the figure: 10 pixels for each of the slice."""
     height, width = prediction.shape
     figure = Figure(figsize=(width / 10, height / 10), dpi=100)
-    outline(figure.add_axes((0, 0, 1, 1)), np.zeros(prediction.shape, np.uint8), 1, truth, prediction)
+    masks = (None if mask is None else mask[None] for mask in (truth, prediction))
+    outline(figure.add_axes((0, 0, 1, 1)), np.zeros(prediction.shape, np.uint8), 1, *masks)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -75,11 +76,11 @@ def test_empty_full_and_tiny_masks_are_drawn_without_a_warning(mask):
 
 
 PACK = tiny_pack(cases=3, slices=6)
-NOTHING = np.zeros((6, 32, 32), bool)
+NOTHING = np.zeros((6, 1, 32, 32), bool)
 
 
 def test_an_overlay_shows_truth_and_prediction_as_rgb_pixels():
-    found = overlay(PACK, "P1", PACK.masks[PACK.rows(["P1"])].astype(bool), "found")
+    found = overlay(PACK, "P1", PACK.truth(PACK.rows(["P1"])), "found")
     missed = overlay(PACK, "P1", NOTHING, "missed")
     for pixels in (found, missed):
         assert pixels.dtype == np.uint8
@@ -123,7 +124,7 @@ def test_curves_and_pairs_are_rgb_pixels():
     assert shown.dtype == np.uint8
     assert near(shown[:, : shown.shape[1] // 2], "#4059ad").any()
     assert near(shown[:, shown.shape[1] // 2 :], "#d1495b").any()
-    pair = side_by_side(PACK.images[1, ..., 1], PACK.masks[1].astype(bool))
+    pair = side_by_side(PACK.images[1, ..., 1], PACK.truth(np.array([1]))[0])
     half = pair.shape[1] // 2
     assert not near(pair[:, :half], PREDICTION).any()
     assert near(pair[:, half:], PREDICTION).any()
@@ -149,7 +150,7 @@ def test_pictures_of_any_calls_are_drawn_in_rgb_without_a_warning(truth, case):
 
 
 def test_what_stands_above_a_prediction_is_not_cut_off():
-    everything = np.ones((256, 256), bool)
+    everything = np.ones((1, 256, 256), bool)
     pair = side_by_side(np.zeros((256, 256), np.uint8), everything, everything)
     above = pair[:18]
     assert (above < 128).any(), "there is text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
@@ -11,13 +12,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from bench import registry
-from bench.config import Input
+from bench.config import Evaluate, Input
 from bench.data.loader import SliceLoader
-from bench.inference.predict import Predictor, padded_batch, stacks
-from bench.training.tasks.segmentation import choose_threshold, needs_pixels, score_case
+from bench.data.pack import Pack
+from bench.inference.predict import MeanPredictor, Predictor, padded_batch, stacks
+from bench.training.tasks.segmentation import (
+    Segmentation,
+    choose_threshold,
+    choose_thresholds,
+    dice_curve,
+    needs_pixels,
+    score_case,
+)
 from bench.types import SliceCounts, Stack
 from tests import reference
-from tests.fakes import tiny_pack
+from tests.fakes import TWO, tiny_pack
 
 CPU = torch.device("cpu")
 PACK = tiny_pack(cases=3, slices=4)
@@ -38,9 +47,9 @@ def plain(model: nn.Module, loader: SliceLoader, rows=ROWS) -> torch.Tensor:
 def test_predictions_are_a_plain_forward_pass_in_evaluation_mode():
     model, loader = net().train(), SliceLoader(PACK, Input(), CPU)
     probability = Predictor([model], loader, 5).probabilities(ROWS)
-    assert probability.shape == (12, 32, 32)
+    assert probability.shape == (12, 1, 32, 32)
     assert probability.dtype == np.float32
-    assert probability == pytest.approx(plain(model, loader)[:, 0].sigmoid().numpy(), abs=1e-6)
+    assert probability == pytest.approx(plain(model, loader).sigmoid().numpy(), abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 12, 100])
@@ -62,8 +71,8 @@ def test_a_model_of_smaller_slices_is_scored_on_the_packed_grid():
     probability = Predictor([model], loader, 4).probabilities(ROWS[:4])
     logits = plain(model, loader, ROWS[:4])
     assert logits.shape == (4, 1, 32, 32)
-    assert probability.shape == (4, 48, 48)
-    expected = F.interpolate(logits, (48, 48), mode="bilinear").sigmoid()[:, 0]
+    assert probability.shape == (4, 1, 48, 48)
+    expected = F.interpolate(logits, (48, 48), mode="bilinear").sigmoid()
     assert probability == pytest.approx(expected.numpy(), abs=1e-6)
 
 
@@ -75,12 +84,13 @@ def test_an_ensemble_is_the_mean_of_probabilities():
 
 def test_each_patient_comes_with_its_rows_and_its_truth():
     loader, model = SliceLoader(PACK, Input(), CPU), net()
-    made = list(stacks(Predictor([model], loader, 3), {"P2", "P0"}, 0.4))
+    made = list(stacks(Predictor([model], loader, 3), {"P2", "P0"}, (0.4,)))
     assert [case for case, _, _ in made] == ["P0", "P2"]
-    for case, rows, stack in made:
+    for case, rows, [stack] in made:
         assert rows.tolist() == PACK.rows([case]).tolist()
         assert np.array_equal(stack.truth, PACK.masks[rows] == 1)
-        assert stack.probability == pytest.approx(Predictor([model], loader, 4).probabilities(rows), abs=1e-6)
+        whole = Predictor([model], loader, 4).probabilities(rows)[:, 0]
+        assert stack.probability == pytest.approx(whole, abs=1e-6)
         assert np.array_equal(stack.prediction, stack.probability >= 0.4)
 
 
@@ -92,7 +102,7 @@ def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
     loader, model = SliceLoader(PACK, Input(image_size=size), CPU), net()
     rows = np.array([9, 2, 5, 0, 11])
     counted = Predictor([model], loader, 2).counts(rows, threshold)
-    probability = Predictor([model], loader, 2).probabilities(rows)
+    probability = Predictor([model], loader, 2).probabilities(rows)[:, 0]
     truth = PACK.masks[rows] == 1
     for row in range(len(rows)):
         called = probability[row] >= np.float32(threshold)
@@ -100,16 +110,16 @@ def test_pixels_counted_on_the_device_are_those_of_the_stack(size, threshold):
             sum(bool(c) is wanted and bool(t) is there for c, t in zip(called.flat, truth[row].flat, strict=True))
             for wanted, there in ((True, True), (True, False), (False, True), (False, False))
         ]
-        assert counted[row].tolist() == expected
+        assert counted[row].tolist() == [expected]
 
 
 def test_each_patient_is_tallied_apart():
     loader, model = SliceLoader(PACK, Input(), CPU), net()
-    found = dict(Predictor([model], loader, 3).case_counts({"P2", "P0"}, 0.4))
-    assert list(found) == ["P0", "P2"]
-    for case, _, stack in stacks(Predictor([model], loader, 3), {"P2", "P0"}, 0.4):
+    found = list(Predictor([model], loader, 3).case_counts({"P2", "P0"}, 0.4))
+    expected = list(stacks(Predictor([model], loader, 3), {"P2", "P0"}, (0.4,)))
+    for [counts], (_, _, [stack]) in zip(found, expected, strict=True):
         for name in ("tp", "fp", "fn", "tn"):
-            assert np.array_equal(getattr(found[case], name), getattr(stack, name))
+            assert np.array_equal(getattr(counts, name), getattr(stack, name))
 
 
 def test_a_metric_says_by_its_annotation_whether_it_needs_pixels():
@@ -160,7 +170,9 @@ def test_a_case_is_counted_as_a_whole_and_slice_by_slice():
     truth = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]], bool)
     probability = np.array([[[0.9, 0.2], [0.5, 0]], [[0.7, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])
     stack = Stack(truth, probability.astype(np.float32))
-    score = score_case("P1", [1, 2, 4, 7], stack, {"volume": lambda s: s.truth.sum(), "none": lambda s: nan})
+    score = score_case(
+        "P1", [1, 2, 4, 7], ["tumour"], [stack], {"volume": lambda s: s.truth.sum(), "none": lambda s: nan}
+    )
     assert score.case == "P1"
     assert score.values["volume"] == 3
     assert isinstance(score.values["volume"], float)
@@ -178,6 +190,128 @@ def test_a_case_is_counted_as_a_whole_and_slice_by_slice():
     assert table["dice"].tolist() == pytest.approx([0.5, 0, 0, nan], nan_ok=True)
 
 
+# Several structures
+
+
+def two_stacks(*, false_positive: bool) -> list[Stack]:
+    """Two slices of 2 x 2: half of the first structure is found; the second is absent, and perhaps predicted."""
+    truth = np.zeros((2, 2, 2, 2), bool)  # structure, slice, row, column
+    truth[0, 0, 0] = True
+    probability = np.zeros(truth.shape, np.float32)
+    probability[0, :, 0, 0] = 0.9
+    probability[1, 1, 1, 1] = 0.9 if false_positive else 0.1
+    return [Stack(*each) for each in zip(truth, probability, strict=True)]
+
+
+METRICS = {name: registry.metric[name].bind({}) for name in ("dice", "false_positive_slices")}
+
+
+def test_a_structure_absent_in_truth_and_prediction_is_left_out_of_the_mean():
+    score = score_case("P1", [4, 5], ["a", "b"], two_stacks(false_positive=False), METRICS)
+    # Of a: 1 pixel hit, 1 false, 1 missed.
+    expected = {"dice": 0.5, "dice[a]": 0.5, "dice[b]": nan}
+    expected |= {"false_positive_slices": 1, "false_positive_slices[a]": 1, "false_positive_slices[b]": 0}
+    assert score.values == pytest.approx(expected, nan_ok=True)
+    assert score.counts == {
+        **{"tp": 1, "fp": 1, "fn": 1, "tn": 13},
+        **{"tp[a]": 1, "fp[a]": 1, "fn[a]": 1, "tn[a]": 5},
+        **{"tp[b]": 0, "fp[b]": 0, "fn[b]": 0, "tn[b]": 8},
+    }
+    assert score.slices["slice"].tolist() == [4, 5]
+    assert score.slices[["fp", "fp[a]", "fp[b]"]].to_numpy().tolist() == [[0, 0, 0], [1, 1, 0]]
+    for name, dice in (("dice", [2 / 3, 0]), ("dice[a]", [2 / 3, 0]), ("dice[b]", [nan, nan])):
+        assert score.slices[name].tolist() == pytest.approx(dice, nan_ok=True)
+
+
+def test_a_structure_absent_in_truth_but_predicted_scores_0():
+    score = score_case("P1", [4, 5], ["a", "b"], two_stacks(false_positive=True), METRICS)
+    assert [score.values[name] for name in ("dice", "dice[a]", "dice[b]")] == [0.25, 0.5, 0]
+    assert score.values["false_positive_slices"] == 2
+    assert score.slices["dice"].tolist() == pytest.approx([2 / 3, 0])
+
+
+class Fixed:
+    """A predictor whose probabilities (S, K, H, W) are known."""
+
+    device = "cpu"
+
+    def __init__(self, pack: Pack, probability: np.ndarray) -> None:
+        self.pack, self.probability = pack, probability.astype(np.float32)
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        return self.probability[rows]
+
+
+def test_the_threshold_of_a_structure_is_chosen_as_if_it_were_the_only_one():
+    """Noise below 0.3 for the first and below 0.7 for the second structure, whose own pixels lie above it."""
+    pack = tiny_pack(structures=TWO)
+    truth = pack.truth(np.arange(20))
+    noise = np.random.default_rng(0).random(truth.shape) * [[[[0.3]], [[0.7]]]]
+    predictor = MeanPredictor([Fixed(pack, np.where(truth, [[[[0.35]], [[0.8]]]], noise))], pack)
+    both = choose_thresholds(predictor, pack.cases)
+    assert both == (0.35, 0.7)
+    for k in range(2):
+        alone = [dice_curve(stacked[k]) for _, _, stacked in stacks(predictor, pack.cases, (0.5, 0.5))]
+        assert choose_threshold(alone) == both[k]
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_counts_of_several_structures_are_those_of_their_stacks(exclusive):
+    pack = tiny_pack(cases=2, slices=4, structures=replace(TWO, exclusive=exclusive))
+    torch.manual_seed(0)
+    predictor = Predictor([nn.Conv2d(3, 2, 3, padding=1)], SliceLoader(pack, Input(), CPU), 3)
+    overlaps = 0
+    counted = predictor.case_counts(pack.cases, 0.5)
+    for found, (_, _, stacked) in zip(counted, stacks(predictor, pack.cases, (0.5, 0.5)), strict=True):
+        overlaps += int((stacked[0].prediction & stacked[1].prediction).sum())
+        for counts, stack in zip(found, stacked, strict=True):
+            for name in ("tp", "fp", "fn", "tn"):
+                assert np.array_equal(getattr(counts, name), getattr(stack, name))
+    assert (overlaps == 0) == exclusive
+
+
+def test_a_softmax_predicts_with_the_background_as_a_class_of_its_own():
+    pack = tiny_pack(cases=1, structures=TWO)
+    torch.manual_seed(0)
+    model, loader = nn.Conv2d(3, 2, 1), SliceLoader(pack, Input(), CPU)
+    found = Predictor([model], loader, 4, activation="softmax").probabilities(ROWS[:5])
+    powers = plain(model, loader, ROWS[:5]).exp().numpy()
+    np.testing.assert_allclose(found, powers / (1 + powers.sum(1, keepdims=True)), atol=1e-6)
+
+
+def padded_pack() -> Pack:
+    """Two patients of 32 x 32 pixels, the second of which is 24 x 20 pixels and padding."""
+    pack = tiny_pack(cases=2, slices=4)
+    masks = pack.masks.copy()
+    masks[4:, 24:] = masks[4:, :, 20:] = 0
+    sizes = {"height": [32] * 4 + [24] * 4, "width": [32] * 4 + [20] * 4}
+    return replace(pack, masks=masks, index=pack.index.assign(**sizes))
+
+
+def test_a_padded_patient_is_scored_on_its_own_grid_and_nothing_predicted_outside():
+    pack = padded_pack()
+    everywhere = MeanPredictor([Fixed(pack, np.full((8, 1, 32, 32), 0.9))], pack)
+    whole, own = Segmentation(Evaluate(metrics=("dice",))).score(everywhere, pack.cases, (0.5,))
+    assert sum(whole[0].counts.values()) == 4 * 32 * 32
+    assert sum(own[0].counts.values()) == 4 * 24 * 20
+    assert own[0].counts["tn"] == own[0].counts["fn"] == 0
+    mask = own[1]["P1"]
+    assert mask.shape == (4, 1, 32, 32)
+    assert mask.sum() == 4 * 24 * 20
+    assert mask[..., :24, :20].all()
+    assert own[1].probabilities["P1"][..., 24:, :].max() == 0
+
+
+def test_validation_counts_nothing_in_the_padding_either():
+    pack = padded_pack()
+    model = nn.Conv2d(3, 1, 1)
+    nn.init.constant_(model.weight, 0)
+    nn.init.constant_(model.bias, 1)  # everything is tumour
+    predictor = Predictor([model], SliceLoader(pack, Input(), CPU), 4)
+    true = int(pack.masks[4:].sum())
+    assert Segmentation().validate(predictor, ["P1"]) == pytest.approx(2 * true / (true + 4 * 24 * 20))
+
+
 # The threshold
 
 
@@ -186,6 +320,10 @@ def random_stack(seed: int, tumour: bool = True) -> Stack:
     truth = (rng.random((2, 6, 5)) < 0.3) & tumour
     probability = np.clip(rng.normal(0.25 + 0.4 * truth, 0.2), 0, 1)
     return Stack(truth, probability.astype(np.float32))
+
+
+def chosen(cases: list[Stack]) -> float:
+    return choose_threshold([dice_curve(stack) for stack in cases])
 
 
 def tried(cases: list[Stack]) -> dict[float, float]:
@@ -203,7 +341,7 @@ def test_the_threshold_chosen_is_the_best_of_all_tried(seed):
     cases = [random_stack(3 * seed), random_stack(3 * seed + 1), random_stack(3 * seed + 2, tumour=seed % 2 == 0)]
     scores = tried(cases)
     best = [t for t, score in scores.items() if score >= max(scores.values()) - 1e-12]
-    assert choose_threshold(cases) == min(best, key=lambda t: abs(t - 0.5))
+    assert chosen(cases) == min(best, key=lambda t: abs(t - 0.5))
 
 
 def test_a_probability_at_the_threshold_counts_as_the_stack_counts_it():
@@ -212,17 +350,17 @@ def test_a_probability_at_the_threshold_counts_as_the_stack_counts_it():
     for k in (1, 7, 29, 57, 58, 99):
         truth = grid >= np.float32(k / 100)
         assert (Stack(truth, grid, k / 100).prediction == truth).all()
-        assert choose_threshold([Stack(truth, grid)]) == k / 100
+        assert chosen([Stack(truth, grid)]) == k / 100
 
 
 def test_of_equally_good_thresholds_the_one_nearest_to_a_half_is_chosen():
     truth = np.array([[[True, False]]])
-    assert choose_threshold([Stack(truth, np.array([[[0.9, 0.1]]], np.float32))]) == 0.5
-    assert choose_threshold([Stack(truth, np.array([[[0.4, 0.1]]], np.float32))]) == 0.4
-    assert choose_threshold([Stack(truth, np.array([[[0.9, 0.7]]], np.float32))]) == 0.71
+    assert chosen([Stack(truth, np.array([[[0.9, 0.1]]], np.float32))]) == 0.5
+    assert chosen([Stack(truth, np.array([[[0.4, 0.1]]], np.float32))]) == 0.4
+    assert chosen([Stack(truth, np.array([[[0.9, 0.7]]], np.float32))]) == 0.71
 
 
 @pytest.mark.parametrize("height", [0.0, 0.3, 1.0])
 def test_without_tumour_there_is_nothing_to_choose_by(height):
     empty = Stack(np.zeros((1, 2, 2), bool), np.full((1, 2, 2), height, np.float32))
-    assert choose_threshold([]) == choose_threshold([empty]) == choose_threshold([empty, empty]) == 0.5
+    assert chosen([]) == chosen([empty]) == chosen([empty, empty]) == 0.5

@@ -160,11 +160,11 @@ def test_models_of_patches_are_evaluated_by_tiles():
     rows = np.arange(6)
     logits = tiles(model, whole.load_normalised(rows)[0], 32, 0.25)
     probability = Predictor([model], patched, 4).probabilities(rows)
-    assert probability == pytest.approx(logits.sigmoid()[:, 0].numpy(), abs=1e-6)
+    assert probability == pytest.approx(logits.sigmoid().numpy(), abs=1e-6)
     assert probability != pytest.approx(Predictor([model], whole, 4).probabilities(rows), abs=1e-3)
     counted = Predictor([model], patched, 4).counts(rows, 0.5)
     truth = pack.masks == 1
-    assert counted[:, 0].tolist() == ((probability >= 0.5) & truth).sum((1, 2)).tolist()
+    assert counted[:, 0, 0].tolist() == ((probability[:, 0] >= 0.5) & truth).sum((1, 2)).tolist()
 
 
 def test_tiles_of_a_resized_slice_are_scored_on_the_packed_grid():
@@ -174,7 +174,7 @@ def test_tiles_of_a_resized_slice_are_scored_on_the_packed_grid():
     logits = tiles(model, loader.load_normalised(np.arange(2))[0], 32)
     assert logits.shape[-2:] == (48, 48)
     expected = nn.functional.interpolate(logits, (64, 64), mode="bilinear").sigmoid()
-    assert probability == pytest.approx(expected[:, 0].numpy(), abs=1e-6)
+    assert probability == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 # Random patches

@@ -7,7 +7,8 @@ from math import isnan, nan
 import pandas as pd
 import pytest
 
-from bench.metrics.aggregate import summarise
+from bench.metrics.aggregate import COUNTS, summarise
+from bench.structures import select_structure
 
 CASES = pd.DataFrame(
     {
@@ -83,3 +84,60 @@ def test_patients_without_any_defined_dice_cause_no_warning():
     assert isnan(values["dice_global"])
     assert "dice_median" not in values
     assert "dice" not in summarise(CASES.drop(columns="dice"))
+
+
+# Several structures
+
+# b is absent in P1, and a and b in P3. The plain columns are what `score_case` gives: means and sums.
+TWO = pd.DataFrame(
+    {
+        "case": ["P1", "P2", "P3"],
+        "threshold[a]": 0.5,
+        "threshold[b]": 0.4,
+        "dice": [0.6, 0.5, nan],
+        "missed_slices": [1.0, 2.0, 0.0],
+        "dice[a]": [0.6, 0.8, nan],
+        "missed_slices[a]": [1.0, 0.0, 0.0],
+        "dice[b]": [nan, 0.2, nan],
+        "missed_slices[b]": [0.0, 2.0, 0.0],
+    }
+    | {
+        f"{name}[a]": values
+        for name, values in zip(COUNTS, ([3, 4, 0], [2, 1, 0], [2, 1, 0], [3, 4, 10]), strict=True)
+    }
+    | {
+        f"{name}[b]": values
+        for name, values in zip(COUNTS, ([0, 1, 0], [0, 4, 0], [0, 4, 0], [10, 1, 10]), strict=True)
+    }
+)
+for count in COUNTS:
+    TWO[count] = TWO[f"{count}[a]"] + TWO[f"{count}[b]"]
+
+
+def test_structures_are_summarised_together_and_each_by_itself():
+    values = summarise(TWO, with_interval=False)
+    assert values["patients"] == 3
+    assert (values["dice"], values["dice[a]"], values["dice[b]"]) == pytest.approx((0.55, 0.7, 0.2))
+    assert [values[f"dice_undefined{end}"] for end in ("", "[a]", "[b]")] == [1, 1, 2]
+    assert [values[f"missed_slices{end}"] for end in ("", "[a]", "[b]")] == [3, 1, 2]
+    # tp 7, fp 3, fn 3 of a: 14 / 20; tp 1, fp 4, fn 4 of b: 2 / 10. Over both their mean, not that of all pixels.
+    assert (values["dice_global"], values["dice_global[a]"], values["dice_global[b]"]) == pytest.approx(
+        (0.45, 0.7, 0.2)
+    )
+    assert not {name for name in values if name.startswith(("threshold", "patients[", *COUNTS))}
+
+
+@pytest.mark.parametrize("structure", ["a", "b"])
+def test_a_structure_is_summarised_as_if_it_were_the_only_one(structure):
+    alone = summarise(select_structure(TWO, structure))
+    both = summarise(TWO)
+    assert alone.pop("patients") == both["patients"]
+    assert {f"{name}[{structure}]": value for name, value in alone.items()}.items() <= both.items()
+
+
+def test_structures_that_no_patient_has_cause_no_warning():
+    nothing = {name: 0 for name in TWO if str(name).startswith(("tp", "fp", "fn"))}
+    values = summarise(TWO.assign(**nothing, **{name: nan for name in ("dice", "dice[a]", "dice[b]")}))
+    assert isnan(values["dice"])
+    assert isnan(values["dice_global"])
+    assert isnan(values["dice_global[b]"])

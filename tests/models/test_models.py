@@ -23,6 +23,7 @@ from bench import registry
 from bench.errors import BadSetting, BenchError, DataError, UnknownName
 from bench.models.attention_unet import AttentionGate
 from bench.models.encoders import build_over_encoder, list_encoders
+from bench.models.io import build_model
 from bench.models.pretrained import hub_offline_if_unreachable
 from bench.models.resunet import ResidualUnit
 
@@ -98,6 +99,34 @@ def test_every_model_returns_finite_float32_logits_per_pixel_or_slice(name: str)
             assert logits.shape == (1, 1, *(x.shape[2:] if per_pixel else (1, 1)))
             assert logits.dtype == torch.float32
             assert logits.isfinite().all()
+
+
+@every_model
+def test_every_model_returns_a_logit_for_each_structure_and_a_classifier_one(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = build_model(name, small(name), 1, 3).eval(), images(name, 2, 1)
+    with torch.no_grad():
+        logits = net(x)
+    per_pixel = registry.model[name].facts.get("task") != "presence"
+    assert logits.shape == ((2, 3, *x.shape[2:]) if per_pixel else (2, 1, 1, 1))
+    assert logits.isfinite().all()
+    assert not per_pixel or len({tuple(part.flatten().tolist()) for part in logits[0]}) == 3  # three outputs
+
+
+def test_a_model_of_one_output_is_refused_for_several_structures() -> None:
+    @registry.model(name="test_one_output")
+    def one_output(channels: int, *, width: int = 1) -> nn.Module:
+        """A single convolution."""
+        return nn.Conv2d(channels, width, 1)
+
+    try:
+        assert build_model("test_one_output", {}, 3, 1).out_channels == 1
+        with pytest.raises(
+            BadSetting, match=r"segments one structure, but the data have 2.*\(channels, structures"
+        ):
+            build_model("test_one_output", {}, 3, 2)
+    finally:
+        del registry.model._entries["test_one_output"]
 
 
 @every_model
@@ -317,7 +346,7 @@ def resolve(encoder: str) -> str:
         raise Stop(encoder_name)
 
     with pytest.raises(Stop) as stop:
-        build_over_encoder("fpn", decoder, 3, encoder, None)
+        build_over_encoder("fpn", decoder, 3, 1, encoder, None)
     return str(stop.value)
 
 
@@ -409,7 +438,7 @@ def test_known_misfits_are_refused_before_they_are_built(name: str, encoder: str
         pytest.fail("it was built")
 
     with pytest.raises(BadSetting, match=rf"^model '{name}' cannot use the encoder '{encoder}': .*\. Take .*\.$"):
-        build_over_encoder(name, decoder, 3, encoder, None)
+        build_over_encoder(name, decoder, 3, 1, encoder, None)
 
 
 @pytest.mark.slow
@@ -610,7 +639,7 @@ def test_weights_that_cannot_be_fetched_raise_with_a_way_out() -> None:
 
     message = r"'imagenet' of the encoder 'resnet18' cannot be fetched .* local safetensors"
     with pytest.raises(DataError, match=message):
-        build_over_encoder("fpn", decoder, 3, "resnet18", "imagenet")
+        build_over_encoder("fpn", decoder, 3, 1, "resnet18", "imagenet")
 
 
 def test_an_unreachable_hub_sets_its_client_offline_temporarily(monkeypatch: pytest.MonkeyPatch) -> None:

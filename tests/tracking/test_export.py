@@ -64,7 +64,7 @@ def test_an_export_predicts_exactly_as_the_run_does(run, store, tmp_path):
     assert [f.name for f in folders] == ["fold-0", "fold-1"]
     exported, logged = (FoldModels(f) for f in (folders, [tmp_path / "0", tmp_path / "1"]))
     assert np.array_equal(exported.predict(scan()), logged.predict(scan()))
-    assert exported.threshold == pytest.approx(0.45)
+    assert exported.thresholds == pytest.approx((0.45,))
 
 
 def test_an_export_in_16_bits_predicts_within_a_hundredth(run, store, tmp_path):
@@ -202,6 +202,6 @@ def test_the_published_champion_predicts_from_the_repository():
     y, x = np.mgrid[:256, :256]
     images[(np.hypot(y - 128, x - 128) < 100)[None].repeat(4, 0)] = 60  # a head, in each slice
     images[1:3, 90:130, 140:190, 1] = 200  # bright on FLAIR, in two of them
-    mask = champion.predict(images) >= champion.threshold
+    mask = champion.predict(images) >= champion.thresholds[0]
     assert mask[1:3, 95:125, 145:185].mean() > 0.5, "the bright region"
     assert mask[[0, 3]].mean() < 0.05, "almost nothing in the other slices"

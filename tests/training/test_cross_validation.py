@@ -93,7 +93,7 @@ def test_the_logged_masks_give_the_logged_scores(ran, tmp_path):
         index, masks = load_masks(path)
         for row in child.tables["cases"].itertuples():
             mine = masks[(index["case"] == row.case).to_numpy()]
-            truth = experiment.pack.masks[experiment.pack.rows([row.case])].astype(bool)
+            truth = experiment.pack.truth(experiment.pack.rows([row.case]))
             assert 2 * (mine & truth).sum() / (mine.sum() + truth.sum()) == pytest.approx(row.dice)
 
 
@@ -108,7 +108,8 @@ def test_the_logged_probabilities_called_at_the_threshold_are_the_logged_masks(r
         pd.testing.assert_frame_equal(kept, index)
         threshold = float(child.tables["cases"]["threshold"].iloc[0])
         for case, values in probabilities.items():
-            assert np.array_equal(above_threshold(values, threshold), masks[(index["case"] == case).to_numpy()])
+            mask = masks[(index["case"] == case).to_numpy()]
+            assert np.array_equal(above_threshold(values, threshold, exclusive=True), mask)
 
 
 def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
@@ -123,7 +124,7 @@ def test_the_logged_model_is_the_one_that_was_scored(ran, tmp_path):
     from bench.inference.predict import Predictor, stacks
 
     loader = SliceLoader(experiment.pack, experiment.config.input, torch.device("cpu"))
-    for case, _, stack in stacks(Predictor([model], loader, 4), fold.test, 0.5):
+    for case, _, [stack] in stacks(Predictor([model], loader, 4), fold.test, (0.5,)):
         logged = child.tables["cases"].set_index("case").loc[case]
         assert (stack.tp.sum(), stack.fp.sum()) == (logged["tp"], logged["fp"])
 
@@ -139,7 +140,7 @@ def test_a_model_that_sees_neighbours_is_served_whole_patients_as_it_was_scored(
     segmenter = FoldModels([tmp_path])
     for scored in result.scores:
         rows = experiment.pack.rows([scored.case])
-        called = segmenter.predict(experiment.pack.images[rows]) >= result.threshold
+        called = segmenter.predict(experiment.pack.images[rows]) >= result.thresholds[0]
         truth = experiment.pack.masks[rows].astype(bool)
         assert (called & truth).sum() == scored.counts["tp"]
         assert (called & ~truth).sum() == scored.counts["fp"]
@@ -290,9 +291,9 @@ def test_validation_patients_choose_and_test_patients_do_not(monkeypatch):
     asked: list[frozenset[str]] = []
     real_stacks, real_counts = segmentation.stacks, Predictor.case_counts
 
-    def spy_stacks(predictor, cases, threshold):
+    def spy_stacks(predictor, cases, thresholds):
         asked.append(frozenset(cases))
-        return real_stacks(predictor, cases, threshold)
+        return real_stacks(predictor, cases, thresholds)
 
     def spy_counts(predictor, cases, threshold):
         asked.append(frozenset(cases))

@@ -187,7 +187,7 @@ def test_every_real_patient_is_scored_once_from_the_logged_masks(ran, pack, tmp_
     for row in cases.to_dict("records"):
         of_patient = [name.rsplit("#", 1)[0] == row["case"] for name in names["case"]]
         order = np.argsort(names["slice"][of_patient].to_numpy())
-        truth = pack.masks[pack.rows([row["case"]])].astype(bool)
+        truth = pack.truth(pack.rows([row["case"]]))
         pixels = counted(masks[of_patient][order], truth)
         assert {name: row[name] for name in pixels} == pixels
         below = 2 * pixels["tp"] + pixels["fp"] + pixels["fn"]
@@ -213,9 +213,9 @@ def test_a_fold_too_is_scored_by_patients(ran, pack, tmp_path):
         dices = []
         for patient, rows in pack.index.groupby("case"):
             tested = [f"{patient}#{number}" in fold.test for number in rows["slice"]]
-            truth = pack.masks[rows.index[tested]].astype(bool)
+            truth = pack.truth(rows.index[tested].to_numpy())
             mask = [masks[names["case"] == f"{patient}#{n}"] for n in rows["slice"][tested]]
-            pixels = counted(np.concatenate([*mask, np.zeros((0, 32, 32), bool)]), truth)
+            pixels = counted(np.concatenate([*mask, np.zeros((0, 1, 32, 32), bool)]), truth)
             below = 2 * pixels["tp"] + pixels["fp"] + pixels["fn"]
             dices.append(2 * pixels["tp"] / below if below else np.nan)
         assert child.last("test/dice") == ear.heard[fold.number]["dice"] == pytest.approx(np.nanmean(dices))

@@ -10,6 +10,9 @@ import torch
 
 from bench import registry
 from bench.errors import BadSetting
+from bench.inference.predict import ACTIVATIONS
+from bench.training.step import mean_over_structures
+from tests import reference
 
 NAMES = list(registry.loss)
 OVER = [name for name in NAMES if "over" in registry.loss[name].settings({})]
@@ -168,6 +171,8 @@ BY_HAND = [
     ("bce_dice", {}, 0.2772423),  # (0.3669846 + 0.1875) / 2
     ("bce_dice", {"bce_weight": 0.2}, 0.2233969),  # 0.2 * 0.3669846 + 0.8 * 0.1875
     ("bce_plus_dice", {}, 0.5544846),  # 0.3669846 + 0.1875
+    ("ce_dice", {}, 0.2772423),  # of one structure, that of bce_dice
+    ("ce_dice", {"ce_weight": 0.2}, 0.2233969),
     # -0.3 ln 0.8 = 0.0669431 and -0.7 ln 0.6 = 0.3575779, their mean 0.2122605; soft Dice 0.8125:
     ("combo", {"alpha": 0.6, "beta": 0.3}, -0.1976437),  # 0.6 * 0.2122605 - 0.4 * 0.8125
     ("combo", {"alpha": 1.0, "beta": 0.5}, 0.1834923),  # half of bce
@@ -184,6 +189,7 @@ BY_HAND_OVER_TWO = [
     # bce: (0.2231436 + 3 * 0.5108256) / 4 = 0.4389051
     ("bce_dice", {}, 0.3944526),  # (0.4389051 + 0.35) / 2
     ("bce_plus_dice", {}, 0.7889051),
+    ("ce_dice", {}, 0.3944526),
     ("combo", {"alpha": 0.0}, -0.65),
     # Hinge errors 0 (truth) and three of 0.5945349: in descending order J = 1/2, 2/3, 3/4; 0.5945349 * 3 / 4.
     ("lovasz", {}, 0.4459012),
@@ -208,6 +214,64 @@ def test_the_loss_over_two_images_equals_its_value_by_hand(name, settings, expec
 def test_every_loss_has_a_value_by_hand():
     assert {name for name, _, _ in BY_HAND} >= set(NAMES)
     assert {name for name, _, _ in BY_HAND_OVER_TWO} == set(OVER)
+
+
+# Several structures
+
+# Two pixels of two exclusive structures: the first is of structure 1, the second is background. Softmax of the
+# structures and the background, whose logit is 0: (0.5, 0.25 | 0.25) and (0.2, 0.4 | 0.4), from their quotients.
+TWO_LOGITS = torch.log(torch.tensor([[0.5 / 0.25, 0.2 / 0.4], [0.25 / 0.25, 0.4 / 0.4]])).view(1, 2, 1, 2)
+TWO_TARGET = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).view(1, 2, 1, 2)
+
+
+@pytest.fixture
+def exclusive():
+    """Three images of 12 x 10 with two structures that exclude each other; the second lacks one of them."""
+    masks = torch.zeros(3, 2, 12, 10)
+    masks[0, 0, 2:4, 3:5] = masks[0, 1, 4:9, 3:5] = 1
+    masks[1, 1, 1:10, 1:9] = 1
+    masks[2, 0, 6, :5] = masks[2, 1, 6, 5:] = 1
+    return masks
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "activation" not in registry.loss[name].facts])
+def test_the_loss_of_several_structures_is_the_mean_of_each(name, exclusive):
+    logits = torch.randn(3, 2, 12, 10, generator=torch.Generator().manual_seed(1))
+    loss = registry.loss[name].bind({})
+    each = [loss(logits[:, k : k + 1], exclusive[:, k : k + 1]) for k in range(2)]
+    torch.testing.assert_close(mean_over_structures(loss)(logits, exclusive), torch.stack(each).mean())
+    assert torch.equal(mean_over_structures(loss)(logits[:, :1], exclusive[:, :1]), each[0])
+
+
+def test_ce_dice_of_two_structures_equals_its_value_by_hand():
+    # Cross-entropy (-ln 0.5 - ln 0.4) / 2 = 0.8047190. Dice of structure 1: (2 * 0.5 + 1) / (0.7 + 1 + 1), of
+    # structure 2, which is absent: 1 / (0.65 + 0 + 1); 1 - (0.7407407 + 0.6060606) / 2 = 0.3265993.
+    assert compute("ce_dice", TWO_LOGITS, TWO_TARGET).item() == pytest.approx(0.5656591, abs=2e-7)
+    assert compute("ce_dice", TWO_LOGITS, TWO_TARGET, ce_weight=1.0).item() == pytest.approx(0.8047190, abs=2e-7)
+    assert compute("ce_dice", TWO_LOGITS, TWO_TARGET, ce_weight=0.0).item() == pytest.approx(0.3265993, abs=2e-7)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_ce_dice_agrees_with_the_pixel_by_pixel_reference(over, exclusive):
+    logits = 2 * torch.randn(3, 2, 12, 10, generator=torch.Generator().manual_seed(1))
+    settings = {"ce_weight": 0.3, "smooth": 2.0, "over": over}
+    expected = reference.ce_dice(logits.double().numpy(), exclusive.numpy(), **settings)
+    assert compute("ce_dice", logits, exclusive, **settings).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_ce_dice_of_one_structure_is_bce_dice(over, lesion, logits):
+    found, expected = (compute(name, logits, lesion, over=over) for name in ("ce_dice", "bce_dice"))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_the_probabilities_of_a_softmax_are_those_of_the_loss():
+    probability = ACTIVATIONS["softmax"](TWO_LOGITS)
+    assert probability.flatten().tolist() == pytest.approx([0.5, 0.2, 0.25, 0.4])
+    torch.testing.assert_close(ACTIVATIONS["softmax"](TWO_LOGITS[:, :1]), TWO_LOGITS[:, :1].sigmoid())
+
+
+# References
 
 
 def overlap_reference(logits, target, *, fn_weight, smooth):

@@ -61,8 +61,8 @@ try:
 except MemoryError:
     print("does not fit")
 print("images", epoch(np.arange(slices)).images)
-counted = dict(Predictor([model], loader, 8).case_counts(pack.cases[:2], 0.5))
-print("truth", sum(int(t.tp.sum() + t.fn.sum()) for t in counted.values()))
+counted = Predictor([model], loader, 8).case_counts(pack.cases[:2], 0.5)
+print("truth", sum(int(t.tp.sum() + t.fn.sum()) for [t] in counted))
 """
 
 

@@ -168,11 +168,11 @@ def test_epoch_and_threshold_are_the_best_for_validation_slices(ran, tmp_path):
     for fold, result in zip(ran.experiment.folds, ran.outcome.results, strict=True):
         model, description = load_model(ran.model(fold.number, tmp_path))
         judged = pd.concat(
-            score.slices for score, _ in task.score(ran.experiment.predictor([model], loader), fold.val, 0.5)
+            score.slices for score, _ in task.score(ran.experiment.predictor([model], loader), fold.val, (0.5,))
         )
         assert set(judged["case"]) == fold.val
         expected = best_threshold(judged["truth"].to_numpy(), judged["probability"].to_numpy())
-        assert result.threshold == description["threshold"] == expected
+        assert result.thresholds == (description["threshold"],) == (expected,)
         assert result.best_score == pytest.approx(metrics.roc_auc_score(judged["truth"], judged["probability"]))
         chosen.append(expected)
     assert set(chosen) != {0.5}
@@ -244,9 +244,9 @@ def test_the_target_is_whether_any_pixel_is_tumour():
 def test_a_threshold_that_is_given_is_taken_and_nothing_predicted(ran):
     loader = SliceLoader(ran.experiment.pack, ran.experiment.config.input, torch.device("cpu"))
     never = ran.experiment.predictor([torch.nn.Module()], loader)  # has no forward
-    assert task(threshold=0.3).threshold(never, ran.experiment.pack.cases) == 0.3
+    assert task(threshold=0.3).thresholds(never, ran.experiment.pack.cases) == (0.3,)
     with pytest.raises(NotImplementedError):
-        task(threshold="validation").threshold(never, ran.experiment.pack.cases)
+        task(threshold="validation").thresholds(never, ran.experiment.pack.cases)
 
 
 @pytest.mark.parametrize(

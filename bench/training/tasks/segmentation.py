@@ -68,7 +68,7 @@ class Segmentation:
         """Return the primary score of validation patients at threshold 0.5."""
         metric = self.metrics[self.primary]
         each: Iterable[Sequence[SliceCounts]]
-        if needs_pixels(metric):
+        if needs_pixels(metric) or predictor.pack.padded:
             halves = (0.5,) * len(predictor.pack.structures)
             each = (of_case for _, _, of_case in stacks(predictor, cases, halves))
         else:
