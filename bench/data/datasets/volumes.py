@@ -131,7 +131,7 @@ def volumes(
     found = LabelMap(Structures(), len(grids))
     if structures or stated or label:
         values = as_tuples(structures) if structures else stated or {Structures().names[0]: (label or 1,)}
-        setting = "dataset.json" if stated else "dataset.structures"
+        setting = "dataset.json" if stated else "dataset.structures" if structures else "dataset.label"
         named = make_structures(values, exclusive, setting=setting)
         if len(named) == 1 and stated:  # then every value above 0 is meant, whatever it is
             named = replace(named, values=((),))

@@ -49,19 +49,19 @@ class LabelMap:
     def read(self, stored: NDArray[Any], path: Path) -> Bits:
         """Return the structures (..., H, W) of stored values, as `join_bits` does. Raises `BenchError`."""
         labels, values = to_labels(stored, path)
-        self.seen[path] = set(values) - {0}
+        self.seen[path] = set(values)
         named = self.structures.values
         if named == ((),):
             return (labels > 0).astype(np.uint8)
-        if self.complete and (unknown := self.seen[path].difference(*named)):
+        if self.complete and (unknown := self.seen[path].difference({0}, *named)):
             sentence = f"holds the value {min(unknown)}, which {self.setting} does not name. Fix one of them."
             raise BadFile("mask-values", path, sentence)
         occurring = sorted(set().union(*self.seen.values()))
         for name, own in zip(self.structures.names, named, strict=True):
             if len(self.seen) == self.files and not set(own) & set(occurring):
-                wanted = _shorten(map(self.show, own))
-                there = _shorten(map(self.show, occurring)) or "only background"
-                raise BadSetting(f"{self.setting}.{name} = {wanted} occurs in no mask. They hold {there}.")
+                key = self.setting if self.setting == "dataset.label" else f"{self.setting}.{name}"
+                wanted, there = (_shorten(map(self.show, values)) for values in (own, occurring))
+                raise BadSetting(f"{key} = {wanted} occurs in no mask. They hold {there}.")
         return join_bits(np.stack([np.isin(labels, own) for own in named], -3), self.structures)
 
 
