@@ -149,17 +149,29 @@ def per_structure(name: str, structures: Sequence[str], values: Iterable[V]) -> 
     return dict(zip(columns, each, strict=True))
 
 
+def plain_column(column: str) -> str:
+    """Return the name of a column without the structure that it belongs to."""
+    return column.partition("[")[0]
+
+
 def structures_in(columns: Iterable[str]) -> tuple[str, ...]:
     """Return the structures that a table of scores has columns for, in their order; none if it has only one."""
     found = (str(c).partition("[") for c in columns if str(c).endswith("]"))
     return tuple(dict.fromkeys(rest[:-1] for _, _, rest in found))
 
 
-def select_structure(table: pd.DataFrame, structure: str) -> pd.DataFrame:
+def noun_of(columns: Iterable[str], structure: str | None = None) -> str:
+    """Return what a table of scores is about, as a word: `structure`, or 'structure' if there are several."""
+    return structure or ("structure" if structures_in(columns) else TUMOUR.noun)
+
+
+def select_structure(table: pd.DataFrame, structure: str | None) -> pd.DataFrame:
     """Return a table of scores as if `structure` were the only one: its columns under their plain names.
 
-    Columns that belong to no structure stay. Raises `UnknownName`.
+    Columns that belong to no structure stay; for None all columns do. Raises `UnknownName`.
     """
+    if structure is None:
+        return table
     known = structures_in(table.columns)
     if structure not in known:
         there = f"there is {', '.join(known)}" if known else "the data have only one"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bench.analysis.task_rules import TaskRules, rules_of
+from bench.structures import noun_of, structures_in
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Board:
     """Rows that may be compared, and what they have in common.
 
     `primary` is the score that ranks. `left_out` names patients for whom it is undefined in some row: they are
-    left out of every row.
+    left out of every row. `structure` is the only one that counts, '' if all do.
     """
 
     task: str
@@ -84,6 +85,7 @@ class Board:
     post_hoc: bool
     left_out: tuple[str, ...]
     rows: tuple[BoardRow, ...]
+    structure: str = ""
 
     @property
     def rules(self) -> TaskRules:
@@ -100,8 +102,19 @@ class Board:
         """Data, split and number of patients in one line."""
         scored = f"{self.patients - len(self.left_out)} of " if self.left_out else ""
         name = f"{self.dataset}{' (SYNTHETIC, not patients)' if self.synthetic else ''}{self.rules.label}"
+        name += f" · {self.structure} only" if self.structure else ""
         name += " · RESCORED after the test scores were seen: no fair competitors" if self.post_hoc else ""
         return f"{name} · data {self.data_key[:8]} · split {self.split_hash} · {scored}{self.patients} patients"
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The structures that have scores of their own; none if there is only one."""
+        return tuple(dict.fromkeys(s for row in self.rows for s in structures_in(row.scores)))
+
+    @property
+    def noun(self) -> str:
+        """What is segmented, as a word."""
+        return noun_of((column for row in self.rows for column in row.scores), self.structure)
 
     @property
     def counts_healthy(self) -> bool:

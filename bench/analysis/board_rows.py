@@ -10,6 +10,7 @@ import numpy as np
 from bench.analysis.board import BoardRow
 from bench.analysis.ranking import RankedModel
 from bench.analysis.score_facts import COSTS
+from bench.analysis.structure_view import score_names
 from bench.tracking.tags import Tag, is_derived
 from bench.types import RunRecord
 
@@ -45,7 +46,8 @@ def build_row(
     newest = runs[0]
     seeds = sorted({run.settings.get("run.seed", "?") for run in runs})
     own_name = group_by in (CONFIGURATION, RUN) or len({run.name for run in runs}) == 1
-    logged = sorted({n for run in runs for n in run.metrics if "/" not in n and not n.startswith("rank")})
+    names = {column: name for run in runs for column, name in score_names(run).items()}
+    logged = {column: names[column] for column in sorted(names) if not column.startswith("rank")}
     trained = not is_derived(newest.tags, newest.settings)
     return BoardRow(
         rank=ranked.rank,
@@ -81,7 +83,7 @@ def build_row(
         run_id=newest.run_id,
         runs=tuple(run.run_id for run in runs),
         repeats=tuple(run.run_id for run in every if not any(run is one for one in runs)),
-        scores={name: _mean(runs, name) for name in logged},
+        scores={column: _mean(runs, name) for column, name in logged.items()},
     )
 
 

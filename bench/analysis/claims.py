@@ -125,13 +125,13 @@ def conclude_from_folds(procedure: FoldComparison, better: str, scale: MetricSca
     return f"{head}, but patients do not confirm it: it is not shown which would be better after training again."
 
 
-def describe_healthy(a: pd.DataFrame, b: pd.DataFrame, cases: Set[str]) -> str:
-    """Return in how many of these patients without tumour each run predicts tumour; '' for no patients."""
+def describe_healthy(a: pd.DataFrame, b: pd.DataFrame, cases: Set[str], noun: str) -> str:
+    """Return in how many of these patients without tumour (`noun`) each run predicts it; '' for no patients."""
     if not cases:
         return ""
     alarms = [int((run["fp"][run["case"].isin(cases)] > 0).sum()) for run in (a, b)]
-    patients = "1 patient without tumour is" if len(cases) == 1 else f"{len(cases)} patients without tumour are"
-    return f"{patients} left out: A predicts tumour in {alarms[0]} of them, B in {alarms[1]}."
+    patients = f"1 patient without {noun} is" if len(cases) == 1 else f"{len(cases)} patients without {noun} are"
+    return f"{patients} left out: A predicts {noun} in {alarms[0]} of them, B in {alarms[1]}."
 
 
 def list_caveats(a: Side, b: Side) -> list[str]:

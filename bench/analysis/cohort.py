@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bench.analysis.board import Board
 from bench.analysis.leaderboard import build_boards
+from bench.analysis.structure_view import view_structure
 from bench.errors import BadSetting
 from bench.tracking.tags import is_derived, scored_by_slice
 from bench.types import RunRecord
@@ -73,11 +74,13 @@ def residuals(a: ArrayLike, b: ArrayLike) -> Floats:
     return np.asarray(d - d.mean())
 
 
-def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
+def measure_spread(records: Sequence[RunRecord], structure: str | None = None) -> CohortSpread:
     """Measure the spread on the most informative board of trained segmentation runs (see `_informativeness`).
 
-    Raises `BadSetting` without two comparable runs, or if they have a single fold.
+    With `structure`, of its Dice alone. Raises `BenchError` without two comparable runs, or if they have a single
+    fold.
     """
+    records = view_structure(records, structure)
     trained = [r for r in records if not scored_by_slice(r.tags) and not is_derived(r.tags, r.settings)]
     runs = {r.run_id: r for r in trained if "dice" in r.cases}
     boards = [board for board in build_boards(list(runs.values())) if len(board.rows) > 1]
@@ -102,7 +105,7 @@ def measure_spread(records: Sequence[RunRecord]) -> CohortSpread:
         elif runs[a].settings.get("run.seed") != runs[b].settings.get("run.seed"):
             seed_variances.append(pair.variance / 2)
     return CohortSpread(
-        title=board.title,
+        title=replace(board, structure=structure or "").title,
         synthetic=board.synthetic,
         patients=len(dice),
         folds=folds,

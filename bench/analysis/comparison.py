@@ -28,14 +28,19 @@ from bench.stats import (
     corrected_resampled_t_test,
     interval,
 )
+from bench.structures import noun_of, select_structure, structure_column, structures_in
 
 ROPE = {"": 0.01, "pixels": 1.0, "slices": 0.1}  # largest negligible mean difference, by unit
+STRUCTURE = "structure"  # a kind of group: all patients, scored by this structure alone
 EXTREMES = 5  # patients shown with the largest gains, and with the largest losses
 
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """Patients who share a property: mean scores, mean difference with its interval, share of patients A wins."""
+    """Patients who share a property, or one structure of all patients.
+
+    Mean scores, mean difference with its interval, and the share of patients A wins.
+    """
 
     kind: str
     name: str
@@ -95,13 +100,19 @@ def compare_cases(
     *,
     sides: tuple[Side, Side],
     primary: str = "dice",
+    structure: str | None = None,
     groups: pd.DataFrame | None = None,
 ) -> Comparison:
     """Compare two tables with one row per patient: case, fold, `primary`, tp and fn.
 
-    `groups` holds the groups of each patient: one column per kind, indexed by case. Raises `BenchError`.
+    `structure` is the only one that counts, if given. `groups` holds the groups of each patient: one column per
+    kind, indexed by case. Raises `BenchError`.
     """
     scale = scale_of(primary)
+    if structure is not None:
+        scale = replace(scale, metric=structure_column(primary, structure))
+    noun = noun_of(cases_a.columns, structure)
+    cases_a, cases_b = select_structure(cases_a, structure), select_structure(cases_b, structure)
     for side, cases in zip(sides, (cases_a, cases_b), strict=True):
         if primary not in cases:
             raise BadSetting(f"run {side.name} has no {primary} per patient. Choose another --primary.")
@@ -112,7 +123,7 @@ def compare_cases(
     defined = np.isfinite(table[["a", "b"]].to_numpy(np.float64)).all(axis=1)
     patients, others = table[defined], table[~defined]
     undefined = tuple(sorted(others["case"][others["tumour_pixels"] > 0]))
-    healthy = describe_healthy(cases_a, cases_b, set(others["case"][others["tumour_pixels"] == 0]))
+    healthy = describe_healthy(cases_a, cases_b, set(others["case"][others["tumour_pixels"] == 0]), noun)
     if patients.empty:
         raise BadSetting(f"no patient has a {primary} in both runs. Choose another --primary.")
     d = patients["difference"].to_numpy(np.float64)
@@ -132,7 +143,10 @@ def compare_cases(
         rank_biserial=rank_biserial(scale.sign * d),
         d_z=d_z(scale.sign * d),
         procedure=procedure,
-        strata=tuple(_compare_groups(patients, [] if groups is None else list(groups.columns), scale)),
+        strata=(
+            *_compare_structures(cases_a, cases_b, primary, scale),
+            *_compare_groups(patients, [] if groups is None else list(groups.columns), scale, noun),
+        ),
         claim=claim(paired, losses, procedure, scale, len(undefined), notes),
     )
 
@@ -174,14 +188,30 @@ def _compare_folds(patients: pd.DataFrame, folds: int, scale: MetricScale) -> Fo
     return compared if scale.higher else replace(compared, better=compared.worse, worse=compared.better)
 
 
-def _compare_groups(patients: pd.DataFrame, kinds: Sequence[str], scale: MetricScale) -> Iterator[GroupDifference]:
-    groups = (("tumour size", size_groups(patients["tumour_pixels"])), *((k, patients[k]) for k in kinds))
-    for kind, names in groups:
+def _compare_structures(
+    a: pd.DataFrame, b: pd.DataFrame, primary: str, scale: MetricScale
+) -> Iterator[GroupDifference]:
+    """Compare the scores of each structure over the patients for whom both runs have one."""
+    for structure in structures_in(a.columns):
+        table = _join_scores(select_structure(a, structure), select_structure(b, structure), primary, None)
+        if len(defined := table.dropna(subset=["difference"])):
+            yield _compare_group(STRUCTURE, structure, defined, scale)
+
+
+def _compare_groups(
+    patients: pd.DataFrame, kinds: Sequence[str], scale: MetricScale, noun: str
+) -> Iterator[GroupDifference]:
+    sizes = size_groups(patients["tumour_pixels"], noun)
+    for kind, names in ((f"{noun} size", sizes), *((k, patients[k]) for k in kinds)):
         for name, members in patients.groupby(names, observed=True) if names.nunique() > 1 else ():
-            d = members["difference"]
-            a, b, difference = (float(members[column].mean()) for column in ("a", "b", "difference"))
-            wins = float((scale.sign * d > 0).mean())
-            yield GroupDifference(kind, str(name), len(members), a, b, difference, interval(d), wins)
+            yield _compare_group(kind, str(name), members, scale)
+
+
+def _compare_group(kind: str, name: str, members: pd.DataFrame, scale: MetricScale) -> GroupDifference:
+    d = members["difference"]
+    a, b, difference = (float(members[column].mean()) for column in ("a", "b", "difference"))
+    wins = float((scale.sign * d > 0).mean())
+    return GroupDifference(kind, name, len(members), a, b, difference, interval(d), wins)
 
 
 def nan_to_none(value: Any) -> Any:

@@ -18,6 +18,7 @@ from bench.analysis.board import Board, BoardRow
 from bench.analysis.board_rows import CONFIGURATION, RUN, build_row, one_per_seed, row_key
 from bench.analysis.filters import filter_records
 from bench.analysis.score_facts import lower_is_better
+from bench.analysis.structure_view import view_structure
 from bench.analysis.task_rules import RULES, rules_of
 from bench.errors import UnknownName, did_you_mean
 from bench.tracking.tags import SHARED, Tag, task_name
@@ -32,21 +33,25 @@ def build_boards(
     group_by: str = CONFIGURATION,
     where: Sequence[str] = (),
     pareto: str | None = None,
+    structure: str | None = None,
 ) -> list[Board]:
     """Group comparable records and rank each group by its primary score; equal scores share a rank.
 
     `primary` is any score of the task (by default Dice, or AUROC for presence). `group_by` defines a row:
     `configuration`, `run`, or a setting such as loss.name, whose runs are averaged. `where` keeps runs that match
     conditions such as model=unet or parameters<5e6. `pareto` keeps rows that no other row beats in both score and
-    that cost column. `sort` orders the rows by a column. Raises `BenchError`.
+    that cost column. `sort` orders the rows by a column. `structure` ranks by the scores of that one alone.
+    Raises `BenchError`.
     """
+    records = view_structure(records, structure)
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in filter_records(records, where):
         groups.setdefault(_comparable(record), []).append(record)
     if records:
         _check_primary(primary, records)
         _check_group_by(group_by, records)
-    boards = [_build_board(task, group, primary, group_by) for (task, *_), group in groups.items()]
+    made = (_build_board(task, group, primary, group_by) for (task, *_), group in groups.items())
+    boards = [replace(board, structure=structure or "") for board in made]
     order = list(RULES)
     boards.sort(key=lambda b: (b.synthetic, b.post_hoc, order.index(b.task), -len(b.rows), b.title))
     for column in (pareto, sort):

@@ -39,11 +39,11 @@ def _missing_sequences(pack: Pack, case: str) -> str:
     return " and ".join(same) or "none" if np.ptp(flair) else "none"
 
 
-def size_groups(pixels: pd.Series[int]) -> pd.Series[str]:
-    """Divide patients with tumour into thirds by its pixels; equal sizes stay together, in the smaller third."""
+def size_groups(pixels: pd.Series[int], noun: str = "tumour") -> pd.Series[str]:
+    """Divide patients with tumour (`noun`) into thirds by its pixels; equal sizes stay in the smaller third."""
     limits = np.quantile(pixels[pixels > 0], [1 / 3, 2 / 3]) if (pixels > 0).any() else np.zeros(2)
     thirds = np.where(pixels > 0, 1 + np.searchsorted(limits, pixels), 0)
-    names = ["no tumour", f"small, to {limits[0]:,.0f} px", f"middle, to {limits[1]:,.0f} px", "large"]
+    names = [f"no {noun}", f"small, to {limits[0]:,.0f} px", f"middle, to {limits[1]:,.0f} px", "large"]
     return pd.Series(pd.Categorical([names[third] for third in thirds], names, ordered=True), pixels.index)
 
 

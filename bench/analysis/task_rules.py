@@ -58,7 +58,8 @@ class SegmentationRules:
     def scores(self, records: Sequence[RunRecord]) -> list[str]:
         facts = {name: registry.metric[name].facts for name in registry.metric}
         unranked = {n for n, fact in facts.items() if fact.get("higher") is None or not fact.get("ranked", True)}
-        return sorted({c for record in records for c in record.cases.columns} - {*NOT_METRICS, *unranked})
+        plain = {c for record in records for c in record.cases.columns if not c.endswith("]")}
+        return sorted(plain - {*NOT_METRICS, *unranked})
 
     def higher_is_better(self, score: str) -> bool:
         return score not in registry.metric or bool(registry.metric[score].facts.get("higher"))

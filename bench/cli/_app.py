@@ -23,6 +23,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 OwnDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
 LoggedData = Annotated[Path | None, typer.Option("--data", help="Data folder; default: that of the run.")]
 Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs: model=unet, parameters<5e6.")]
+STRUCTURE_HELP = "Score by this structure alone; default: the mean over structures."
+Structure = Annotated[str | None, typer.Option("--structure", help=STRUCTURE_HELP)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")]

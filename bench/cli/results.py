@@ -15,6 +15,7 @@ from bench.cli._app import (
     Plugin,
     RunName,
     RunOrExport,
+    Structure,
     TrackingUri,
     Where,
     app,
@@ -40,6 +41,7 @@ class Format(StrEnum):
 @app.command()
 def leaderboard(
     primary: Primary = None,
+    structure: Structure = None,
     group_by: Annotated[str, typer.Option(help=GROUP_HELP)] = "configuration",
     where: Where = None,
     pareto: Annotated[str | None, typer.Option(help=PARETO_HELP)] = None,
@@ -59,7 +61,8 @@ def leaderboard(
 
     check_outputs([cases] if cases else [])
     found = read_records(connect(tracking_uri))
-    made = build_boards(found, primary=primary, sort=sort, group_by=group_by, where=where or (), pareto=pareto)
+    options = {"primary": primary, "sort": sort, "pareto": pareto, "structure": structure}
+    made = build_boards(found, **options, group_by=group_by, where=where or ())
     if cases is not None:
         write_output(cases, tables.cases_csv(made, found))
     match format:
@@ -79,7 +82,7 @@ def leaderboard(
             elif not made:
                 say(f"none of {len(found)} runs matches {' and '.join(where or ())}.")
             for board in made:
-                console().print(tables.board_table(board))
+                console().print(tables.widest_table(board, console()))
                 console().print(tables.board_table(board, tables.cost_columns(board)))
 
 
@@ -88,6 +91,7 @@ def compare(
     a: Annotated[str, typer.Argument(help="Name or id of a run.")],
     b: Annotated[str, typer.Argument(help="Name or id of another run on the same split.")],
     primary: Annotated[str, typer.Option(help="Any metric of patients: dice, iou, hd95 ...")] = "dice",
+    structure: Structure = None,
     data: LoggedData = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a figure (PNG) and all numbers (JSON).")] = None,
     plugin: Plugin = None,
@@ -96,7 +100,7 @@ def compare(
     """Compare two runs patient by patient, and print one sentence on what the comparison supports."""
     from bench.reports.comparison import compare as command
 
-    command(a, b, primary=primary, data=data, out=out, uri=tracking_uri)
+    command(a, b, primary=primary, structure=structure, data=data, out=out, uri=tracking_uri)
 
 
 @app.command()
@@ -105,6 +109,7 @@ def gate(
     candidate: Annotated[str, typer.Option(help="Name or id of the run to judge.")],
     margin: Annotated[float | None, typer.Option(help="Accepted loss; default: 0.01 (Dice) or 1 pixel.")] = None,
     primary: Annotated[str, typer.Option(help="Metric of patients; `bench list metrics`.")] = "dice",
+    structure: Structure = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Exit with 1 if the candidate is worse than the baseline by a margin, with 2 if they cannot be compared.
@@ -113,7 +118,7 @@ def gate(
     """
     from bench.reports.gate import gate as judge
 
-    result = judge(baseline, candidate, margin=margin, primary=primary, uri=tracking_uri)
+    result = judge(baseline, candidate, margin=margin, primary=primary, structure=structure, uri=tracking_uri)
     typer.echo(result.message)
     if result.worse:
         raise typer.Exit(1)
@@ -172,12 +177,21 @@ def power(
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds per model, whose scores are averaged.")] = 1,
     models: Annotated[int, typer.Option(min=2, max=1000, help="Models to compare.")] = 2,
     power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of finding the difference.")] = 0.8,
+    structure: Structure = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the smallest Dice difference that a study can detect, simulated from the runs in the store."""
     from bench.reports.power import show_power
 
-    show_power(tracking_uri, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
+    show_power(
+        tracking_uri,
+        patients=patients,
+        folds=folds,
+        seeds=seeds,
+        models=models,
+        power=power,
+        structure=structure,
+    )
 
 
 @app.command()

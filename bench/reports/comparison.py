@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.claims import Side
-from bench.analysis.comparison import Comparison, compare_cases
+from bench.analysis.comparison import STRUCTURE, Comparison, compare_cases
 from bench.analysis.strata import groups_of
 from bench.console import Display, console
 from bench.data.readers.patient_folders import parse_case_name
@@ -35,6 +35,7 @@ SEGMENTATION_ONLY = "Compare segmentation runs: presence is scored over slices, 
 CAPTIONS = {
     "patients": "A better: the probability of superiority. Effect sizes above 0 favour A. "
     "p is for this pair alone: it is too small for a pair that was picked out of many.",
+    "structures": "Over the patients for whom both runs have the score of the structure.",
     "folds": "Corrected resampled t-test, and the posterior of the same distribution.",
     "strata": "Exploratory: the groups are small and many, so nothing is tested.",
 }
@@ -46,13 +47,15 @@ def compare(
     b: str,
     *,
     primary: str = "dice",
+    structure: str | None = None,
     data: Path | None = None,
     out: Path | None = None,
     uri: str | None = None,
 ) -> Comparison:
     """Compare two logged runs and print the result; write comparison.json and comparison.png to `out`.
 
-    `primary` is any metric that both have logged per patient. `data` is the folder of the data set, by default
+    `primary` is any metric that both have logged per patient; `structure` is the only one that counts, by default
+    the mean over structures does. `data` is the folder of the data set, by default
     where a run read it; it is needed to find missing sequences. Raises `BenchError`.
     """
     files = [out / "comparison.json", out / "comparison.png"] if out is not None else []
@@ -70,7 +73,8 @@ def compare(
                 raise
             reason = f"the data set is not available: {plain(str(error))}"
             display.say(f"missing sequences are left out, because {reason}")
-    comparison = compare_cases(*cases, sides=(_side(runs[0]), _side(runs[1])), primary=primary, groups=groups)
+    sides = _side(runs[0]), _side(runs[1])
+    comparison = compare_cases(*cases, sides=sides, primary=primary, structure=structure, groups=groups)
     if runs[0].data.tags.get(Tag.SYNTHETIC) == "true":
         comparison = replace(comparison, claim=f"{comparison.claim} {SYNTHETIC_WARNING}")
     print_comparison(comparison)
@@ -103,8 +107,9 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(f"{name}: {side.name} ({side.run_id[:8]})", markup=False, soft_wrap=True)
     for title, rows, caption in (
         (f"{metric} of patients: the fitted models", [_patient_row(comparison)], CAPTIONS["patients"]),
+        (f"{metric} of each structure", _group_rows(comparison, structures=True), CAPTIONS["structures"]),
         ("means of folds: the training procedures", [_fold_row(comparison)], CAPTIONS["folds"]),
-        ("where each is better", _group_rows(comparison), CAPTIONS["strata"]),
+        ("where each is better", _group_rows(comparison, structures=False), CAPTIONS["strata"]),
         ("patients with the largest gains and losses of A", _extreme_rows(comparison), ""),
     ):
         if rows:
@@ -143,21 +148,26 @@ def _fold_row(comparison: Comparison) -> dict[str, str]:
     }
 
 
-def _group_rows(comparison: Comparison) -> list[dict[str, str]]:
+def _group_rows(comparison: Comparison, *, structures: bool) -> list[dict[str, str]]:
+    """Return the rows of structures, or of groups of patients."""
     digits = comparison.scale.digits
     return [
-        {"patients by": group.kind, "": group.name, "n": str(group.n)}
+        ({"structure": group.name} if structures else {"patients by": group.kind, "": group.name})
+        | {"n": str(group.n)}
         | _means(group.a, group.b, group.difference, digits)
         | {"95% interval": _ends(group.interval, digits), "A better": f"{group.wins:.0%}"}
         for group in comparison.strata
+        if (group.kind == STRUCTURE) == structures
     ]
 
 
 def _extreme_rows(comparison: Comparison) -> list[dict[str, str]]:
+    several = "[" in comparison.scale.metric or any(group.kind == STRUCTURE for group in comparison.strata)
+    noun = "structure" if several else "tumour"
     return [
         {"A": effect, "patient": row["case"], "fold": str(row["fold"])}
         | _means(row["a"], row["b"], row["difference"], comparison.scale.digits, "A's", "B's")
-        | {"tumour pixels": f"{row['tumour_pixels']:,}"}
+        | {f"{noun} pixels": f"{row['tumour_pixels']:,}"}
         for effect, side in (("gains", 1), ("loses", -1))
         for row in comparison.largest(side).to_dict("records")
     ]

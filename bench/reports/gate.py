@@ -13,6 +13,7 @@ from bench.analysis.claims import MAX_UNDEFINED, Side
 from bench.analysis.comparison import compare_cases, scale_of
 from bench.errors import BadSetting
 from bench.formatting import SYNTHETIC_WARNING, between, plain
+from bench.structures import noun_of
 from bench.tracking import connect, read_table, run_label
 from bench.tracking.selection import comparable_pair
 from bench.tracking.tags import Tag
@@ -30,12 +31,19 @@ class GateResult:
 
 
 def gate(
-    baseline: str, candidate: str, *, margin: float | None = None, primary: str = "dice", uri: str | None = None
+    baseline: str,
+    candidate: str,
+    *,
+    margin: float | None = None,
+    primary: str = "dice",
+    structure: str | None = None,
+    uri: str | None = None,
 ) -> GateResult:
     """Compare two finished runs on the same data and split.
 
     `margin` is in the unit of `primary`, by default the largest difference without practical meaning (0.01 Dice, 1
-    pixel). Raises `BenchError` if the data differ, patients are too few, or too many of them have no score.
+    pixel). `structure` is the only one that counts; by default the mean over structures does. Raises `BenchError`
+    if the data differ, patients are too few, or too many of them have no score.
     """
     scale = scale_of(primary)
     margin = scale.rope if margin is None else margin
@@ -45,13 +53,15 @@ def gate(
     runs = comparable_pair(store, candidate, baseline, SEGMENTATION_ONLY)
     tables = read_table(store, runs[0], "cases"), read_table(store, runs[1], "cases")
     names = [plain(run_label(run)) for run in runs]
-    comparison = compare_cases(*tables, sides=(Side(names[0]), Side(names[1])), primary=primary)
+    sides, noun = (Side(names[0]), Side(names[1])), noun_of(tables[0].columns, structure)
+    comparison = compare_cases(*tables, sides=sides, primary=primary, structure=structure)
+    primary = comparison.scale.metric
     paired, interval = comparison.paired, comparison.paired.interval
     if paired.n < MIN_PATIENTS:
         patients = "1 patient is" if paired.n == 1 else f"{paired.n} patients are"
         raise BadSetting(f"{patients} too few to judge: at least {MIN_PATIENTS} are needed. Run more patients.")
     if (missing := len(comparison.undefined)) > MAX_UNDEFINED * (paired.n + missing):
-        patients = "1 patient with tumour has" if missing == 1 else f"{missing} patients with tumour have"
+        patients = f"1 patient with {noun} has" if missing == 1 else f"{missing} patients with {noun} have"
         raise BadSetting(f"{patients} no {primary} in one of the runs. Choose another --primary.")
     best_case = max(scale.sign * interval.low, scale.sign * interval.high)
     worse = best_case < -margin

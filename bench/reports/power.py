@@ -22,12 +22,14 @@ def show_power(
     seeds: int = 1,
     models: int = 2,
     power: float = 0.8,
+    structure: str | None = None,
 ) -> pd.DataFrame:
     """Print the smallest Dice difference that a study can detect, estimated from the runs in the store.
 
-    Patients and folds are by default those of the runs. Returns the table that is printed. Raises `BenchError`.
+    Patients and folds are by default those of the runs, and Dice is the mean over structures. Returns the table
+    that is printed. Raises `BenchError`.
     """
-    cohort = measure_spread(read_records(connect(uri)))
+    cohort = measure_spread(read_records(connect(uri)), structure)
     patients = cohort.patients if patients is None else patients
     folds = cohort.folds if folds is None else folds
     counts = {"seeds": (*SEEDS, seeds), "models": (*MODELS, models)}

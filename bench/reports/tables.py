@@ -7,10 +7,12 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pandas as pd
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +32,7 @@ from bench.formatting import (
     signed,
 )
 from bench.reports.html_document import escaped
+from bench.structures import structure_column
 from bench.types import RunRecord
 
 
@@ -96,8 +99,8 @@ COSTS = (
 )
 
 
-def score_columns(board: Board) -> tuple[Column, ...]:
-    """Return the columns of ranks, scores and their uncertainty."""
+def score_columns(board: Board, *, structures: bool = True) -> tuple[Column, ...]:
+    """Return the columns of ranks, scores and their uncertainty, with or without the Dice of each structure."""
     name = board.primary
     digits = digits_of(name)
     headline = board.rules.headline
@@ -105,7 +108,21 @@ def score_columns(board: Board) -> tuple[Column, ...]:
     dice = () if name == headline else (_score(headline, NAMES[headline], ""),)
     false_positives = (FALSE_POSITIVES,) if board.counts_healthy else ()
     compared = _comparison_columns(board, digits)
-    return (RANK, RUN, first, *compared, *dice, *SCORES[board.task], *false_positives, ID)
+    each = structure_columns(board) if structures else ()
+    others = [
+        replace(column, meaning=column.meaning.replace("tumour", board.noun))
+        for column in (*SCORES[board.task], *false_positives)
+    ]
+    return (RANK, RUN, first, *compared, *dice, *each, *others, ID)
+
+
+def structure_columns(board: Board) -> tuple[Column, ...]:
+    """Return the columns of the Dice of each structure, of two or three."""
+    return tuple(
+        _score(structure_column(board.rules.headline, s), s, f"mean {NAMES['dice']} of {s}")
+        for s in board.structures
+        if len(board.structures) <= 3
+    )
 
 
 def cost_columns(board: Board) -> tuple[Column, ...]:
@@ -158,6 +175,13 @@ def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
     return table
 
 
+def widest_table(board: Board, console: Console) -> Table:
+    """Return the scores of a board; with the Dice of each structure if no word has to be broken for it."""
+    table = board_table(board)
+    fits = Measurement.get(console, console.options, table).minimum <= console.width
+    return table if fits else board_table(board, score_columns(board, structures=False))
+
+
 def board_markdown(boards: Sequence[Board]) -> str:
     """Return boards as Markdown, each with its title: scores, then costs."""
     parts = []
@@ -199,6 +223,7 @@ def board_csv(boards: Sequence[Board]) -> str:
     rows: list[dict[str, object]] = []
     for number, b in enumerate(boards, 1):
         shared = {"board": number, "task": b.task, "primary": b.primary, "post_hoc": b.post_hoc}
+        shared |= {"structure": b.structure} if b.structure else {}
         rows += [{**shared, "left_out": len(b.left_out), **row.flat()} for row in b.rows]
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(out, list(names) or ["board"], lineterminator="\n")
@@ -222,7 +247,8 @@ def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
 def board_json(boards: Sequence[Board]) -> str:
     """Return boards as JSON with their rows at full precision; undefined values are null."""
     objects = [asdict(b) | {"notes": b.notes, "rows": [row.flat() for row in b.rows]} for b in boards]
-    return json.dumps(nan_to_none(objects), indent=1, allow_nan=False)
+    named = [{k: v for k, v in each.items() if k != "structure" or v} for each in objects]
+    return json.dumps(nan_to_none(named), indent=1, allow_nan=False)
 
 
 def _cell(value: object) -> object:

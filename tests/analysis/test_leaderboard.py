@@ -10,6 +10,7 @@ import pytest
 
 from bench.analysis.board import Board, BoardRow
 from bench.analysis.leaderboard import board_of_run, build_boards, rank_metrics
+from bench.analysis.score_facts import digits_of, lower_is_better
 from bench.analysis.task_rules import rules_of
 from bench.data.pack import Manifest
 from bench.errors import BadSetting, UnknownName
@@ -664,3 +665,50 @@ def test_rank_metrics_cover_every_run_of_a_row():
     assert metrics["id-poor"] == {"rank": 2, "rank_low": 2, "rank_high": 2, "rank_first": 0}
     assert metrics["id-none"]["rank"] == 3
     assert isnan(metrics["id-none"]["rank_first"])
+
+
+# --- several structures
+
+
+def with_structures(name: str, core: list[float], rim: list[float]) -> RunRecord:
+    """Return a run whose Dice is the mean over two structures."""
+    mean = [(a + b) / 2 for a, b in zip(core, rim, strict=True)]
+    logged = {"dice": sum(mean) / 8, "dice__core": sum(core) / 8, "dice__rim": sum(rim) / 8}
+    return record(name, mean, columns={"dice[core]": core, "dice[rim]": rim}, **logged, cost__flops=5)
+
+
+TWO = [with_structures("first", FINE, POOR), with_structures("second", FAIR, FINE), record("single", 0.99)]
+
+
+def test_a_row_has_the_dice_of_each_structure_beside_their_mean():
+    row = board_of(*TWO[:2]).rows[0]
+    assert row.name == "second"
+    assert row.flat()["dice[core]"] == pytest.approx(sum(FAIR) / 8)
+    assert row.flat()["dice[rim]"] == pytest.approx(sum(FINE) / 8)
+    assert row.flops == 5
+    assert order(board_of(*TWO[:2], sort="dice[core]")) == ["first", "second"]
+
+
+def test_a_board_of_one_structure_ranks_by_it_alone_and_names_it():
+    board = board_of(*TWO, structure="core")
+    assert order(board) == ["first", "second"]
+    assert board.rows[0].score == board.rows[0].scores["dice"] == pytest.approx(sum(FINE) / 8)
+    assert board.rows[0].difference == 0
+    assert board.rows[0].flops == 5
+    assert "core only" in board.title
+    assert (board.noun, board.structures) == ("core", ())
+    assert "[" not in "".join(board.rows[0].flat())
+
+
+def test_a_structure_that_no_run_has_raises():
+    with pytest.raises(UnknownName, match=r"no structure 'cor'; there is core, rim\. Did you mean 'core'"):
+        build_boards(TWO, structure="cor")
+    with pytest.raises(UnknownName, match="every run has only one"):
+        build_boards(TWO[2:], structure="core")
+
+
+def test_a_column_of_a_structure_cannot_rank_but_is_read_like_its_score():
+    with pytest.raises(UnknownName, match="cannot rank by"):
+        build_boards(TWO, primary="dice[core]")
+    assert (lower_is_better("hd95[core]"), lower_is_better("dice[core]")) == (True, False)
+    assert (digits_of("hd95[core]"), digits_of("dice[core]")) == (1, 3)

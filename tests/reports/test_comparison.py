@@ -494,3 +494,41 @@ def test_the_figure_shows_each_patient_in_the_colour_of_the_winner():
     assert [height for _, height in bars] == pytest.approx([-0.02, 0, 0.05, 0.1, 0.3])
     assert left.get_xlabel() == "B: second"
     assert left.get_ylabel() == "A: first"
+
+
+# several structures
+
+
+def of_structures(core, rim) -> pd.DataFrame:
+    """Return one row per patient with the mean over two structures; each has 50 pixels."""
+    mean = np.nanmean([core, rim], axis=0)
+    columns = {"dice[core]": core, "dice[rim]": rim}
+    columns |= {f"{count}[{name}]": 25 for name in ("core", "rim") for count in ("tp", "fn")}
+    return cases(mean).assign(**columns)
+
+
+def test_each_structure_has_its_difference_beside_the_mean():
+    tables = of_structures([0.9, 0.8, 0.7, 0.6, 0.5], SCORES[0]), of_structures(SCORES[1], SCORES[0])
+    comparison = compare_cases(*tables, sides=(A, B))
+    core, rim = (group for group in comparison.strata if group.kind == "structure")
+    assert comparison.paired.difference == pytest.approx(0.043)
+    assert (core.name, core.n, core.difference, core.wins) == ("core", 5, pytest.approx(0.086), 0.6)
+    assert core.interval == compare_cases(*tables, sides=(A, B), structure="core").paired.interval
+    assert (rim.name, rim.a, rim.difference, rim.wins) == ("rim", pytest.approx(0.7), 0, 0)
+
+
+def test_one_structure_is_compared_by_its_own_scores_and_pixels():
+    tables = of_structures(SCORES[0], SCORES[0]), of_structures(SCORES[1], SCORES[0])
+    comparison = compare_cases(*tables, sides=(A, B), structure="core")
+    assert comparison.patients["a"].tolist() == SCORES[0]
+    assert comparison.patients["tumour_pixels"].tolist() == [50] * 5
+    assert "mean dice[core] (" in comparison.claim
+    assert [group.kind for group in comparison.strata] == []
+    with pytest.raises(UnknownName, match=r"no structure 'rin'; there is core, rim\. Did you mean 'rim'"):
+        compare_cases(*tables, sides=(A, B), structure="rin")
+
+
+def test_a_patient_without_one_structure_counts_for_the_other():
+    rim = [0.5, np.nan, 0.5, 0.5, 0.5]
+    comparison = compare_cases(of_structures(SCORES[0], rim), of_structures(SCORES[1], rim), sides=(A, B))
+    assert [(g.name, g.n) for g in comparison.strata if g.kind == "structure"] == [("core", 5), ("rim", 4)]

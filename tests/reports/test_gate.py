@@ -114,3 +114,16 @@ def test_the_exit_code_reports_the_result(store, baseline) -> None:
         assert result.exit_code == code
         assert "over 10 patients (95% interval -0.020 to -0.020)" in result.output
     assert isinstance(CliRunner().invoke(app, [*arguments, "--margin", "-1"]).exception, BadSetting)  # `main`: 2
+
+
+def test_the_gate_judges_one_structure_alone(store) -> None:
+    for name, loss in (("baseline", 0.0), ("candidate", 0.05)):
+        rows = {"core": BASE - loss, "rim": BASE}
+        table = pd.DataFrame({"case": [f"p{n:02}" for n in range(len(BASE))], "dice": BASE})
+        columns = {f"dice[{s}]": values for s, values in rows.items()}
+        tags = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.task": "segmentation"}
+        with open_run(store, f"{name}-two", "test", tags) as recorder:
+            recorder.table("cases", table.assign(**columns, fold=0, tp=10, fp=0, fn=0, tn=0))
+    core, rim = (gate("baseline-two", "candidate-two", structure=s, uri=store.uri) for s in ("core", "rim"))
+    assert (core.worse, rim.worse) == (True, False)
+    assert "mean dice[core] -0.050 over 10 patients" in core.message
