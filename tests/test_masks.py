@@ -35,6 +35,30 @@ def test_masks_come_back_as_they_were(tmp_path, height, width):
     assert np.array_equal(masks, np.concatenate([given["B"], given["A"]]))
 
 
+@pytest.mark.parametrize(("structures", "in_file"), [(1, (4, 5, 7)), (2, (4, 2, 5, 7)), (9, (4, 9, 5, 7))])
+def test_files_of_one_structure_have_no_axis_for_it_and_those_of_several_do(tmp_path, structures, in_file):
+    given = {"B": random_masks(0, 3, structures, 5, 7), "A": random_masks(1, 1, structures, 5, 7)}
+    numbers = {"A": [4], "B": [1, 2, 9]}
+    hundredths = {case: np.random.default_rng(2).integers(0, 100, m.shape, np.uint8) for case, m in given.items()}
+    save_masks(tmp_path / "masks.npz", Masks(given.items()), numbers)
+    save_probabilities(tmp_path / "p.npz", Probabilities(hundredths.items()), numbers)
+    with np.load(tmp_path / "masks.npz") as file:
+        assert tuple(file["shape"]) == in_file
+    with np.load(tmp_path / "p.npz") as file:
+        assert file["shapes"].tolist() == [[3, *in_file[1:]], [1, *in_file[1:]]]
+    assert np.array_equal(load_masks(tmp_path / "masks.npz")[1], np.concatenate(list(given.values())))
+    found = load_probabilities(tmp_path / "p.npz")[1]
+    assert all(np.array_equal(found[case], values) for case, values in hundredths.items())
+
+
+def test_a_threshold_leaves_exclusive_structures_the_most_probable_one():
+    """In hundredths; of equal ones the first."""
+    values = np.uint8([[[[60, 70, 80]], [[40, 80, 80]]]])
+    exclusive, both = (above_threshold(values, 0.5, exclusive=way) for way in (True, False))
+    assert both.astype(int).tolist() == [[[[1, 1, 1]], [[0, 1, 1]]]]
+    assert exclusive.astype(int).tolist() == [[[[1, 0, 1]], [[0, 1, 0]]]]
+
+
 def test_masks_are_held_as_bits_and_shown_as_they_were():
     given = {"B": random_masks(0, 3, 1, 9, 13), "A": random_masks(1, 2, 1, 9, 13)}
     masks = Masks.joined([Masks([(case, mask)]) for case, mask in given.items()])

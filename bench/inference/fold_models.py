@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bench import registry
@@ -60,7 +61,7 @@ class FoldModels:
         self.descriptions = [description for _, description in loaded]
         self.config = RunConfig.model_validate(self.descriptions[0]["config"])
         first = self.descriptions[0]
-        self.structures = Structures(**first["structures"]) if "structures" in first else Structures()
+        self.structures = TypeAdapter(Structures).validate_python(first.get("structures", Structures()))
         self.activation: str = first.get("activation", "sigmoid")
         self.axis: int = first.get("axis", 2)  # along which volumes are cut
         self.thresholds = mean_thresholds(self.descriptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from bench.masks import Masks, above_threshold, load_masks, load_probabilities
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
 from bench.overrides import override
+from bench.structures import Structures, call_structures
 from bench.training.cross_validation import cross_validate, estimate_time
-from bench.training.experiment import resolve
+from bench.training.experiment import Experiment, resolve
 from bench.training.fold import derive_seed
 from bench.training.fold_records import case_table
 from bench.types import Watch
-from tests.fakes import MemoryRecorder
+from tests.fakes import TWO, MemoryRecorder, tiny_pack
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -277,6 +279,64 @@ def test_a_run_that_outgrows_the_memory_goes_on_in_parts_says_so_and_logs_it():
         "out of memory: each batch of 8 is now split into 4 parts, whose gradients are added up",
     ]
     assert recorder.children["fold 0"].labels["plan.parts_of_a_batch"] == "4"
+
+
+# Several structures
+
+
+def resolve_two(patch: pytest.MonkeyPatch, structures: Structures = TWO, **changes: Any) -> Experiment:
+    """An experiment on six patients of two structures."""
+    pack = tiny_pack(cases=6, slices=4, structures=structures)
+    patch.setattr("bench.training.experiment.raw_pack", lambda config, **options: pack)
+    return resolve(config(train__epochs=1, **changes), only=0)
+
+
+@pytest.mark.parametrize("loss", ["ce_dice", "bce_dice"])
+def test_a_run_of_two_structures_scores_each_and_their_mean(loss, tmp_path, monkeypatch):
+    experiment, recorder = resolve_two(monkeypatch, loss=loss, evaluate__threshold="validation"), MemoryRecorder()
+    [result] = cross_validate(experiment, recorder, only=0).results
+    child, cases = recorder.children["fold 0"], recorder.tables["cases"].set_index("case")
+    for path, contents in child.paths.items():
+        for name, content in contents.items():
+            (tmp_path / path).mkdir(exist_ok=True)
+            (tmp_path / path / name).write_bytes(content)
+    index, masks = load_masks(tmp_path / "masks/masks.npz")
+    assert masks.shape == (len(index), 2, 32, 32)
+    assert masks.any()
+    assert not masks.all(1).any()  # exclusive
+    models = FoldModels([tmp_path / "model"])
+    assert models.activation == {"ce_dice": "softmax", "bce_dice": "sigmoid"}[loss]
+    assert models.thresholds == result.thresholds
+    for case, row in cases.iterrows():
+        rows, mine = experiment.pack.rows([str(case)]), masks[(index["case"] == case).to_numpy()]
+        truth, probability = experiment.pack.truth(rows), models.probabilities(experiment.pack.images[rows])
+        np.testing.assert_array_equal(call_structures(probability, result.thresholds, exclusive=True), mine)
+        dice = 2 * (mine & truth).sum((0, 2, 3)) / (mine.sum((0, 2, 3)) + truth.sum((0, 2, 3)))
+        assert [row["dice[upper]"], row["dice[lower]"], row["dice"]] == pytest.approx([*dice, dice.mean()])
+        assert (row["threshold[upper]"], row["threshold[lower]"]) == result.thresholds
+    for name in ("dice", "dice[upper]", "dice[lower]"):
+        assert recorder.last(name) == pytest.approx(cases[name].mean())
+    assert [child.last(f"best/threshold[{name}]") for name in TWO.names] == list(result.thresholds)
+    assert {"overlays/best", "overlays/worst"} <= recorder.images.keys()
+
+
+def test_a_softmax_is_refused_for_structures_that_may_overlap(monkeypatch):
+    overlapping = replace(TWO, exclusive=False)
+    with pytest.raises(BadSetting, match=r"ce_dice is for structures that exclude each other.* upper, lower may"):
+        resolve_two(monkeypatch, overlapping, loss="ce_dice")
+    assert resolve_two(monkeypatch, overlapping, loss="bce_dice").structures == ("upper", "lower")
+
+
+def test_a_classifier_answers_for_all_structures_together(monkeypatch):
+    changes = {"model": {"name": "classifier", "encoder": "mobilenetv3_small_050"}, "loss": "bce"}
+    experiment = resolve_two(monkeypatch, evaluate__primary="auroc", **changes)
+    assert experiment.structures == ("any",)
+    masks = torch.zeros(3, 2, 4, 4)
+    masks[1, 0, 1, 1] = masks[2, 1, 2, 2] = 1
+    assert experiment.task.target(masks).flatten().tolist() == [0, 1, 1]
+
+
+# Seeds and choices
 
 
 def test_another_seed_keeps_the_split():

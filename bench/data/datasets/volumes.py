@@ -228,6 +228,8 @@ def _stated_structures(description: _Description) -> dict[str, tuple[int, ...]]:
     values: dict[str, tuple[int, ...]] = {}
     for key, value in description.labels.items():
         name, own = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
+        if isinstance(own, str) and not own.isdigit():
+            raise DataError(f"dataset.json has the label '{key}': '{value}'. Give it a number, as in 'liver': 1.")
         values[str(name)] = own if isinstance(own, tuple) else (int(own),)
     if ignored := [name for name in values if name.lower() == "ignore"]:
         raise DataError(
