@@ -320,9 +320,9 @@ def _stamp(source: Source) -> str:
         for s in source.slices
     ]
     rows += [signature(path) for path in source.extra_files]
-    several = [asdict(source.structures)] if len(source.structures) > 1 else []
+    named = [asdict(source.structures)] if source.structures != TUMOUR else []
     return hash_json(
-        (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, *several, rows)
+        (FORMAT, source.name, source.channels, source.synthetic, source.notes, source.variant, *named, rows)
     )
 
 

@@ -121,6 +121,16 @@ def test_a_packed_data_set_knows_its_structures_and_other_names_are_another_pack
     assert named.index["pixels"].tolist() == (truth > 0).sum((1, 2)).tolist()
 
 
+def test_a_pack_of_a_single_structure_takes_another_name_without_changing_its_key(tmp_path):
+    write_case(tmp_path, "a")
+    packs = []
+    for name in ("tumour", "lesion"):
+        describe(tmp_path, {"background": 0, name: 1})
+        packs.append(load_or_pack(volumes(tmp_path), tmp_path / "cache"))
+    assert [pack.structures.names for pack in packs] == [("tumour",), ("lesion",)]
+    assert packs[0].manifest.key == packs[1].manifest.key
+
+
 @pytest.mark.parametrize(
     ("labels", "settings", "error", "message"),
     [

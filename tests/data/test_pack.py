@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from bench.data.pack import load_or_pack, open_pack, pack_in_memory
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.files import cache_folder
+from bench.structures import Structures
 from tests.fakes import pack_of, refuse_to_write
 
 CASES = {"B": 3, "A": 2}  # patients and how many slices each has
@@ -96,6 +98,26 @@ def test_a_manifest_describes_the_pack(disk, cache):
     assert (manifest.dataset, manifest.synthetic, manifest.licence) == ("fake", True, "CC0")
     assert (manifest.channels, manifest.notes) == (("pre", "flair"), ("take care",))
     assert set(manifest.sha256) == {"images.npy", "masks.npy", "histograms.npy", "index.csv"}
+
+
+def test_the_key_of_one_structure_is_a_hash_of_sizes_names_pixels_and_masks_alone(disk, cache):
+    """It identifies the data of every run that was logged before data sets had several structures."""
+    source = disk.source()
+    digest = hashlib.sha256(f"1 {SHAPE}".encode())
+    for entry in source.slices:
+        digest.update(f"{entry.case}/{entry.number}/{entry.institution}".encode())
+        digest.update(np.load(entry.image).tobytes() + np.load(entry.mask).tobytes())
+    assert load_or_pack(source, cache).manifest.key == digest.hexdigest()[:16]
+
+
+def test_a_pack_that_was_written_before_structures_had_names_is_opened(disk, cache):
+    pack = load_or_pack(disk.source(), cache)
+    manifest = json.loads((pack.folder / "manifest.json").read_text())
+    del manifest["structures"], manifest["axis"]
+    (pack.folder / "manifest.json").write_text(json.dumps(manifest))
+    again = load_or_pack(disk.source(), cache)
+    assert again.folder == pack.folder
+    assert again.structures == Structures(("tumour",), ((),))
 
 
 def test_names_that_look_like_numbers_or_missing_values_stay_text(disk, cache):

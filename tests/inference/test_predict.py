@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from bench.config import Evaluate, Input
 from bench.data.loader import SliceLoader
 from bench.data.pack import Pack
 from bench.inference.predict import MeanPredictor, Predictor, padded_batch, stacks
+from bench.metrics.aggregate import summarise
+from bench.training.fold_records import patient_rows, slice_table
 from bench.training.tasks.segmentation import (
     Segmentation,
     choose_threshold,
@@ -310,6 +313,36 @@ def test_validation_counts_nothing_in_the_padding_either():
     predictor = Predictor([model], SliceLoader(pack, Input(), CPU), 4)
     true = int(pack.masks[4:].sum())
     assert Segmentation().validate(predictor, ["P1"]) == pytest.approx(2 * true / (true + 4 * 24 * 20))
+
+
+# What a run of one structure logs
+
+
+def test_the_tables_of_one_structure_have_plain_names_and_the_values_of_the_reference():
+    """Of fixed probabilities, by every metric, as before data sets could have several structures."""
+    pack, threshold = tiny_pack(cases=2, slices=3, size=12), 0.45
+    probability = np.random.default_rng(0).random((6, 1, 12, 12)).round(3) * 0.5 + 0.3 * pack.truth(np.arange(6))
+    fixed = MeanPredictor([Fixed(pack, probability)], pack)
+    task = Segmentation(Evaluate(metrics=tuple(reference.METRICS)))
+    scores = [score for score, _ in task.score(fixed, pack.cases, (threshold,))]
+    cases, slices = pd.DataFrame(patient_rows(scores, fold=0, threshold=threshold)), slice_table(scores)
+    assert list(cases.columns) == ["case", "fold", "threshold", *reference.METRICS, "tp", "fp", "fn", "tn"]
+    assert list(slices.columns) == ["case", "slice", "tp", "fp", "fn", "tn", "dice"]
+    held = probability[:, 0].astype(np.float32)
+    for case, row in cases.set_index("case").iterrows():
+        rows = pack.rows([str(case)])
+        seen = pack.masks[rows] == 1, held[rows], np.float32(threshold)
+        for name, metric in reference.METRICS.items():
+            assert row[name] == pytest.approx(metric(*seen), abs=1e-6, nan_ok=True), name
+        assert tuple(row[["tp", "fp", "fn", "tn"]]) == reference.counts(*seen)
+    for number, row in slices.iterrows():
+        seen = pack.masks[number] == 1, held[number], np.float32(threshold)
+        assert tuple(row[["tp", "fp", "fn", "tn"]]) == reference.counts(*seen)
+        assert row["dice"] == pytest.approx(reference.dice(*seen), nan_ok=True)
+    assert slices["slice"].tolist() == [1, 2, 3, 1, 2, 3]
+    values = summarise(cases, with_interval=False)
+    assert values["dice"] == pytest.approx(reference.mean(cases["dice"]))
+    assert not [name for name in values if "[" in name]
 
 
 # The threshold
