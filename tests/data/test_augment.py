@@ -61,6 +61,17 @@ def test_every_augmentation_keeps_shape_type_and_range(name, settings, channels,
 
 
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_every_structure_is_changed_as_if_it_were_the_only_one(name, settings):
+    images, masks = slices(3)
+    several = torch.cat((masks, masks.flip(3), 1 - masks), 1)
+    changed = apply(name, images, several, SliceRandom(0, 0, range(3)), **settings)
+    for k in range(3):
+        alone = apply(name, images, several[:, k : k + 1], SliceRandom(0, 0, range(3)), **settings)
+        assert torch.equal(changed[0], alone[0])
+        assert torch.equal(changed[1][:, k : k + 1], alone[1])
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_a_slice_is_changed_equally_in_any_batch(name, settings):
     images, masks = slices(4)
     numbers = [7, 2, 9, 4]

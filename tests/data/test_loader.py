@@ -16,6 +16,7 @@ from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import one_case_per_slice
 from bench.errors import BadSetting
 from bench.inference.sliding_window import logits_of
+from bench.structures import Structures, join_bits
 from tests.fakes import pack_of, tiny_pack
 
 CPU = torch.device("cpu")
@@ -102,6 +103,18 @@ def test_loaded_images_keep_a_zero_background_and_masks_are_unchanged():
     assert (images[:, :, :4] == 0).all()
     assert images.max() == 1
     assert torch.equal(masks[:, 0], torch.from_numpy(PACK.masks).float())
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("count", [2, 9, 17])
+def test_masks_of_several_structures_have_a_plane_each(count, resident):
+    structures = Structures(tuple(f"s{k}" for k in range(count)), ((),) * count)
+    truth = np.random.default_rng(0).random((4, count, 32, 32)) < 0.4
+    pack = pack_of(PACK.images[:4], join_bits(truth, structures), ["P0"] * 4, structures=structures)
+    loader, rows = SliceLoader(pack, Input(), CPU, resident=resident), np.array([2, 0, 3])
+    for _, masks in (loader.load(rows), loader.load_normalised(rows)):
+        assert masks.dtype == torch.float32
+        np.testing.assert_array_equal(masks, truth[rows])
 
 
 def test_rows_may_be_in_any_order():

@@ -12,10 +12,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from bench.inference.overlays import PREDICTION, TRUTH, outline, overlay, overlays, side_by_side
+from bench.inference.overlays import (
+    PREDICTION,
+    TRUTH,
+    colour_of,
+    outline,
+    overlay,
+    overlays,
+    pixels_of,
+    side_by_side,
+)
 from bench.metrics.classification import confusion_matrix, reliability_curve
 from bench.training.plots import curves, presence_pictures
-from tests.fakes import tiny_pack
+from tests.fakes import TWO, tiny_pack
 
 
 def near(pixels: np.ndarray, colour: str) -> np.ndarray:
@@ -67,6 +76,29 @@ def test_truth_and_prediction_have_their_own_colours():
     assert prediction[160:, 160:].any()
     assert not truth[160:].any()
     assert not prediction[:160].any()
+
+
+def test_each_of_several_structures_has_a_colour_and_its_truth_is_dotted():
+    figure = Figure(figsize=(3.2, 3.2), dpi=100)
+    masks = np.stack((box(2, 2), box(20, 20)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    outline(axis, np.zeros((32, 32), np.uint8), 1, None, masks)
+    pixels = pixels_of(figure)
+    first, second = (near(pixels, colour_of(k)) for k in range(2))
+    assert first[:160, :160].any()
+    assert second[160:, 160:].any()
+    assert not first[160:].any()
+    assert not second[:160].any()
+    whole = (pixels > 40).any(2).sum()
+    axis.clear()
+    outline(axis, np.zeros((32, 32), np.uint8), 1, masks, None)
+    assert 0 < (pixels_of(figure) > 40).any(2).sum() < 0.8 * whole  # gaps between dots
+
+
+def test_an_overlay_names_the_structures_of_the_pack():
+    pack = tiny_pack(cases=1, structures=TWO)
+    pixels = overlay(pack, "P0", pack.truth(pack.rows(["P0"])), "found")
+    assert all(near(pixels, colour_of(k)).any() for k in range(2))
 
 
 @pytest.mark.parametrize("mask", [np.zeros((32, 32), bool), np.ones((32, 32), bool), box(0, 0, 1)])

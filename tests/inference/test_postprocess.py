@@ -135,6 +135,17 @@ def test_each_rule_does_its_own_and_leaves_the_given_mask_alone(rules, wanted):
     assert np.array_equal(mask, before)
 
 
+def test_each_structure_is_cleaned_by_itself_and_takes_no_pixel_from_another():
+    """Of two rings, the hole of the first is the second structure, and the hole of the other is empty."""
+    rings, core = drawn("###.### #.#.#.# ###.###"), drawn("....... .#..... .......")
+    mask = np.stack((rings, core), 1)
+    filled = clean(mask, Postprocess(fill_holes=True))
+    assert np.array_equal(filled[:, 0], drawn("###.### #.#.### ###.###"))
+    assert np.array_equal(filled[:, 1], mask[:, 1])
+    largest = clean(mask, Postprocess(largest=True))
+    assert largest.sum((0, 2, 3)).tolist() == [8, 1]
+
+
 def test_an_empty_mask_stays_empty():
     assert not clean(np.zeros((3, 2, 5, 5), bool), ALL).any()
 
