@@ -13,7 +13,10 @@ SYNTHETIC_WARNING = (
 LEAKY_WARNING = (
     "LEAKY SPLIT: slices of one patient are on both sides. This shows how that inflates a score; it is no result."
 )
-NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "auroc": "AUROC", "ece": "ECE"}
+NAMES = {
+    **{"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"},
+    **{"auroc": "AUROC", "ece": "ECE"},
+}
 
 
 def plain(text: str) -> str:

@@ -118,7 +118,8 @@ class Stack(SliceCounts):
 
     truth, prediction: bool (S, H, W); probability: float32 (S, H, W). `prediction` is `called`, where a
     pixel cannot belong to two structures, or else probability >= threshold. `device` is where distances
-    between outlines are computed.
+    between outlines are computed. spacing: float64 (S, 2), millimetres from row to row and from column to column
+    of each slice, None if unknown.
     """
 
     truth: NDArray[np.bool_]
@@ -126,6 +127,7 @@ class Stack(SliceCounts):
     threshold: float = 0.5
     device: str = "cpu"
     called: InitVar[NDArray[np.bool_] | None] = None
+    spacing: NDArray[np.float64] | None = None
     prediction: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self, called: NDArray[np.bool_] | None) -> None:

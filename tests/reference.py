@@ -14,6 +14,8 @@ from statistics import NormalDist
 import numpy as np
 
 Pixel = tuple[int, int]
+Spacing = tuple[float, float]  # from row to row and from column to column
+MM: Spacing = (0.8, 1.5)  # of `hd95_mm` and `assd_mm`
 
 
 def counts(truth: np.ndarray, probability: np.ndarray, threshold: float) -> tuple[int, int, int, int]:
@@ -111,9 +113,10 @@ def surface(mask: np.ndarray) -> list[Pixel]:
     return [(y, x) for y, x in sorted(pixels) if any((y + dy, x + dx) not in pixels for dy, dx in around)]
 
 
-def directed(there: list[Pixel], back: list[Pixel]) -> list[float]:
+def directed(there: list[Pixel], back: list[Pixel], spacing: Spacing = (1, 1)) -> list[float]:
     """From each pixel of `there` the distance to the nearest of `back`, by trying all pairs."""
-    return [min(sqrt((y - v) ** 2 + (x - u) ** 2) for v, u in back) for y, x in there]
+    row, column = spacing
+    return [min(sqrt((row * (y - v)) ** 2 + (column * (x - u)) ** 2) for v, u in back) for y, x in there]
 
 
 def percentile(values: list[float], q: float) -> float:
@@ -129,24 +132,34 @@ def over_tumour_slices(
     probability: np.ndarray,
     threshold: float,
     distance: Callable[[list[float], list[float]], float],
+    spacing: Spacing,
 ) -> float:
     found = []
     for t, p in zip(truth, probability >= threshold, strict=True):
         if t.any() and p.any():
-            found.append(distance(directed(surface(t), surface(p)), directed(surface(p), surface(t))))
+            both = directed(surface(t), surface(p), spacing), directed(surface(p), surface(t), spacing)
+            found.append(distance(*both))
         elif t.any():
-            found.append(sqrt(t.shape[0] ** 2 + t.shape[1] ** 2))
+            found.append(sqrt((spacing[0] * t.shape[0]) ** 2 + (spacing[1] * t.shape[1]) ** 2))
     return mean(found)
 
 
-def hd95(truth: np.ndarray, probability: np.ndarray, threshold: float) -> float:
+def hd95(truth: np.ndarray, probability: np.ndarray, threshold: float, spacing: Spacing = (1, 1)) -> float:
     return over_tumour_slices(
-        truth, probability, threshold, lambda a, b: max(percentile(a, 95), percentile(b, 95))
+        truth, probability, threshold, lambda a, b: max(percentile(a, 95), percentile(b, 95)), spacing
     )
 
 
-def assd(truth: np.ndarray, probability: np.ndarray, threshold: float) -> float:
-    return over_tumour_slices(truth, probability, threshold, lambda a, b: mean(a + b))
+def assd(truth: np.ndarray, probability: np.ndarray, threshold: float, spacing: Spacing = (1, 1)) -> float:
+    return over_tumour_slices(truth, probability, threshold, lambda a, b: mean(a + b), spacing)
+
+
+def hd95_mm(truth: np.ndarray, probability: np.ndarray, threshold: float) -> float:
+    return hd95(truth, probability, threshold, MM)
+
+
+def assd_mm(truth: np.ndarray, probability: np.ndarray, threshold: float) -> float:
+    return assd(truth, probability, threshold, MM)
 
 
 def around_tumour(
@@ -184,7 +197,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
         *(dice, iou, precision, recall, specificity, accuracy, relative_volume_difference),
         *(dice_positive_slices, dice_slices_empty1),
         *(slice_sensitivity, slice_specificity, missed_slices, false_positive_slices),
-        *(hd95, assd, brier, ece),
+        *(hd95, assd, hd95_mm, assd_mm, brier, ece),
     )
 }
 

@@ -30,7 +30,7 @@ from bench.stats import (
 )
 from bench.structures import noun_of, select_structure, structure_column, structures_in
 
-ROPE = {"": 0.01, "pixels": 1.0, "slices": 0.1}  # largest negligible mean difference, by unit
+ROPE = {"": 0.01, "pixels": 1.0, "mm": 1.0, "slices": 0.1}  # largest negligible mean difference, by unit
 STRUCTURE = "structure"  # a kind of group: all patients, scored by this structure alone
 EXTREMES = 5  # patients shown with the largest gains, and with the largest losses
 

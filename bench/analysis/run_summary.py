@@ -14,6 +14,7 @@ CARD: Mapping[str, tuple[str, float, int]] = {  # logged name: label, unit, digi
     "dice_positive_slices": ("Dice of slices with tumour", 1, 3),
     "dice_global": ("globally pooled Dice", 1, 3),
     "hd95": ("HD95 in pixels", 1, 1),
+    "hd95_mm": ("HD95 in mm", 1, 1),
     "missed_slices": ("missed slices", 1, 0),
     "false_positive_patients": ("false-positive patients", 1, 0),
     "average_precision": ("average precision", 1, 3),
@@ -63,8 +64,9 @@ def headline(values: Mapping[str, float]) -> str:
             f"by patient: sensitivity {score('patient_sensitivity')}, specificity and AUROC "
             f"{'undefined: no negative patients' if undefined else by_patient}"
         )
+    millimetres = f" ({score('hd95_mm', 1)} mm)" if "hd95_mm" in values else ""
     return (
         f"Dice {score('dice')} (95% interval {score('dice_low')} to {score('dice_high')}), "
-        f"median {score('dice_median')}, HD95 {score('hd95', 1)} px, missed slices {score('missed_slices', 0)}, "
-        f"pooled over all pixels {score('dice_global')}"
+        f"median {score('dice_median')}, HD95 {score('hd95', 1)} px{millimetres}, "
+        f"missed slices {score('missed_slices', 0)}, pooled over all pixels {score('dice_global')}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench import registry
 from bench.structures import plain_column
 
-DIGITS = {"": 3, "pixels": 1, "slices": 2}  # shown after the point, by the unit of a score
+DIGITS = {"": 3, "pixels": 1, "mm": 1, "slices": 2}  # shown after the point, by the unit of a score
 COSTS = (
     *("epochs", "images", "parameters", "flops", "wall_seconds", "device_seconds", "peak_memory_mb"),
     *("latency_p50_ms", "latency_p95_ms"),

@@ -3,7 +3,8 @@
 A pack is a folder, which `load_or_pack` writes once and reuses as long as the files of the `Source` are unchanged:
 
     images.npy      uint8 (N, H, W, C)        masks.npy        uint8 (N, H, W), a bit for each structure
-    histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels
+    histograms.npy  uint32 (N, C, 256)        index.csv        case, slice, institution, positive, pixels;
+                                              height, width if padded; row_mm, column_mm if known
     manifest.json   description, content key, and the SHA-256 of the other files
     checked.json    the state in which these files and the source files were last compared with the content key
 
@@ -125,6 +126,12 @@ class Pack:
         """Return a stack (..., H, W) of `own_grid` at the size of packed slices."""
         missing = [(0, whole - own) for whole, own in zip(self.masks.shape[1:], stack.shape[-2:], strict=True)]
         return np.pad(stack, [*[(0, 0)] * (stack.ndim - 2), *missing]) if any(map(sum, missing)) else stack
+
+    def spacing(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Return millimetres from row to row and column to column of these slices, (S, 2); None if unknown."""
+        if "row_mm" not in self.index:
+            return None
+        return self.index[["row_mm", "column_mm"]].to_numpy(np.float64)[rows]
 
     @property
     def cases(self) -> list[str]:
@@ -316,7 +323,10 @@ def _stamp(source: Source) -> str:
         return str(path.resolve()), stat.st_size, stat.st_mtime_ns
 
     rows: list[Any] = [
-        (s.case, s.number, s.institution, *signature(s.image), *(signature(s.mask) if s.mask else (None,)))
+        (
+            *(s.case, s.number, s.institution, *signature(s.image), *(signature(s.mask) if s.mask else (None,))),
+            *(own for own in (s.size, s.spacing) if own is not None),
+        )
         for s in source.slices
     ]
     rows += [signature(path) for path in source.extra_files]

@@ -108,7 +108,8 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
         rows = pack.rows([case])
         own = ..., *pack.own_grid(rows)
         truth, mask = pack.truth(rows)[own], mask[own]
-        scores.append(task.score_mask(case, numbers[rows].tolist(), pack.structures.names, truth, mask))
+        of_rows = case, numbers[rows].tolist(), pack.structures.names
+        scores.append(task.score_mask(*of_rows, truth, mask, pack.spacing(rows)))
     return scores
 
 

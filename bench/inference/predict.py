@@ -157,11 +157,12 @@ def stacks(
         own = ..., *predictor.pack.own_grid(rows)
         truth, probability = predictor.pack.truth(rows)[own], predictor.probabilities(rows)[own]
         called = call_structures(probability, thresholds, exclusive=structures.exclusive)
+        spacing = predictor.pack.spacing(rows)
         each = zip(range(len(structures)), thresholds, strict=True)
         yield (
             case,
             rows,
-            [Stack(truth[:, k], probability[:, k], t, predictor.device, called[:, k]) for k, t in each],
+            [Stack(truth[:, k], probability[:, k], t, predictor.device, called[:, k], spacing) for k, t in each],
         )
 
 

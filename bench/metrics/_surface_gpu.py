@@ -15,25 +15,33 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from bench.metrics.surface import Directed, Mask
+from bench.metrics.surface import Directed, Distances, Mask
 
 MAX_PAIRS = 2**26  # per chunk: 256 MiB for each of its two arrays
 
 
 @torch.inference_mode()
 def stack_distances(
-    truth: Mask, prediction: Mask, device: torch.device | str, *, max_pairs: int = MAX_PAIRS
+    truth: Mask,
+    prediction: Mask,
+    spacing: Distances | None = None,
+    *,
+    device: torch.device | str,
+    max_pairs: int = MAX_PAIRS,
 ) -> list[Directed]:
     """Compute `surface.surface_distances` of every slice of two stacks (S, H, W) without empty slices.
 
-    Squared distances are integers, which float32 represents exactly up to 2^24: up to 2,896 x 2,896 pixels the
-    result is identical to that of the CPU.
+    spacing: (S, 2), 1 if None. Squared distances in pixels are integers, which float32 represents exactly up to
+    2^24: up to 2,896 x 2,896 pixels the result is identical to that of the CPU. Others differ by rounding.
     """
     if not len(truth):
         return []
     surfaces = find_surfaces(torch.from_numpy(np.stack([truth, prediction])).to(device))
     sizes: list[list[int]] = surfaces.sum((2, 3)).tolist()
     points = list(torch.split(surfaces.nonzero()[:, 2:].float(), sizes[0] + sizes[1]))  # per slice, row by row
+    if spacing is not None:
+        scale = torch.from_numpy(np.concatenate([spacing, spacing]).astype(np.float32)).to(device)
+        points = [each * by for each, by in zip(points, scale, strict=True)]
     sides = points[: len(truth)], points[len(truth) :]
     nearest: tuple[list[Tensor], list[Tensor]] = [], []
     for chunk in _chunks(sizes[0], sizes[1], max_pairs):

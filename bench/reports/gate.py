@@ -42,8 +42,8 @@ def gate(
     """Compare two finished runs on the same data and split.
 
     `margin` is in the unit of `primary`, by default the largest difference without practical meaning (0.01 Dice, 1
-    pixel). `structure` is the only one that counts; by default the mean over structures does. Raises `BenchError`
-    if the data differ, patients are too few, or too many of them have no score.
+    pixel or mm). `structure` is the only one that counts; by default the mean over structures does. Raises
+    `BenchError` if the data differ, patients are too few, or too many of them have no score.
     """
     scale = scale_of(primary)
     margin = scale.rope if margin is None else margin

@@ -81,6 +81,7 @@ SCORES: Mapping[str, tuple[Column, ...]] = {
     ),
 }
 FALSE_POSITIVES = _score("false_positive_patients", "FP patients", "patients without tumour, with a prediction", 0)
+MILLIMETRES = _score("hd95_mm", "HD95 mm", "2D, a missed slice counts as the image diagonal", 1)
 COSTS = (
     Column("seeds x folds", lambda r: f"{r.seeds} x {r.folds}", "that the row averages", "seeds"),
     Column("weights", lambda r: r.weights, "initial weights of training"),
@@ -107,11 +108,12 @@ def score_columns(board: Board, *, structures: bool = True) -> tuple[Column, ...
     first = Column(NAMES.get(name, name), lambda r: decimal(r.score, digits), board.rules.meaning, "score")
     dice = () if name == headline else (_score(headline, NAMES[headline], ""),)
     false_positives = (FALSE_POSITIVES,) if board.counts_healthy else ()
+    millimetres = (MILLIMETRES,) if any("hd95_mm" in row.scores for row in board.rows) else ()
     compared = _comparison_columns(board, digits)
     each = structure_columns(board) if structures else ()
     others = [
         replace(column, meaning=column.meaning.replace("tumour", board.noun))
-        for column in (*SCORES[board.task], *false_positives)
+        for column in (*SCORES[board.task], *millimetres, *false_positives)
     ]
     return (RANK, RUN, first, *compared, *dice, *each, *others, ID)
 

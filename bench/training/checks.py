@@ -19,6 +19,7 @@ from bench.data.slice_random import SliceRandom
 from bench.errors import BadSetting, LeakageError
 from bench.inference.sliding_window import pad_to_stride
 from bench.training.step import Loss
+from bench.training.tasks.segmentation import needs_spacing
 from bench.types import Fold, Stack, Watch
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ def check_settings(experiment: Experiment) -> None:
         raise BadSetting(
             f"the loss {config.loss.name} is for structures that exclude each other, but "
             f"{', '.join(pack.structures.names)} may overlap. Use another loss, such as bce_dice."
+        )
+    asked = (*config.evaluate.metrics, config.evaluate.primary) if task.segments else ()
+    if "row_mm" not in pack.index and (unknown := [name for name in asked if needs_spacing(name)]):
+        raise BadSetting(
+            f"the metric '{unknown[0]}' needs the size of a pixel, which this data set does not state. Use one in "
+            "pixels, such as hd95."
         )
     if (patch := config.input.patch) is not None:
         if not task.segments:
@@ -228,7 +235,7 @@ def _try_metric(entry: registry.Entry) -> None:
     truth[0, 2:5, 2:5] = True
     metric = entry.bind({})
     for mask in (truth, np.zeros_like(truth)):
-        value = metric(Stack(mask, np.roll(mask, 1, axis=1).astype(np.float32)))
+        value = metric(Stack(mask, np.roll(mask, 1, axis=1).astype(np.float32), spacing=np.ones((2, 2))))
         with registry.errors_named(f"{entry.label} fails", registry.MUST["metric"]):
             if isinstance(value, str):
                 raise TypeError("it returns text")

@@ -123,6 +123,6 @@ def _patient_table(experiment: Experiment, masks: Masks) -> pd.DataFrame:
         rows, numbers = slices.index.to_numpy(), slices["slice"].tolist()
         own = ..., *pack.own_grid(rows)
         mask = np.concatenate([masks[case] for case in slices["case"]])
-        truth, mask = pack.truth(rows)[own], mask[own]
-        scores.append(experiment.task.score_mask(str(patient), numbers, experiment.structures, truth, mask))
+        of_rows = str(patient), numbers, experiment.structures
+        scores.append(experiment.task.score_mask(*of_rows, pack.truth(rows)[own], mask[own], pack.spacing(rows)))
     return pd.DataFrame(patient_rows(scores))

@@ -74,6 +74,15 @@ def content_of(cache: Path) -> list[str]:
     return sorted(f.name for f in (cache / "packs").iterdir() if f.name != ".lock")
 
 
+def test_a_pack_keeps_the_millimetres_of_a_pixel_if_they_are_known(disk, cache):
+    source = disk.source()
+    assert load_or_pack(source, cache).spacing(np.array([0])) is None
+    sizes = [(0.75, 0.1 * number) for number in range(1, 6)]
+    slices = [replace(s, spacing=mm, number=s.number + 1) for s, mm in zip(source.slices, sizes, strict=True)]
+    pack = load_or_pack(replace(source, slices=tuple(slices)), cache)
+    assert pack.spacing(np.array([4, 1])).tolist() == [[0.75, 0.5], [0.75, 0.2]]
+
+
 def test_a_pack_holds_every_slice_in_the_order_of_the_source(disk, cache):
     source = disk.source()
     pack = load_or_pack(source, cache)

@@ -324,15 +324,16 @@ def test_the_tables_of_one_structure_have_plain_names_and_the_values_of_the_refe
     probability = np.random.default_rng(0).random((6, 1, 12, 12)).round(3) * 0.5 + 0.3 * pack.truth(np.arange(6))
     fixed = MeanPredictor([Fixed(pack, probability)], pack)
     task = Segmentation(Evaluate(metrics=tuple(reference.METRICS)))
+    known = {name: metric for name, metric in reference.METRICS.items() if not name.endswith("_mm")}
     scores = [score for score, _ in task.score(fixed, pack.cases, (threshold,))]
     cases, slices = pd.DataFrame(patient_rows(scores, fold=0, threshold=threshold)), slice_table(scores)
-    assert list(cases.columns) == ["case", "fold", "threshold", *reference.METRICS, "tp", "fp", "fn", "tn"]
+    assert list(cases.columns) == ["case", "fold", "threshold", *known, "tp", "fp", "fn", "tn"]
     assert list(slices.columns) == ["case", "slice", "tp", "fp", "fn", "tn", "dice"]
     held = probability[:, 0].astype(np.float32)
     for case, row in cases.set_index("case").iterrows():
         rows = pack.rows([str(case)])
         seen = pack.masks[rows] == 1, held[rows], np.float32(threshold)
-        for name, metric in reference.METRICS.items():
+        for name, metric in known.items():
             assert row[name] == pytest.approx(metric(*seen), abs=1e-6, nan_ok=True), name
         assert tuple(row[["tp", "fp", "fn", "tn"]]) == reference.counts(*seen)
     for number, row in slices.iterrows():

@@ -7,11 +7,12 @@ from math import hypot, isfinite, isnan, nan, sqrt
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
 from bench import registry
 from bench.errors import BadSetting
 from bench.metrics import overlap, surface
+from bench.training.tasks.segmentation import score_case
 from bench.types import Stack
 from tests import reference
 
@@ -22,9 +23,14 @@ def score(name: str, stack: Stack, **settings: float) -> float:
     return registry.metric[name].bind(settings)(stack)
 
 
+def spaced(truth: np.ndarray, probability: np.ndarray, threshold: float = 0.5) -> Stack:
+    """Return a stack of pixels of the size that the reference of millimetres uses."""
+    return Stack(truth, probability, threshold, spacing=np.tile(reference.MM, (len(truth), 1)))
+
+
 def stack_of(truth: np.ndarray, prediction: np.ndarray) -> Stack:
     """Return a stack with probability 1 where predicted and 0 elsewhere."""
-    return Stack(truth, prediction.astype(np.float32))
+    return spaced(truth, prediction.astype(np.float32))
 
 
 def blobs(seed: int) -> Stack:
@@ -37,7 +43,7 @@ def blobs(seed: int) -> Stack:
     probability = 1 / (1 + np.exp(-4 * (common / common.std() - 0.6 + 0.7 * noise / noise.std())))
     truth[[0, 2]] = False
     probability[[1, 2]] *= 0.3
-    return Stack(truth, probability.astype(np.float32), threshold=(0.5, 0.35, 0.8)[seed % 3])
+    return spaced(truth, probability.astype(np.float32), threshold=(0.5, 0.35, 0.8)[seed % 3])
 
 
 def square(side: int = 5, at: tuple[int, int] = (4, 4), slices: tuple[int, ...] = (1, 2)) -> np.ndarray:
@@ -56,7 +62,7 @@ STACKS = {
     "both empty": stack_of(NOTHING, NOTHING),
     "everything": stack_of(~NOTHING, ~NOTHING),
     "one pixel": stack_of(np.ones((1, 1, 1), bool), np.ones((1, 1, 1), bool)),
-    "unsure": Stack(square(), np.full(SHAPE, 0.5, np.float32)),
+    "unsure": spaced(square(), np.full(SHAPE, 0.5, np.float32)),
     "blobs": blobs(0),
 }
 every_metric = pytest.mark.parametrize("name", registry.metric)
@@ -80,13 +86,14 @@ def test_calibration_settings_agree_with_the_slow_reference(margin: int, bins: i
 
 # The table of conventions, by hand
 
-DIAGONAL = hypot(14, 19)
+DIAGONAL, DIAGONAL_MM = hypot(14, 19), hypot(14 * 0.8, 19 * 1.5)
 # Two slices of 25 tumour pixels out of 4 x 266. All 50 pixels missed: tn = 1014 of 1064.
 BY_HAND = {
     "missed": dict(
         dice=0, iou=0, precision=nan, recall=0, specificity=1, accuracy=1014 / 1064, relative_volume_difference=-1,
         dice_positive_slices=0, dice_slices_empty1=0.5, slice_sensitivity=0, slice_specificity=1,
         missed_slices=2, false_positive_slices=0, hd95=DIAGONAL, assd=DIAGONAL,
+        hd95_mm=DIAGONAL_MM, assd_mm=DIAGONAL_MM,
     ),
     "false positive": dict(
         dice=0, iou=0, precision=0, recall=nan, specificity=1014 / 1064, accuracy=1014 / 1064,
@@ -160,6 +167,38 @@ def distances(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
     return score("hd95", stack), score("assd", stack)
 
 
+def test_a_distance_in_millimetres_uses_the_spacing_of_each_slice() -> None:
+    """Slice 0 is 3 rows of 2 mm and 4 columns of 3 mm off, slice 1 the same of 1 mm; slice 2 is missed."""
+    truth, prediction = np.zeros((2, 3, 8, 9), bool)
+    truth[:, 1, 1] = prediction[:2, 4, 5] = True
+    stack = Stack(truth, prediction.astype(np.float32), spacing=np.array([[2, 3], [1, 1], [0.5, 2]]))
+    by_hand = (hypot(6, 12) + 5 + hypot(8 * 0.5, 9 * 2)) / 3
+    assert score("hd95_mm", stack) == pytest.approx(by_hand)
+    assert score("assd_mm", stack) == pytest.approx(by_hand)
+    assert score("hd95", stack) == pytest.approx((5 + 5 + hypot(8, 9)) / 3)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.5])  # compared pair by pair, and by distance transforms
+def test_distances_in_millimetres_agree_with_the_way_of_medpy(noise: float) -> None:
+    """MedPy erodes and transforms whole images with the spacing as `sampling`."""
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.random((2, 40, 30)) < noise
+    a, b = (mask & ~binary_erosion(mask) for mask in (truth, prediction))
+    forth, back = (distance_transform_edt(~other, sampling=reference.MM)[own] for own, other in ((a, b), (b, a)))
+    stack = stack_of(truth[None], prediction[None])
+    assert score("assd_mm", stack) == pytest.approx(np.concatenate([forth, back]).mean())
+    assert score("hd95_mm", stack) == pytest.approx(max(np.percentile(forth, 95), np.percentile(back, 95)))
+
+
+def test_without_a_spacing_there_are_no_distances_in_millimetres() -> None:
+    stack = Stack(square(), square().astype(np.float32))
+    assert isnan(score("hd95_mm", stack))
+    metrics = {name: registry.metric[name].bind({}) for name in ("hd95", "hd95_mm", "assd_mm")}
+    assert set(score_case("P1", [1, 2, 3, 4], ("tumour",), [stack], metrics).values) == {"hd95"}
+    perfect = score_case("P1", [1, 2, 3, 4], ("tumour",), [stack_of(square(), square())], metrics)
+    assert perfect.values == dict.fromkeys(metrics, 0)
+
+
 def test_the_distance_of_two_parallel_bars_is_their_offset() -> None:
     truth, prediction = np.zeros((2, 20, 30), bool)
     truth[4, 5:25] = prediction[11, 5:25] = True
@@ -211,10 +250,12 @@ def test_the_distances_of_a_stack_are_computed_once_and_freed_with_it() -> None:
     before = len(surface._cache)
     stack = blobs(0)
     score("hd95", stack)
-    computed = surface._stack_distances(stack)
+    pixels = np.ones((len(stack.truth), 2))
+    computed = surface._stack_distances(stack, pixels)
     score("assd", stack)
-    assert surface._stack_distances(stack) is computed
-    assert surface._stack_distances(blobs(0)) is not computed, "another stack has its own distances"
+    assert surface._stack_distances(stack, pixels.copy()) is computed
+    assert surface._stack_distances(stack, 2 * pixels) is not computed, "each spacing has its own distances"
+    assert surface._stack_distances(blobs(0), pixels) is not computed, "another stack has its own distances"
     del stack
     gc.collect()
     assert len(surface._cache) == before
@@ -282,7 +323,7 @@ def test_every_metric_returns_a_finite_float_or_nan_within_its_range(name: str) 
 def test_no_prediction_scores_better_than_the_perfect_one(name: str) -> None:
     higher = registry.metric[name].facts["higher"]
     for stack in STACKS.values():
-        perfect, other = score(name, Stack(stack.truth, stack.truth.astype(np.float32))), score(name, stack)
+        perfect, other = score(name, stack_of(stack.truth, stack.truth)), score(name, stack)
         if higher is not None and not isnan(perfect) and not isnan(other):
             assert perfect >= other if higher else perfect <= other
 
@@ -291,7 +332,7 @@ def test_no_prediction_scores_better_than_the_perfect_one(name: str) -> None:
 def test_no_metric_depends_on_the_order_of_slices_or_on_flips(name: str) -> None:
     stack = blobs(1)
     for view in (np.s_[::-1], np.s_[:, ::-1], np.s_[:, :, ::-1]):
-        flipped = Stack(stack.truth[view], stack.probability[view], stack.threshold)
+        flipped = spaced(stack.truth[view], stack.probability[view], stack.threshold)
         assert score(name, flipped) == pytest.approx(score(name, stack), nan_ok=True)
 
 
@@ -311,7 +352,7 @@ def test_no_metric_changes_the_stack(name: str) -> None:
 def test_a_metric_of_masks_uses_the_threshold_of_the_stack(name: str) -> None:
     """If no probability reaches the threshold, the prediction is empty."""
     empty = stack_of(square(), NOTHING)
-    below_threshold = Stack(square(), square() * np.float32(0.6), threshold=0.7)
+    below_threshold = spaced(square(), square() * np.float32(0.6), threshold=0.7)
     assert score(name, below_threshold) == pytest.approx(score(name, empty), nan_ok=True)
 
 

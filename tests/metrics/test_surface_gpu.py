@@ -71,16 +71,25 @@ def slice_by_slice(truth: Masks, prediction: Masks) -> list[surface.Directed]:
 def test_stack_distances_equal_those_of_each_slice_for_any_chunk_size(truth: Masks, prediction: Masks) -> None:
     expected = slice_by_slice(truth, prediction)
     for max_pairs in (1, 100, _surface_gpu.MAX_PAIRS):
-        assert are_identical(stack_distances(truth, prediction, "cpu", max_pairs=max_pairs), expected)
+        assert are_identical(stack_distances(truth, prediction, device="cpu", max_pairs=max_pairs), expected)
 
 
 @pytest.mark.parametrize("name", ["blobs", "opposite corners", "full and a pixel inside", "ragged noise"])
 def test_stack_distances_agree_with_the_definition(name: str) -> None:
     truth, prediction = PAIRS[name]
-    distances = stack_distances(truth, prediction, torch.device("cpu"))
+    distances = stack_distances(truth, prediction, device=torch.device("cpu"))
     for t, p, (forth, back) in zip(truth, prediction, distances, strict=True):
         assert forth.tolist() == reference.directed(reference.surface(t), reference.surface(p))
         assert back.tolist() == reference.directed(reference.surface(p), reference.surface(t))
+
+
+@every_pair
+def test_stack_distances_use_the_spacing_of_each_slice(truth: Masks, prediction: Masks) -> None:
+    spacing = np.random.default_rng(1).uniform(0.3, 3, (len(truth), 2))
+    expected = map(surface.surface_distances, truth, prediction, spacing)
+    actual = stack_distances(truth, prediction, spacing, device="cpu")
+    for pair, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(np.concatenate(pair), np.concatenate(other), rtol=1e-5)
 
 
 @every_pair
@@ -103,7 +112,7 @@ def test_distances_are_exact_in_the_largest_supported_slice() -> None:
     side = 2896
     truth, prediction = np.zeros((2, 1, side, side), bool)
     truth[0, 0, 0] = prediction[0, -1, -1] = prediction[0, -1, -2] = True
-    assert are_identical(stack_distances(truth, prediction, "cpu"), slice_by_slice(truth, prediction))
+    assert are_identical(stack_distances(truth, prediction, device="cpu"), slice_by_slice(truth, prediction))
 
 
 def stack_on(device: str) -> Stack:
@@ -127,4 +136,4 @@ def test_a_metric_does_not_depend_on_the_device(name: str) -> None:
 def test_a_gpu_gives_the_same_bits(truth: Masks, prediction: Masks) -> None:
     expected = slice_by_slice(truth, prediction)
     for max_pairs in (100, _surface_gpu.MAX_PAIRS):
-        assert are_identical(stack_distances(truth, prediction, "cuda", max_pairs=max_pairs), expected)
+        assert are_identical(stack_distances(truth, prediction, device="cuda", max_pairs=max_pairs), expected)

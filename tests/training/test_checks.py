@@ -137,6 +137,12 @@ def test_a_positional_default_that_is_set_is_refused_with_the_way_to_write_it(pl
         resolve(configure(settings))
 
 
+@pytest.mark.parametrize("setting", [{"evaluate.primary": "hd95_mm"}, {"evaluate.metrics": ["dice", "assd_mm"]}])
+def test_millimetres_are_refused_where_the_size_of_a_pixel_is_unknown(setting):
+    with pytest.raises(BadSetting, match=r"_mm' needs the size of a pixel.*such as hd95"):
+        resolve(configure(SMALL | setting))
+
+
 def test_a_batch_of_one_is_refused_behind_global_pooling_with_batch_norm():
     settings = SMALL | {"model.encoder": "tu-resnest14d"}
     assert resolve(configure(settings | {"train.batch_size": 2})).smallest_batch == 2

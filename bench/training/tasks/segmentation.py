@@ -96,15 +96,24 @@ class Segmentation:
             yield scored, Masks([(case, mask)], [(case, to_hundredths(probability))])
 
     def score_mask(
-        self, case: str, numbers: Sequence[int], structures: Sequence[str], truth: Mask, mask: Mask
+        self,
+        case: str,
+        numbers: Sequence[int],
+        structures: Sequence[str],
+        truth: Mask,
+        mask: Mask,
+        spacing: NDArray[np.float64] | None = None,
     ) -> CaseScore:
-        """Score predicted masks, bool (S, K, H, W), by all metrics that need no probability."""
+        """Score predicted masks, bool (S, K, H, W), by all metrics that need no probability.
+
+        spacing: (S, 2) as of a `Stack`.
+        """
         metrics = {
             name: metric
             for name, metric in self.metrics.items()
             if not registry.metric[name].facts.get("probability")
         }
-        each = [Stack(truth[:, k], mask[:, k].astype(np.float32)) for k in range(len(structures))]
+        each = [Stack(truth[:, k], mask[:, k].astype(np.float32), spacing=spacing) for k in range(len(structures))]
         return score_case(case, numbers, structures, each, metrics)
 
     def summarise(
@@ -132,6 +141,11 @@ def needs_pixels(metric: Metric) -> bool:
     return argument is not SliceCounts
 
 
+def needs_spacing(metric: str) -> bool:
+    """Return whether a metric, by name, is computed only for slices whose pixels have a known size."""
+    return metric in registry.metric and bool(registry.metric[metric].facts.get("needs_spacing"))
+
+
 def score_case(
     case: str,
     numbers: Sequence[int],
@@ -141,8 +155,11 @@ def score_case(
 ) -> CaseScore:
     """Compute all metrics of one patient, its pixel counts, and one table row per slice.
 
-    With several structures, the plain names hold what they are together (`overall`), and pixel counts are summed.
+    Metrics in millimetres are left out if the spacing is unknown. With several structures, the plain names hold
+    what they are together (`overall`), and pixel counts are summed.
     """
+    if stacks[0].spacing is None:
+        metrics = {name: metric for name, metric in metrics.items() if not needs_spacing(name)}
     each = []
     for stack in stacks:
         counts = {name: getattr(stack, name) for name in COUNTS}
