@@ -120,8 +120,8 @@ def test_choosing_a_patient_changes_the_gallery(page, source):
     for at in (0, 3, 5):
         page.locator(".gallery select").select_option(str(at))
         slices = patients[at]["slices"]
-        assert paths(page, "truth") == [s["truth"] for s in slices for _ in range(rows)]
-        assert paths(page, "prediction") == [m for s in slices for m in s["masks"]]
+        assert paths(page, "truth") == [s["truth"][0] for s in slices for _ in range(rows)]
+        assert paths(page, "prediction") == [m[0] for s in slices for m in s["masks"]]
         assert page.locator(".tile").count() == len(slices) * (rows + 1)
         assert patients[at]["about"] in page.locator(".stage").inner_text()
     page.click(".gallery .on")  # from the last to the first
@@ -167,7 +167,7 @@ def test_filled_outlines_cover_exactly_the_mask(page, source):
     page.uncheck(".gallery [name=outline]")
     page.locator(".gallery [name=fill]").fill("100")
     piece = gallery(tree(source))[0]["slices"][0]
-    truth = filled(piece["truth"], (32, 32))
+    truth = filled(piece["truth"][0], (32, 32))
     shown = pixels(page, ".tile svg", 1)
     step = shown.shape[0] / 32
     centres = ((np.arange(32) + 0.5) * step).astype(int)

@@ -41,9 +41,18 @@ from bench.masks import Masks, to_hundredths
 from bench.overrides import configure
 from bench.reports.html.board_data import BoardData, MaskData
 from bench.reports.html.board_table import sortable_table
-from bench.reports.html.gallery import LONGEST, choose_slices, close_up, encode_scan, outlines, view_patient
+from bench.reports.html.gallery import (
+    LONGEST,
+    choose_slices,
+    close_up,
+    encode_scan,
+    gallery_html,
+    outlines,
+    view_patient,
+)
 from bench.reports.html.report import render_report, write_report
 from bench.reports.tables import board_columns
+from bench.structures import Structures, join_bits
 from bench.tracking import Store, connect, open_run, read_records, read_table, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.fold_records import record_masks
@@ -92,7 +101,7 @@ def probabilities(pack: Pack, width: float) -> dict[str, np.ndarray]:
     for case in pack.cases:
         truth = pack.masks[pack.rows([case])].astype(np.float32)
         soft = np.stack([cv2.GaussianBlur(image, (0, 0), width) for image in truth])
-        by_case[case] = (np.floor(soft * 98) / 100 + 0.005).astype(np.float32)
+        by_case[case] = (np.floor(soft * 98) / 100 + 0.005).astype(np.float32)[:, None]
     if width > 1:
         by_case[pack.cases[0]] *= 0.5
     return by_case
@@ -371,10 +380,10 @@ def test_outlines_match_the_true_and_predicted_masks(page, reports, board):
         rows = reports.pack.rows([patient["case"]])
         for piece in patient["slices"]:
             at = reports.pack.index["slice"].to_numpy()[rows].tolist().index(piece["number"])
-            assert (filled(piece["truth"], (32, 32)) == reports.pack.masks[rows[at]]).all()
+            assert (filled(piece["truth"][0], (32, 32)) == reports.pack.masks[rows[at]]).all()
             for name, path in zip(names, piece["masks"], strict=True):
                 soft = probabilities(reports.pack, AGAIN if name == "second" else BLUR[name])[patient["case"]][at]
-                assert (filled(path, (32, 32)) == (soft >= 0.5)).all()
+                assert (filled(path[0], (32, 32)) == (soft[0] >= 0.5)).all()
 
 
 @pytest.fixture
@@ -536,9 +545,10 @@ def small_pack(truth: np.ndarray) -> Pack:
 
 def test_disagreement_is_one_minus_the_mean_dice_between_models():
     """Masks of 4, 4 and 2 pixels: the first two share 2, the third lies in both."""
-    truth, first, second, third = np.zeros((4, 2, 4, 8), bool)
-    first[0, 0, 0:4], second[0, 0, 2:6], third[0, 0, 2:4], truth[0, 0, 2:4] = True, True, True, True
-    shown = view_patient(small_pack(truth), "P", [first, second, third])
+    truth, *models = np.zeros((4, 2, 1, 4, 8), bool)
+    for mask, left, right in zip((*models, truth), (0, 2, 2, 2), (4, 6, 4, 4), strict=True):
+        mask[0, 0, 0, left:right] = True
+    shown = view_patient(small_pack(truth[:, 0]), "P", models)
     pairs = 4 / 8, 4 / 6, 4 / 6
     assert shown.disagreement == pytest.approx(1 - sum(pairs) / 3)
     assert shown.dice == pytest.approx((4 / 6, 4 / 6, 1))
@@ -546,13 +556,30 @@ def test_disagreement_is_one_minus_the_mean_dice_between_models():
     assert shown.data["slices"][0]["dice"] == ["0.667", "0.667", "1.000"]
 
 
+def test_two_structures_have_outlines_and_a_dice_each_without_padding():
+    truth, mask = np.zeros((2, 1, 2, 4, 8), bool)
+    truth[0, 0, 0, 0:4] = mask[0, 0, 0, 0:2] = truth[0, 1, 1, 0:2] = mask[0, 1, 1, 0:2] = True
+    two = Structures(("core", "rim"), ((1,), (2,)))
+    pack = pack_in_memory(np.zeros((1, 4, 8, 1), np.uint8), ("flair",), join_bits(truth, two), "P", two)
+    shown = view_patient(replace(pack, index=pack.index.assign(height=3, width=6)), "P", [mask])
+    assert shown.dice == pytest.approx(((4 / 6 + 1) / 2,))
+    assert shown.data["structures"] == ["core 0.667 · rim 1.000"]
+    assert shown.data["size"] == [6, 3]
+    (piece,) = shown.data["slices"]
+    assert piece["truth"] == [outlines(own) for own in truth[0, :, :3, :6]]
+    assert piece["masks"] == [[outlines(own) for own in mask[0, :, :3, :6]]]
+    assert "core on 1 of 1 slices, 4 pixels · rim on 1 of 1 slices, 2 pixels" in shown.data["about"]
+    page = gallery_html("g", ["unet"], [shown], two.names)
+    assert [page.count(f'<span class="key s{k}">{name}</span>') for k, name in enumerate(two.names)] == [1, 1]
+
+
 def test_two_empty_masks_agree_and_one_model_has_no_disagreement():
-    empty = np.zeros((2, 4, 8), bool)
-    both = view_patient(small_pack(empty), "P", [empty, empty])
+    empty = np.zeros((2, 1, 4, 8), bool)
+    both = view_patient(small_pack(empty[:, 0]), "P", [empty, empty])
     assert both.disagreement == 0
     assert np.isnan(both.dice).all()
     assert both.data["slices"][0]["dice"] == ["–", "–"]
-    assert view_patient(small_pack(empty), "P", [empty]).data["disagreement"] is None
+    assert view_patient(small_pack(empty[:, 0]), "P", [empty]).data["disagreement"] is None
 
 
 def test_a_scan_is_scaled_so_that_its_white_level_is_white():
@@ -753,7 +780,7 @@ def test_twenty_models_and_110_patients_stay_under_60_megabytes():
 
     images = (255 * (noise(3) + 0.3).clip(0, 0.6) / 0.6).astype(np.uint8)
     pack = pack_in_memory(images[..., None], ("flair",), (noise(3) > 0.1).astype(np.uint8), "P")
-    shown = view_patient(pack, "P", [noise(3) > 0.1 for _ in range(20)])
+    shown = view_patient(pack, "P", [noise(3)[:, None] > 0.1 for _ in range(20)])
     assert len(shown.data["slices"]) >= 2
     source = render_report("large", [board_data(20, [f"TCGA_DU_{n:04}" for n in range(110)], [shown] * 110)])
     assert 5e6 < len(source.encode()) < 60e6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from bench.data.readers.patient_folders import parse_case_name
 from bench.errors import BenchError, StoreError
 from bench.metrics.classification import reliability_curve
 from bench.reports.html.gallery import PatientView, view_patient
+from bench.structures import structure_column
 from bench.tracking import Run, Store, find_folds, read_masks, read_probabilities, read_table
 from bench.tracking.selection import load_shared_pack
 from bench.tracking.tags import Tag
@@ -59,6 +60,7 @@ class BoardData:
     versions     software and device that the runs used
     counts       logged facts of the data: slices, positive_slices, licence
     slices       by row, the reliability curve of a presence run
+    by_structure by structure, the primary metric (rows, cases); empty if there is only one
     masks        None for presence and if the data set is not available
     """
 
@@ -71,6 +73,7 @@ class BoardData:
     counts: Mapping[str, Any]
     slices: Mapping[int, pd.DataFrame]
     masks: MaskData | None
+    by_structure: Mapping[str, Floats] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> Floats:
@@ -103,11 +106,16 @@ def read_board_data(
     newest = [records[row.run_id] for row in board.rows]
     cases = sorted(map(str, newest[0].cases["case"]))
     pack = None if board.task == "presence" else _find_pack(store, runs, data, display)
+    own = [[records[r] for r in row.runs] for row in board.rows]
     return BoardData(
         board=board,
         cases=cases,
-        seed_scores=tuple(_scores(board, [records[r] for r in row.runs], cases) for row in board.rows),
-        groups=_groups(newest[0], cases, pack),
+        seed_scores=tuple(_scores(board.primary, of_row, cases) for of_row in own),
+        by_structure={
+            s: np.stack([_scores(structure_column(board.primary, s), of_row, cases).mean(0) for of_row in own])
+            for s in board.structures
+        },
+        groups=_groups(newest[0], cases, pack, board.noun),
         histories=tuple(tuple(_histories(store, row.runs)) for row in board.rows),
         versions=_versions(newest),
         counts=_counts(runs),
@@ -128,18 +136,18 @@ def _find_pack(store: Store, runs: Sequence[Run], data: Path | None, display: Di
     return None
 
 
-def _scores(board: Board, runs: Sequence[RunRecord], cases: list[str]) -> Floats:
+def _scores(score: str, runs: Sequence[RunRecord], cases: list[str]) -> Floats:
     tables = [run.cases.set_index("case").reindex(cases) for run in runs]
-    if not all(board.primary in table for table in tables):
+    if not all(score in table for table in tables):
         return np.full((1, len(cases)), np.nan)
-    return np.stack([table[board.primary].to_numpy(np.float64) for table in tables])
+    return np.stack([table[score].to_numpy(np.float64) for table in tables])
 
 
-def _groups(run: RunRecord, cases: list[str], pack: Pack | None) -> pd.DataFrame:
+def _groups(run: RunRecord, cases: list[str], pack: Pack | None, noun: str) -> pd.DataFrame:
     table = run.cases.set_index("case").reindex(cases)
     institutions = [parse_case_name(Path(case))[1] for case in cases]
     groups = pd.DataFrame({"institution": institutions}, index=cases) if pack is None else groups_of(pack)
-    return groups.reindex(cases).assign(**{"tumour size": size_groups(table["tp"] + table["fn"])})
+    return groups.reindex(cases).assign(**{f"{noun} size": size_groups(table["tp"] + table["fn"], noun)})
 
 
 def _histories(store: Store, runs: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -170,13 +178,15 @@ def _mask_data(store: Store, runs: Sequence[Run], cases: Sequence[str], pack: Pa
     confidences: dict[int, list[float]] = {row: [] for row in probabilities}
     patients = []
     for done, case in enumerate(cases if masks else (), 1):
-        truth = pack.truth(pack.rows([case]))[:, 0]
-        predictions = {row: by_case[case][:, 0] for row, by_case in masks.items()}
+        truth = pack.truth(pack.rows([case]))
+        predictions = {row: by_case[case] for row, by_case in masks.items()}
         patients.append(view_patient(pack, case, list(predictions.values())))
         for row, by_case in probabilities.items():
-            stack = by_case[case][:, 0]
-            pixels[row] += count_pixels(stack, truth, predictions[row])
-            confidences[row].append(soft_dice_confidence(stack, predictions[row]))
+            each = list(
+                zip(*(np.moveaxis(a, 1, 0) for a in (by_case[case], truth, predictions[row])), strict=True)
+            )
+            pixels[row] += sum(count_pixels(*structure) for structure in each)
+            confidences[row].append(float(np.mean([soft_dice_confidence(p, mask) for p, _, mask in each])))
         display.bar(done, len(cases), "reading masks", "patients")
     dice = {row: np.array([patient.dice[at] for patient in patients]) for at, row in enumerate(masks)}
     return MaskData(

@@ -29,7 +29,14 @@ def render_chapter(number: int, data: BoardData) -> str:
     board, name = data.board, f"board-{number}"
     parts = [*_ranking(data)]
     if board.rules.by_patient:
-        parts += (*_training(data), *_patients(data), *_groups(data), *_trust(data), *_gallery(name, data))
+        parts += (
+            *_structures(data),
+            *_training(data),
+            *_patients(data),
+            *_groups(data),
+            *_trust(data),
+            *_gallery(name, data),
+        )
     else:
         parts += _slices(data)
     links = "".join(f'<li><a href="#{name}-{at}">{escaped(head)}</a></li>' for at, (head, _) in enumerate(parts))
@@ -60,7 +67,7 @@ def _facts(data: BoardData) -> dict[str, str]:
     board, counts = data.board, data.counts
     licence = str(counts.get("licence", UNSTATED))
     sizes = [counts[name] for name in ("slices", "positive_slices") if "slices" in counts]
-    slices = ", {:,} slices, {:,} with tumour".format(*sizes) if sizes else ""
+    slices = ", {:,} slices, {:,} with {}".format(*sizes, board.noun) if sizes else ""
     return {
         "Data": f"{board.dataset}, key {board.data_key}",
         "Source": UNSTATED if licence == UNSTATED else SOURCES.get(board.dataset, UNSTATED),
@@ -109,6 +116,15 @@ def _slices(data: BoardData) -> Iterator[Part]:
         yield "Reliability", _figure(figures.draw_reliability(names, data.slices, "slices"), caption)
 
 
+def _structures(data: BoardData) -> Iterator[Part]:
+    if data.board.structures:
+        caption = (
+            "Mean Dice of each structure over the patients for whom it is defined, with its 95% interval if the "
+            "row has one run. Rows are in the order of the leaderboard, which ranks by the mean over structures."
+        )
+        yield "Structures", _figure(figures.draw_structures(data.board), caption)
+
+
 def _training(data: BoardData) -> Iterator[Part]:
     logged = [at for at, folds in enumerate(data.histories) if folds]
     missing = _name_missing(data, logged, "No training was logged for")
@@ -131,11 +147,14 @@ def _patients(data: BoardData) -> Iterator[Part]:
         "the easiest by their mean over rows. Dark is bad, and white is undefined. The strip on top is the "
         f"institution.{' Click a cell to see its patient in the gallery.' if linked else ''}"
     )
+    columns = [(name, values) for name, values in zip(_names(data), data.scores, strict=True)]
+    for at, name in enumerate(_names(data)):
+        columns += [(f"{name}: {structure}", values[at]) for structure, values in data.by_structure.items()]
     scores = [
-        (case, [format_score(data.board, value) for value in values])
-        for case, values in zip(data.cases, data.scores.T.tolist(), strict=True)
+        (case, [format_score(data.board, float(values[at])) for _, values in columns])
+        for at, case in enumerate(data.cases)
     ]
-    table = _table(("patient", *_names(data)), scores, "tall")
+    table = _table(("patient", *(name for name, _ in columns)), scores, "tall")
     yield "Every patient", f"{_figure(heat_map, caption)}<details><summary>The numbers</summary>{table}</details>"
 
 
@@ -146,10 +165,12 @@ def _groups(data: BoardData) -> Iterator[Part]:
     sequences = "" if data.masks else "Missing sequences are left out, because the data set was not available."
     if any(group.kind == "missing sequences" for group in groups):
         sequences = "A sequence is missing if the data set contains a copy of FLAIR in its place."
+    noun = data.board.noun
     explanation = (
         f"Mean {score_name(data.board)} of groups of patients, and their size n. This is exploratory: the groups "
-        f"are small and many, so nothing is tested. Means of fewer than {FEW} patients are faint. Tumour size is "
-        f"the number of true tumour pixels over all slices, in thirds of the patients. {sequences}"
+        f"are small and many, so nothing is tested. Means of fewer than {FEW} patients are faint. "
+        f"{noun.capitalize()} size is the number of true {noun} pixels over all slices, in thirds of the "
+        f"patients. {sequences}"
     )
     yield "Groups of patients", f"{_group_table(data.board, groups)}{_paragraph(explanation)}"
 
@@ -176,14 +197,17 @@ def _trust(data: BoardData) -> Iterator[Part]:
         yield "Trust in probabilities", _paragraph(missing)
         return
     names = {at: row.name for at, row in enumerate(data.board.rows) if at in trust}
+    noun, several = data.board.noun, bool(data.board.structures)
+    pooled = "structures and patients" if several else "patients"
+    averaged = " It is averaged over structures." if several else ""
     figure = _figure(
-        figures.draw_trust(names, trust),
-        "Left: share of pixels with tumour against the predicted probability, in bins of a tenth. On the dotted "
+        figures.draw_trust(names, trust, noun),
+        f"Left: share of pixels with {noun} against the predicted probability, in bins of a tenth. On the dotted "
         "line the probabilities are perfectly calibrated. Only pixels within 5 pixels of truth or prediction "
-        "count, pooled over all patients: elsewhere any model is right. Larger dots represent more pixels. Right: "
-        "mean Dice of the patients on whom a row is most confident, against their share of all patients. The "
-        "confidence on a patient is the expected Dice 2 Σ pm / (Σ p + Σ m), from the probability p and the mask m "
-        f"over all pixels (soft Dice confidence, Borges et al. 2024).{missing}",
+        f"count, pooled over all {pooled}: elsewhere any model is right. Larger dots represent more pixels. "
+        "Right: mean Dice of the patients on whom a row is most confident, against their share of all patients. "
+        "The confidence on a patient is the expected Dice 2 Σ pm / (Σ p + Σ m), from the probability p and the "
+        f"mask m over all pixels (soft Dice confidence, Borges et al. 2024).{averaged}{missing}",
     )
     rows = []
     for at, each in trust.items():
@@ -208,8 +232,9 @@ def _gallery(name: str, data: BoardData) -> Iterator[Part]:
         yield "Gallery", _paragraph(f"There is no gallery.{missing}")
         return
     rows = [data.board.rows[at].name for at in data.masks.rows]
-    explanation = _paragraph(f"{explain_order(len(rows) > 1)}{missing}")
-    yield "Gallery", explanation + gallery_html(f"{name}-gallery", rows, data.masks.patients)
+    explanation = _paragraph(f"{explain_order(len(rows) > 1, data.board.structures)}{missing}")
+    gallery = gallery_html(f"{name}-gallery", rows, data.masks.patients, data.board.structures)
+    yield "Gallery", explanation + gallery
 
 
 def _names(data: BoardData) -> list[str]:

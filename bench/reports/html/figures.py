@@ -19,6 +19,7 @@ from bench.formatting import NAMES, between, decimal, letter
 from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
 from bench.reports.html_document import escaped
+from bench.structures import COLOURS as STRUCTURES
 
 Floats = NDArray[np.float64]
 WIDTH, NAME, ROW = 1150, 240, 26  # pixels: width of a figure, width of its column of names, height of a row
@@ -72,6 +73,35 @@ def _draw_rank_row(board: Board, at: int, x: Axis, y: float) -> str:
             text(FIRST + 108, y + 4, decimal(row.first, 2)),
         ]
     return element("g", *parts, data_row=at, data_tip=tip)
+
+
+def draw_structures(board: Board) -> str:
+    """Draw the Dice of each structure with its interval, in its colour: one row for each row of the board."""
+    names = board.structures
+    x, top = Axis(0, 1, NAME + 20, WIDTH - 300), 34
+    height = max(ROW, 10 * (len(names) + 1))
+    bottom = top + height * len(board.rows)
+    parts = [text(NAME + 20, 20, NAMES["dice"], class_="heading")]
+    for value in x.ticks(7):
+        parts.append(line(x(value), top, x(value), bottom, stroke=RULE))
+        parts.append(text(x(value), bottom + 17, f"{value:g}", text_anchor="middle", class_="tick"))
+    for k, name in enumerate(names):
+        colour = STRUCTURES[k % len(STRUCTURES)]
+        swatch = element("circle", cx=WIDTH - 270, cy=top + 20 * k + 10, r=5, fill=colour)
+        parts += [swatch, text(WIDTH - 258, top + 20 * k + 14, shortened(name, 30))]
+        for at, row in enumerate(board.rows):
+            y = top + height * at + 10 * (k + 1)
+            mean, low, high = (row.scores.get(f"dice{end}[{name}]", np.nan) for end in ("", "_low", "_high"))
+            if not np.isfinite(mean):
+                continue
+            ends = row.seeds == 1 and np.isfinite(low + high)
+            interval = [line(x(low), y, x(high), y, stroke=colour, stroke_width=2)] if ends else []
+            tip = f"{row.name}: {name} {decimal(mean)}"
+            dot = element("circle", cx=x(mean), cy=y, r=4, fill=colour)
+            parts.append(element("g", *interval, dot, data_row=at, data_tip=tip))
+    parts += [_name(row.name, at, 6, top + height * (at + 0.5) + 4) for at, row in enumerate(board.rows)]
+    bottom = max(bottom + 28, top + 20 * len(names))
+    return svg_image(WIDTH, bottom, "Dice of each structure in each row", *parts)
 
 
 def draw_rank_diagram(names: Sequence[str], mean_ranks: MeanRanks) -> str:
@@ -201,7 +231,7 @@ def draw_reliability(names: Mapping[int, str], tables: Mapping[int, pd.DataFrame
     return svg_image(450 + NAME, max(PANEL, height), "reliability", _reliability(names, tables, unit), legend)
 
 
-def draw_trust(names: Mapping[int, str], trust: Mapping[int, Trust]) -> str:
+def draw_trust(names: Mapping[int, str], trust: Mapping[int, Trust], noun: str = "tumour") -> str:
     """Draw the reliability of pixels, and the mean Dice of the patients kept against their share."""
     lowest = min(float(each.mean_dice.min()) for each in trust.values())
     plot = Plot(Axis(0, 1, 490, 850), Axis(min(np.floor(lowest * 10) / 10, 0.9), 1, 380, 20))
@@ -210,14 +240,16 @@ def draw_trust(names: Mapping[int, str], trust: Mapping[int, Trust]) -> str:
         curve = plot.curve(each.coverage, each.mean_dice, **row_style(row), stroke_width=2)
         parts.append(element("g", curve, data_row=row, data_tip=f"{names[row]}: AURC {each.aurc:.3f}"))
     legend, height = _legend(names, 876, 30)
-    left = _reliability(names, {row: each.reliability for row, each in trust.items()}, "pixels")
+    left = _reliability(names, {row: each.reliability for row, each in trust.items()}, "pixels", noun)
     return svg_image(WIDTH, max(PANEL, height), "reliability, and Dice against coverage", left, *parts, legend)
 
 
-def _reliability(names: Mapping[int, str], tables: Mapping[int, pd.DataFrame], unit: str) -> str:
+def _reliability(
+    names: Mapping[int, str], tables: Mapping[int, pd.DataFrame], unit: str, noun: str = "tumour"
+) -> str:
     """Draw reliability curves; larger dots represent more units, and the dotted line is perfect calibration."""
     plot = Plot(Axis(0, 1, 60, 420), Axis(0, 1, 380, 20))
-    parts = [plot.frame("mean probability of a bin", f"share of {unit} with tumour")]
+    parts = [plot.frame("mean probability of a bin", f"share of {unit} with {noun}")]
     parts.append(plot.curve([0, 1], [0, 1], stroke=FAINT, stroke_dasharray="2 4"))
     for at, table in tables.items():
         share = table[unit] / table[unit].max()

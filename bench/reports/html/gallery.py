@@ -18,11 +18,14 @@ from bench.data.source import Pixels
 from bench.formatting import decimal, plain
 from bench.masks import Mask
 from bench.metrics.confusion import dice_of
+from bench.reports.html_document import escaped
+from bench.structures import COLOURS
 
 LONGEST = 384  # pixels of the longer side of a scan; larger scans are scaled down
 QUALITY = 80  # of WebP
 CLOSE_UP = 1.8  # side of a close-up, as a multiple of the tumour's
 Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,54 +44,78 @@ class PatientView:
 
 
 def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
-    """Return the view of a patient: the masks of several models, bool (S, H, W) each, on at most three slices."""
+    """Return the view of a patient: the masks of several models, bool (S, K, H, W) each, on at most three slices.
+
+    Pixels are counted over all structures; Dice is their mean. Padding is not shown.
+    """
     rows = pack.rows([case])
-    truth = pack.truth(rows)[:, 0]
+    height, width = pack.own_grid(rows)
+    truth, masks = pack.truth(rows)[..., height, width], [mask[..., height, width] for mask in masks]
     bits = np.stack([_packed(mask) for mask in masks])
-    hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices)
-    tumour = truth.sum((1, 2))
-    errors = size + tumour - 2 * hits
-    differing = {(a, b): _count(bits[a] ^ bits[b]) for a, b in combinations(range(len(bits)), 2)}
+    hits, size = _count(bits & _packed(truth)), _count(bits)  # (models, slices, structures)
+    area = truth.sum((2, 3))
+    errors = size + area - 2 * hits
+    differing = {(a, b): _count(bits[a] ^ bits[b]).sum(1) for a, b in combinations(range(len(bits)), 2)}
     losses = [_dice_loss(count, size[[a, b]]) for (a, b), count in differing.items()]
     disagreement = float(np.mean(losses)) if losses else None
-    chosen = choose_slices(sum(differing.values(), np.zeros_like(tumour)), tumour, errors.sum(0))
-    numbers, images = pack.index["slice"].to_numpy()[rows], pack.images[rows]
+    noun = pack.structures.noun.removeprefix("a ")
+    chosen = choose_slices(
+        sum(differing.values(), np.zeros(len(rows), int)), area.sum(1), errors.sum((0, 2)), noun
+    )
+    numbers, images = pack.index["slice"].to_numpy()[rows], pack.images[rows][:, height, width]
     channel = display_channel(pack.manifest.channels)
     white = max(float(np.percentile(images[..., channel], 99.5)), 1)
-    slice_dice = dice_of(hits, size - hits, tumour - hits)
-    dice = dice_of(hits.sum(1), (size - hits).sum(1), (tumour - hits).sum(1))
+    slice_dice = dice_of(hits, size - hits, area - hits)
+    dice = dice_of(hits.sum(1), (size - hits).sum(1), (area - hits).sum(1))  # (models, structures)
+    names = pack.structures.names
     slices = [
         {
             "number": int(numbers[at]),
             "why": why,
             "scan": encode_scan(images[at, ..., channel], white),
-            "truth": outlines(truth[at]),
-            "masks": [outlines(mask[at]) for mask in masks],
-            "dice": [decimal(float(value)) for value in slice_dice[:, at]],
-            "near": close_up(truth[at]),
+            "truth": [outlines(mask) for mask in truth[at]],
+            "masks": [[outlines(own) for own in mask[at]] for mask in masks],
+            "dice": [decimal(value) for value in mean_defined(slice_dice[:, at])],
+            "near": close_up(truth[at].any(0)),
         }
         for at, why in sorted(chosen.items())
     ]
-    about = f"institution {pack.index['institution'].to_numpy()[rows[0]]} · tumour on "
-    about += f"{np.count_nonzero(tumour)} of {len(rows)} slices, {tumour.sum():,} pixels"
+    about = f"institution {pack.index['institution'].to_numpy()[rows[0]]}"
+    for name, own in zip(names, area.T, strict=True):
+        about += f" · {name} on {np.count_nonzero(own)} of {len(rows)} slices, {own.sum():,} pixels"
+    means = mean_defined(dice)
     data = {
         "case": plain(case),
         "about": plain(about),
         "disagreement": None if disagreement is None else f"{disagreement:.2f}",
-        "dice": [decimal(float(value)) for value in dice],
-        "size": [truth.shape[2], truth.shape[1]],
+        "dice": [decimal(value) for value in means],
+        "structures": [
+            " · ".join(f"{name} {decimal(float(value))}" for name, value in zip(names, own, strict=True))
+            for own in dice
+            if len(names) > 1
+        ],
+        "size": [truth.shape[3], truth.shape[2]],
         "slices": slices,
     }
-    return PatientView(case, disagreement, tuple(dice.tolist()), data)
+    return PatientView(case, disagreement, tuple(means), data)
 
 
-def choose_slices(differing: Counts, tumour: Counts, errors: Counts) -> dict[int, str]:
-    """Choose the slices with the most pixels of disagreement, error and tumour, each with the reason."""
+def mean_defined(values: Floats) -> list[float]:
+    """Return the mean of each row (..., K) over the structures that have a value; NaN if none has."""
+    return [float(row[~np.isnan(row)].mean()) if not np.isnan(row).all() else np.nan for row in values]
+
+
+def choose_slices(differing: Counts, tumour: Counts, errors: Counts, noun: str = "tumour") -> dict[int, str]:
+    """Choose the slices with the most pixels of disagreement, error and tumour (`noun`), each with the reason."""
     reasons: dict[int, list[str]] = {}
-    for pixels, reason in ((differing, "models differ most"), (errors, "most errors"), (tumour, "largest tumour")):
+    for pixels, reason in (
+        (differing, "models differ most"),
+        (errors, "most errors"),
+        (tumour, f"largest {noun}"),
+    ):
         if pixels.any():
             reasons.setdefault(int(pixels.argmax()), []).append(reason)
-    return {at: ", ".join(texts) for at, texts in reasons.items()} or {len(tumour) // 2: "no tumour, no errors"}
+    return {at: ", ".join(texts) for at, texts in reasons.items()} or {len(tumour) // 2: f"no {noun}, no errors"}
 
 
 def outlines(mask: Mask) -> str:
@@ -140,28 +167,51 @@ def _dice_loss(differing: Counts, sizes: Counts) -> float:
 
 
 def _packed(mask: Mask) -> Pixels:
-    return np.packbits(mask.reshape(len(mask), -1), axis=1)
+    return np.packbits(mask.reshape(*mask.shape[:2], -1), axis=2)
 
 
 def _count(bits: Pixels) -> Counts:
     return np.asarray(np.bitwise_count(bits).sum(-1, dtype=np.int64))
 
 
-def explain_order(several: bool) -> str:
-    """Explain the order of the patients, and which of their slices are shown."""
+def explain_order(several: bool, structures: Sequence[str] = ()) -> str:
+    """Explain the order of the patients, which of their slices are shown, and the colours of `structures`."""
+    noun = "structure" if structures else "tumour"
+    colours = (
+        " Dice is the mean over structures. Each has a colour, and its truth is dotted." if structures else ""
+    )
     first = "Patients with the lowest Dice come first."
     if several:
         first = "Patients on whom the models disagree most come first: disagreement is 1 - Dice between two "
         first += "models over the whole stack, averaged over all pairs of models."
     return (
         f"{first} The slices shown have {'the most pixels on which models differ, ' if several else ''}the most "
-        "errors and the largest tumour. Below each mask is its Dice on that slice and on the whole patient. "
-        "Outlines follow the edges of pixels."
+        f"errors and the largest {noun}. Below each mask is its Dice on that slice and on the whole patient. "
+        f"Outlines follow the edges of pixels.{colours}"
     )
 
 
-def gallery_html(name: str, rows: Sequence[str], patients: Sequence[PatientView]) -> str:
-    """Return the controls, an empty stage, and one JSON script per patient, which is read when it is chosen."""
+def structure_style() -> str:
+    """Return the style of several structures: a colour each, and dots for their truth."""
+    return "".join(
+        f".several .s{k} {{ stroke: {colour}; fill: {colour}; border-color: {colour}; }}\n"
+        for k, colour in enumerate(COLOURS)
+    )
+
+
+def gallery_html(
+    name: str, rows: Sequence[str], patients: Sequence[PatientView], structures: Sequence[str] = ()
+) -> str:
+    """Return the controls, an empty stage, and one JSON script per patient, which is read when it is chosen.
+
+    Several `structures` have a box each.
+    """
+    boxes = "".join(
+        f'<label><input type="checkbox" name="structure" checked> '
+        f'<span class="key s{k % len(COLOURS)}">{escaped(structure)}</span></label>\n'
+        for k, structure in enumerate(structures)
+    )
+    several = " several" if structures else ""
     labels = []
     for p in patients:
         disagreement = "" if p.disagreement is None else f"disagreement {p.data['disagreement']} · "
@@ -169,13 +219,13 @@ def gallery_html(name: str, rows: Sequence[str], patients: Sequence[PatientView]
     index = {"rows": [plain(row) for row in rows], "cases": [p.data["case"] for p in patients], "patients": labels}
     data = "".join(_json(f"{name}-{at}", p.data) for at, p in enumerate(patients))
     return f"""
-<div class="gallery" id="{name}">
+<div class="gallery{several}" id="{name}">
 <div class="controls">
 <label>patient <select></select></label>
 <span><button type="button" class="back">← back</button> <button type="button" class="on">next →</button></span>
 <label><input type="checkbox" name="truth" checked> <span class="truth-key">truth</span></label>
 <label><input type="checkbox" name="prediction" checked> <span class="prediction-key">prediction</span></label>
-<label><input type="checkbox" name="outline" checked> outlines</label>
+{boxes}<label><input type="checkbox" name="outline" checked> outlines</label>
 <label>fill <input type="range" name="fill" min="0" max="100" value="0"></label>
 <label><input type="checkbox" name="near"> close up</label>
 </div>

@@ -66,10 +66,14 @@ function gallery(root) {
     const view = (box("near").checked && slice.near ? slice.near : [0, 0, ...size]).join(" ");
     const svg = append(figure, "svg", {viewBox: view, role: "img", "aria-label": `${name}: ${text}`});
     append(svg, "image", {href: slice.scan, width: size[0], height: size[1], preserveAspectRatio: "none"});
-    for (const [kind, path] of Object.entries(outlines)) append(svg, "path", {d: path, class: kind});
+    const shown = all("[name=structure]", root).map(each => each.checked);
+    for (const [kind, paths] of Object.entries(outlines))
+      paths.forEach((path, at) => {
+        if (shown[at] ?? true) append(svg, "path", {d: path, class: `${kind} s${at % 7}`});
+      });
     const caption = append(figure, "figcaption", {});
     append(caption, "b", {"data-tip": name}, name);
-    append(caption, "span", {}, text);
+    text.split("\n").forEach(part => append(caption, "span", {}, part));
   }
 
   function draw() {
@@ -81,7 +85,8 @@ function gallery(root) {
       const row = append(stage, "div", {class: "tiles-of-slice"});
       tile(row, slice, patient.size, "scan", `slice ${slice.number}`, {});
       index.rows.forEach((name, at) => {
-        const text = `slice ${slice.dice[at]} · patient ${patient.dice[at]}`;
+        const each = patient.structures[at] ? `\n${patient.structures[at]}` : "";
+        const text = `slice ${slice.dice[at]} · patient ${patient.dice[at]}${each}`;
         tile(row, slice, patient.size, name, text, {truth: slice.truth, prediction: slice.masks[at]});
       });
     }
@@ -93,6 +98,7 @@ function gallery(root) {
   }
   select.addEventListener("change", draw);
   box("near").addEventListener("change", draw);
+  all("[name=structure]", root).forEach(each => each.addEventListener("change", draw));
   root.querySelector(".back").addEventListener("click", () => move(-1));
   root.querySelector(".on").addEventListener("click", () => move(1));
   for (const name of ["truth", "prediction", "outline"])

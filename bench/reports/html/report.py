@@ -16,19 +16,22 @@ from bench.inference.overlays import PREDICTION, TRUTH
 from bench.outputs import check_outputs, write_output
 from bench.reports.html.board_data import BoardData, read_board_data
 from bench.reports.html.chapter import render_chapter
+from bench.reports.html.gallery import structure_style
 from bench.reports.html_document import definition_list, escaped, html_document
 from bench.tracking import connect, open_run, read_records
 from bench.tracking.tags import Tag
 
 REPORT = "report"  # kind of the run that holds the page; such runs are on no leaderboard
 COLOURS = f":root {{ --truth: {TRUTH}; --prediction: {PREDICTION}; }}\n"
-STYLE = COLOURS + (files("bench.reports.html") / "report.css").read_text("utf-8")
+STYLE = COLOURS + (files("bench.reports.html") / "report.css").read_text("utf-8") + structure_style()
 SCRIPT = (files("bench.reports.html") / "report.js").read_text("utf-8")
 GUIDE = {
     "Out of fold": "each patient is scored once, by models that have not seen it in training or validation.",
     "Dice": "2 TP / (2 TP + FP + FN) over all slices of a patient as one volume, then the mean over patients. A "
     "missed tumour counts as 0. Pooling the pixels of all patients gives a different number, usually a higher "
     "one.",
+    "Structures": "the Dice of a patient is the mean over the structures for which it is defined: one that is "
+    "neither there nor predicted is left out, one that is predicted where there is none counts as 0.",
     "95% interval": "bias-corrected bootstrap interval of the mean, over patients, or over patients and seeds if "
     "a row has several seeds.",
     "p, tie": "Wilcoxon signed-rank test of the differences per patient, Holm corrected over all pairs of rows. "
@@ -87,6 +90,8 @@ def render_report(title: str, boards: Sequence[BoardData]) -> str:
     created = f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}"
     titles = (escaped(data.board.title) for data in boards)
     contents = "".join(f'<li><a href="#board-{at}">{title}</a></li>' for at, title in enumerate(titles))
+    several = any(data.board.structures for data in boards)
+    guide = {term: text for term, text in GUIDE.items() if several or term != "Structures"}
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f'<p class="lead">Made {created} by medseg-bench {escaped(__version__)}, <code>bench report</code>. '
@@ -95,7 +100,7 @@ def render_report(title: str, boards: Sequence[BoardData]) -> str:
         "<noscript><p>Without scripts, tables cannot be sorted and there is no gallery.</p></noscript>",
         f"<nav><ul>{contents}</ul></nav>" if len(boards) > 1 else "",
         *(render_chapter(number, data) for number, data in enumerate(boards)),
-        f"<h2>How to read this page</h2>\n{definition_list(GUIDE)}",
+        f"<h2>How to read this page</h2>\n{definition_list(guide)}",
         '<div id="tip" hidden></div>',
     ]
     return html_document(title, parts, style=STYLE, script=SCRIPT)
