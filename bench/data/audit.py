@@ -19,9 +19,19 @@ from bench.data.audit_layout import Finding, layout_errors, layout_warnings, tab
 from bench.data.readers.images import read_mask, read_pixels
 from bench.data.readers.mask_values import LabelMap
 from bench.data.readers.patient_folders import CHANNELS, mask_labels, scan_folder
-from bench.data.source import BadFile, Pixels, SliceFile, Source, UnusableFiles, check_mask_size, format_shape
+from bench.data.source import (
+    BadFile,
+    Bits,
+    Pixels,
+    SliceFile,
+    Source,
+    UnusableFiles,
+    check_mask_size,
+    format_shape,
+)
 from bench.errors import BadSetting, DataError
 from bench.formatting import join_first
+from bench.structures import TUMOUR, Structures, structure_column
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
     members = defaultdict(list)
     for entry in source.slices:
         members[entry.case].append(entry)
-    cases = [_CaseAudit(case, tuple(entries), source.channels) for case, entries in members.items()]
+    made = [(case, tuple(entries)) for case, entries in members.items()]
+    cases = [_CaseAudit(*each, source.channels, source.structures) for each in made]
     errors: list[Finding] = []
     done, broken = 0, set[Path]()
     for audited in cases:
@@ -88,7 +99,9 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
             audited.add_image(path, image)
             audited.add_mask(mask, entry.mask)
     warnings = [Finding("note", note) for note in source.notes]
-    warnings += [*_unusual_sizes(cases), *(finding for audited in cases for finding in audited.warnings())]
+    if not any(entry.size for entry in source.slices):  # those are padded to one size
+        warnings += _unusual_sizes(cases)
+    warnings += [finding for audited in cases for finding in audited.warnings()]
     return Audit((*errors, *_shared_images(cases)), tuple(warnings), _facts(cases, synthetic=source.synthetic))
 
 
@@ -99,12 +112,14 @@ class _CaseAudit:
     case: str
     slices: tuple[SliceFile, ...]
     channels: tuple[str, ...]
+    structures: Structures = TUMOUR
     shapes: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     digests: dict[Path, str] = field(default_factory=dict)  # of images that are not constant
     flair_levels: list[float] = field(default_factory=list)  # the mean of each slice
     masks: int = 0
     positive: int = 0
-    largest: int = 0  # tumour pixels of one slice
+    largest: int = 0  # pixels of any structure in one slice
+    bits: int = 0  # of the structures that occur
     white: list[Path | None] = field(default_factory=list)  # masks without background
     inverted: list[Path | None] = field(default_factory=list)  # masks that look so
 
@@ -131,8 +146,9 @@ class _CaseAudit:
         except BadFile as error:
             yield _unusable_file(error, entry)
 
-    def add_mask(self, mask: Pixels, path: Path | None) -> None:
+    def add_mask(self, mask: Bits, path: Path | None) -> None:
         area = int(np.count_nonzero(mask))
+        self.bits |= int(np.bitwise_or.reduce(mask, axis=None))
         self.masks += 1
         self.positive += area > 0
         self.largest = max(self.largest, area)
@@ -156,6 +172,11 @@ class _CaseAudit:
             self.flair_levels.append(float(planes["flair"].mean()))
 
     @property
+    def present(self) -> list[str]:
+        """The structures that occur in some mask."""
+        return [name for k, name in enumerate(self.structures.names) if self.bits >> k & 1]
+
+    @property
     def substituted(self) -> list[str]:
         """Channels that equal FLAIR in every slice, unless FLAIR itself is blank."""
         if len(self.blank.get("flair", ())) == len(self.shapes):
@@ -163,6 +184,7 @@ class _CaseAudit:
         return [channel for channel, same in self.same_as_flair.items() if same]
 
     def warnings(self) -> Iterator[Finding]:
+        noun = self.structures.noun
         for channel in self.substituted:
             message = f"{self.case} has no {channel} sequence: FLAIR replaces it in every slice."
             yield Finding("substituted-channel", message, (self.case, channel))
@@ -173,14 +195,16 @@ class _CaseAudit:
                 yield Finding("blank-channel", message, (self.case, *map(str, paths)))
         for code, what, masks in (
             ("all-white", "white everywhere.", self.white),
-            ("inverted-mask", "white in most pixels and all corners: is tumour black in them?", self.inverted),
+            ("inverted-mask", f"white in most pixels and all corners: is {noun} black in them?", self.inverted),
         ):
             if masks:
                 message = f"{len(masks)} of {self.masks} mask(s) of {self.case} are {what}"
                 yield Finding(code, message, (self.case, *map(str, masks)))
-        if self.masks == len(self.slices) and not self.positive:  # refused masks may hold tumour
-            message = f"{self.case} has no tumour in any mask: its Dice is not defined."
-            yield Finding("no-tumour", message, (self.case,))
+        for name in self.structures.names if self.masks == len(self.slices) else ():  # refused masks may hold it
+            if name not in self.present:
+                dice = "Dice" if len(self.structures) == 1 else structure_column("dice", name)
+                message = f"{self.case} has no {name} in any mask: its {dice} is not defined."
+                yield Finding(f"no-{name}", message, (self.case,))
         for paths in _groups_by_digest(self.digests.items()):
             names = join_first(p.name for p in paths)
             message = f"{self.case} holds the same image {len(paths)} times: {names}."
@@ -231,6 +255,8 @@ def _facts(cases: list[_CaseAudit], *, synthetic: bool) -> Mapping[str, Any]:
     levels = [float(np.mean(audited.flair_levels)) for audited in cases if audited.flair_levels]
     institutions = Counter(audited.slices[0].institution for audited in cases if audited.slices)
     sizes = Counter(format_shape(shape[:2]) for audited in cases for shape in audited.shapes.values())
+    structures = cases[0].structures if cases else TUMOUR
+    names, noun = structures.names, structures.noun.removeprefix("a ")
     facts: dict[str, Any] = {
         "patients": len(cases),
         "slices": sum(slices),
@@ -238,8 +264,10 @@ def _facts(cases: list[_CaseAudit], *, synthetic: bool) -> Mapping[str, Any]:
         "institutions": dict(sorted(institutions.items())),
         "synthetic": synthetic,
         "sizes": dict(sizes.most_common()),
-        "largest_tumour": max((audited.largest for audited in cases), default=0),
+        f"largest_{noun}": max((audited.largest for audited in cases), default=0),
     }
+    if len(names) > 1:
+        facts["patients_with"] = {name: sum(name in audited.present for audited in cases) for name in names}
     if any(audited.same_as_flair for audited in cases):
         facts["complete_patients"] = sum(not audited.substituted for audited in cases)
         for channel in cases[0].same_as_flair:

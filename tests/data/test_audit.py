@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from bench.data.audit import Audit, audit
+from bench.data.audit import Audit, audit, audit_source
 from bench.data.audit_layout import Finding
 from bench.data.datasets.phantom import write_phantom
+from bench.data.source import SliceFile, Source
 from bench.errors import DataError
+from bench.structures import Structures
 from tests import fakes as tiffs
 from tests.fakes import write_case
 
@@ -258,3 +260,22 @@ def test_the_real_data_has_the_published_problems_and_no_errors(lgg_folder):
         assert facts["flair_ratio"] == pytest.approx(4.2281556, rel=1e-6)
         assert len(only(result.warnings, "row-without-patient").where) == 22
         assert result.errors == ()
+
+
+def test_an_absent_structure_is_named_and_padded_slices_may_differ_in_size():
+    masks = {"p1": [[1, 2, 0]], "p2": [[0, 3], [0, 1]]}  # bits: core is 1, rim is 2
+    slices = tuple(SliceFile(c, 1, "DU", Path(c), None, size=np.shape(m)) for c, m in masks.items())
+    images = {c: np.arange(np.size(m), dtype=np.uint8).reshape(*np.shape(m), 1) for c, m in masks.items()}
+    only_core = {**masks, "p2": [[0, 1], [0, 1]]}
+
+    def found(masks: dict[str, list[list[int]]]) -> Audit:
+        two = Structures(("core", "rim"), ((1,), (2,)))
+        read = {c: (images[c], np.array(m, np.uint8)) for c, m in masks.items()}
+        return audit_source(Source("toy", slices, lambda s: read[s.case], ("flair",), "none", structures=two))
+
+    assert codes(found(masks)) == ([], [])
+    assert found(masks).facts["patients_with"] == {"core": 2, "rim": 2}
+    assert found(masks).facts["largest_structure"] == 2
+    assert found(only_core).facts["patients_with"] == {"core": 2, "rim": 1}
+    warning = only(found(only_core).warnings, "no-rim")
+    assert warning.message == "p2 has no rim in any mask: its dice[rim] is not defined."
