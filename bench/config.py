@@ -63,6 +63,7 @@ class Input(Settings):
     """How packed slices become model input."""
 
     image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
+    crop: Literal["foreground"] | None = None  # to the non-zero pixels of a patient, before image_size
     channels: str | Channels = "all"  # 'all', or names of the data set's channels, such as 'flair'
     neighbours: int = Field(0, ge=0, le=8)  # slices on either side that the model also sees ("2.5D")
     normalise: Literal["patient", "image", "imagenet"] = "patient"
@@ -164,7 +165,7 @@ class RunConfig(Settings):
         decisive["dataset"].pop("folder", None)  # the key of the pack identifies its content
         decisive["input"]["preprocess"] = list(decisive["input"]["preprocess"].items())  # keeps their order
         for group, earlier in LATER.items():
-            decisive[group] = {k: v for k, v in decisive[group].items() if k not in earlier or v != earlier[k]}
+            decisive[group] = {k: v for k, v in decisive[group].items() if v not in earlier.get(k, ())}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -172,11 +173,12 @@ COMPONENTS = ("dataset", "split", "model", "loss")
 NOT_DECISIVE = (
     *("name", "device", "threads", "execution", "folds_at_once", "checkpoint_every", "searched", "plugins"),
 )
-# Settings added later, with the value of earlier versions: not hashed at that value, or earlier runs would not be
-# found.
-LATER: dict[str, dict[str, Any]] = {
-    "input": {"neighbours": 0, "patch": None, "preprocess": []},
-    "loss": {"over": "image"},
+# Settings added later, with the values that mean what earlier versions did: not hashed at these, or earlier runs
+# would not be found.
+LATER: dict[str, dict[str, tuple[Any, ...]]] = {
+    "input": {"crop": (None,), "neighbours": (0,), "patch": (None,), "preprocess": ([],)},
+    "loss": {"over": ("image",)},
+    "dataset": {"structures": (None, 1), "exclusive": (None, False), "axis": (None,)},
 }
 CHAINS = ("augment", "input.preprocess")
 

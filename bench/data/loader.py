@@ -7,11 +7,11 @@ The z-score follows after augmentation.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.config import Input
+from bench.data.crop import Box, foreground_boxes, scale_box
 from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import Pack
 from bench.data.slice_random import SliceRandom
@@ -73,12 +74,13 @@ class SliceLoader:
         self.channel_names = [pack.manifest.channels[number] for number in self.channels]  # of one slice
         height, width = self.shape = pack.masks.shape[1:]  # of the packed slices
         self._target = (self.size or height, self.size or width)
-        self._resizes = self._target != self.shape
         select_all = self.channels == list(range(len(pack.manifest.channels)))
         # On the device from the start: a list would be copied there, synchronously, for every batch.
         self._selection = slice(None) if select_all else torch.tensor(self.channels, device=device)
         patients = pack.index["patient" if "patient" in pack.index else "case"].tolist()
         self._neighbours = neighbour_rows(patients, settings.neighbours)
+        self._boxes = foreground_boxes(pack.images, patients) if settings.crop else None
+        self._resizes = self._boxes is not None or self._target != self.shape
         stats = compute_intensity_stats(pack.histograms, patients, settings.normalise)
         self._stats = [
             torch.from_numpy(v[:, self.channels][self._neighbours].reshape(len(v), -1)).to(device)[..., None, None]
@@ -97,8 +99,9 @@ class SliceLoader:
         """Load images (B, C, H, W) in [0, 1] and masks (B, K, H, W), float32, at the input size of the model."""
         images, masks = self._read(rows, _scale)
         if self._resizes:
-            masks = (F.interpolate(masks, self._target, mode="area") >= 0.5).float()
-        return self._resize(images), masks
+            masks = (self._resize(masks, rows, mode="area") >= 0.5).float()
+            images = self._resize(images, rows, mode="bilinear", antialias=True)
+        return images, masks
 
     def load_batches(self, batches: Iterable[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield `load(rows)` for each batch. Data that a GPU cannot hold is read while the GPU computes.
@@ -129,11 +132,44 @@ class SliceLoader:
         """
         if self._resizes:
             images, masks = self._read(rows, _scale)
-            return self.normalise(self._resize(images), rows), masks
+            return self.normalise(self._resize(images, rows, mode="bilinear", antialias=True), rows), masks
         return self._read(rows, _scale_and_normalise)
 
-    def _resize(self, images: Tensor) -> Tensor:
-        return F.interpolate(images, self._target, mode="bilinear", antialias=True) if self._resizes else images
+    def restore(self, logits: Tensor, rows: NDArray[np.int64], shape: tuple[int, int]) -> Tensor:
+        """Resize logits (B, K, h, w) of loaded rows to whole slices of `shape`; -inf outside of a crop.
+
+        -inf is a probability of 0 in every activation.
+        """
+        if logits.shape[-2:] == shape and (self._boxes is None or shape == (1, 1)):
+            return logits
+        whole = partial(F.interpolate, mode="bilinear", align_corners=False)
+        if self._boxes is None:
+            return whole(logits, shape)
+        restored = logits.new_full((*logits.shape[:2], *shape), -torch.inf)
+        for places, box in self._crops(rows):
+            top_left = scale_box(box, self.shape, shape)
+            size = tuple(side.stop - side.start for side in top_left)
+            restored[(places, slice(None), *top_left)] = whole(logits[places], size)
+        return restored
+
+    def _resize(self, images: Tensor, rows: NDArray[np.int64], **how: Any) -> Tensor:
+        """Resize images (B, C, H, W) of these rows, or what `input.crop` leaves of them, to the input size."""
+        if self._boxes is None:
+            return F.interpolate(images, self._target, **how)
+        resized = images.new_empty((*images.shape[:2], *self._target))
+        for places, box in self._crops(rows):
+            resized[places] = F.interpolate(images[places][..., *box], self._target, **how)
+        return resized
+
+    def _crops(self, rows: NDArray[np.int64]) -> Iterator[tuple[list[int], Box]]:
+        """Yield the places of a batch that share a box, and the box."""
+        assert self._boxes is not None
+        shared = defaultdict(list)
+        for place, row in enumerate(rows.tolist()):
+            height, width = self._boxes[row]
+            shared[height.start, height.stop, width.start, width.stop].append(place)
+        for (top, bottom, left, right), places in shared.items():
+            yield places, (slice(top, bottom), slice(left, right))
 
     def _read(self, rows: NDArray[np.int64], transform: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
         """Read images (B, C, H, W) with transformed grey levels, and masks (B, K, H, W), float32 as packed."""

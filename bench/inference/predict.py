@@ -115,8 +115,7 @@ class Predictor:
                 for model in self.models:
                     with autocast(loader.device, self.precision):
                         logits = forward(model, images)
-                    if logits.shape[-2:] != shape:
-                        logits = F.interpolate(logits, shape, mode="bilinear", align_corners=False)
+                    logits = loader.restore(logits, padded, shape)
                     mean = mean + ACTIVATIONS[self.activation](logits) / len(self.models)
             except RuntimeError as error:
                 if size == 1 or not out_of_memory(error):

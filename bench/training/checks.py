@@ -90,6 +90,11 @@ def check_settings(experiment: Experiment) -> None:
             f"the metric '{unknown[0]}' needs the size of a pixel, which this data set does not state. Use one in "
             "pixels, such as hd95."
         )
+    if config.input.crop and config.input.image_size is None:
+        raise BadSetting(
+            f"input.crop={config.input.crop} resizes every crop to input.image_size. Give one, such as "
+            "--image-size 128."
+        )
     if (patch := config.input.patch) is not None:
         if not task.segments:
             raise BadSetting(f"a {task.name} model judges whole slices. Leave out input.patch.")

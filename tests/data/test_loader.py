@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench.config import Input
+from bench.data.crop import foreground_boxes
 from bench.data.loader import SliceLoader, neighbour_rows, read_ahead
 from bench.data.normalise import compute_intensity_stats
 from bench.data.pack import one_case_per_slice
@@ -236,6 +237,53 @@ def test_load_batches_loads_each_batch_in_order(resident):
     batches = [np.array(rows) for rows in ([3, 1], [7, 9], [0, 0], [11, 2], [5, 4])]
     for (images, masks), rows in zip(loader.load_batches(batches), batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip((images, masks), loader.load(rows), strict=True))
+
+
+def spotted_pack():
+    """Two patients of two slices, 8 x 10 pixels and 2 channels, zero but for pixels at a few places."""
+    images = np.zeros((4, 8, 10, 2), np.uint8)
+    images[0, 1, 3, 0] = images[1, 5, 2, 1] = 200  # rows 1 to 5, columns 2 to 3
+    images[2, 0:8, 4, 0] = 100  # rows 0 to 7, column 4
+    pack = pack_of(images, np.zeros((4, 8, 10), np.uint8), ["A", "A", "B", "B"])
+    pack.masks[1, 1:6, 2] = 1
+    return pack
+
+
+def test_the_foreground_of_a_patient_is_the_box_of_all_its_slices_and_channels():
+    pack = spotted_pack()
+    of_a, of_b = np.s_[1:6, 2:4], np.s_[0:8, 4:5]
+    assert foreground_boxes(pack.images, pack.index["case"]) == [of_a, of_a, of_b, of_b]
+    assert foreground_boxes(np.zeros((1, 8, 10, 2), np.uint8), ["C"]) == [np.s_[0:8, 0:10]]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_slices_are_cut_to_the_foreground_and_resized(resident):
+    pack, rows = spotted_pack(), np.array([2, 1, 0])  # in one batch two boxes
+    settings = Input(crop="foreground", image_size=16, neighbours=1)
+    loader = SliceLoader(pack, settings, CPU, resident=resident)
+    whole = SliceLoader(pack, Input(neighbours=1), CPU).load(rows)
+    for part, mode in zip(range(2), ({"mode": "bilinear", "antialias": True}, {"mode": "area"}), strict=True):
+        boxes = [np.s_[0:8, 4:5], np.s_[1:6, 2:4], np.s_[1:6, 2:4]]
+        cut = [image[None, :, *box] for image, box in zip(whole[part], boxes, strict=True)]
+        expected = torch.cat([torch.nn.functional.interpolate(each, (16, 16), **mode) for each in cut])
+        expected = (expected >= 0.5).float() if part else expected
+        torch.testing.assert_close(loader.load(rows)[part], expected)
+    assert loader.load(rows)[1][1, 0].tolist() == [[1.0] * 8 + [0.0] * 8] * 16
+    images, masks = loader.load_normalised(rows)
+    torch.testing.assert_close(images, loader.normalise(loader.load(rows)[0], rows))
+    assert masks.shape == (3, 1, 8, 10), "truth keeps the packed size"
+
+
+def test_logits_of_a_crop_are_pasted_back_and_lie_outside_at_minus_infinity():
+    loader = SliceLoader(spotted_pack(), Input(crop="foreground", image_size=16), CPU)
+    logits = torch.full((2, 1, 16, 16), 2.0)
+    restored = loader.restore(logits, np.array([2, 0]), (8, 10))
+    expected = torch.full((2, 1, 8, 10), -torch.inf)
+    expected[0, 0, 0:8, 4:5] = expected[1, 0, 1:6, 2:4] = 2
+    torch.testing.assert_close(restored, expected)
+    doubled = loader.restore(logits, np.array([2, 0]), (16, 20))
+    torch.testing.assert_close(doubled, expected.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert loader.restore(logits[..., :1, :1], np.array([2, 0]), (1, 1)).shape == (2, 1, 1, 1)
 
 
 def test_reading_ahead_keeps_the_order_and_its_depth():

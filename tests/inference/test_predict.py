@@ -29,7 +29,7 @@ from bench.training.tasks.segmentation import (
 )
 from bench.types import SliceCounts, Stack
 from tests import reference
-from tests.fakes import TWO, tiny_pack
+from tests.fakes import TWO, pack_of, tiny_pack
 
 CPU = torch.device("cpu")
 PACK = tiny_pack(cases=3, slices=4)
@@ -77,6 +77,23 @@ def test_a_model_of_smaller_slices_is_scored_on_the_packed_grid():
     assert probability.shape == (4, 1, 48, 48)
     expected = F.interpolate(logits, (48, 48), mode="bilinear").sigmoid()
     assert probability == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_nothing_is_predicted_outside_the_crop_and_scores_are_on_the_packed_grid(activation):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[:, 8:24, 4:20] = np.random.default_rng(0).integers(1, 256, (2, 16, 16, 3))
+    pack = pack_of(images, np.zeros((2, 32, 32), np.uint8), ["A", "A"])
+    cropped = SliceLoader(pack, Input(crop="foreground", image_size=32), CPU)
+    predictor = Predictor([net()], cropped, batch_size=2, activation=activation)
+    probability = predictor.probabilities(np.arange(2))
+    with torch.inference_mode():
+        logits = net().eval()(cropped.load_normalised(np.arange(2))[0])
+    inside = torch.nn.functional.interpolate(logits, (16, 16), mode="bilinear").sigmoid().numpy()
+    np.testing.assert_allclose(probability[:, :, 8:24, 4:20], inside, atol=1e-6)
+    probability[:, :, 8:24, 4:20] = 0
+    assert not probability.any()
+    assert predictor.counts(np.arange(2), 0.5).sum() == 2 * 32 * 32
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():

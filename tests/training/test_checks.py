@@ -143,6 +143,11 @@ def test_millimetres_are_refused_where_the_size_of_a_pixel_is_unknown(setting):
         resolve(configure(SMALL | setting))
 
 
+def test_a_crop_needs_the_size_that_it_is_resized_to():
+    with pytest.raises(BadSetting, match=r"input\.crop=foreground .* --image-size 128"):
+        resolve(configure(SMALL | {"input.crop": "foreground", "input.image_size": None}))
+
+
 def test_a_batch_of_one_is_refused_behind_global_pooling_with_batch_norm():
     settings = SMALL | {"model.encoder": "tu-resnest14d"}
     assert resolve(configure(settings | {"train.batch_size": 2})).smallest_batch == 2
