@@ -13,6 +13,7 @@ from scipy.ndimage import binary_dilation, label
 
 from bench.console import Display
 from bench.derived.base import describe_change
+from bench.derived.ensemble import ensemble
 from bench.derived.rescore import conventions, rescore
 from bench.errors import BadSetting, StoreError
 from bench.inference.postprocess import Postprocess
@@ -20,7 +21,7 @@ from bench.tracking import LEAKY, PARENT, Store, connect, find_folds, find_run, 
 from bench.tracking import read_table as table
 from bench.tracking.selection import load_run_pack
 from bench.tracking.tags import CONVENTION, Tag
-from tests.fakes import Home, inside, make_home
+from tests.fakes import Home, inside, make_home, train
 
 PROBABILITY = {"brier", "ece"}
 
@@ -113,6 +114,37 @@ def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
             assert new.data.tags[same] == old.data.tags[same]
     prints = {run_of(store, run_id).data.tags["bench.fingerprint"] for run_id in made.values()}
     assert len(prints | {old.data.tags["bench.fingerprint"]}) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("exclusive", "names"), [("true", ("rim", "core")), ("false", ("tumour", "core"))])
+def test_a_run_of_two_structures_is_rescored_and_combined_by_structure(store, exclusive, names):
+    name = f"two {exclusive}"
+    train(name, "--set", "dataset.structures=2", "--set", f"dataset.exclusive={exclusive}")
+    old = find_run(store, name)
+    same, clean, both = (
+        run_of(store, run_id)
+        for run_id in (
+            rescore(name, uri=store.uri),
+            rescore(name, postprocess=Postprocess(largest=True), uri=store.uri),
+            ensemble([name], tta="flips", uri=store.uri),
+        )
+    )
+    before, after = (table(store, run, "cases").sort_values("case", ignore_index=True) for run in (old, same))
+    pd.testing.assert_frame_equal(before[after.columns], after, check_exact=True)
+    masks, cleaned, kept = read_masks(store, old), read_masks(store, clean), read_probabilities(store, both)
+    for case, mask in masks.items():
+        assert mask.shape == (6, 2, 32, 32)
+        assert not (exclusive == "true" and mask.all(1).any())
+        assert kept[case].shape == mask.shape
+        for k in range(2):
+            assert label(cleaned[case][:, k])[1] == int(mask[:, k].any())
+    for run in (old, same, clean, both):
+        cases = table(store, run, "cases")
+        assert run.data.metrics["dice"] == pytest.approx(cases["dice"].mean())
+        for structure in names:
+            assert run.data.metrics[f"dice/{structure}"] == pytest.approx(cases[f"dice[{structure}]"].mean())
+    assert {f"threshold[{structure}]" for structure in names} <= set(table(store, both, "cases"))
 
 
 @pytest.mark.slow
