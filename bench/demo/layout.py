@@ -16,19 +16,27 @@ Choices = list[tuple[str, str]]  # label and value
 
 @dataclass(frozen=True)
 class ControlValues:
-    """The values of the controls: the slice from 1, the channel as a position, the run id '' for no model."""
+    """The values of the controls: the slice from 1, the channel as a position, the run id '' for no model.
+
+    `shown` are the structures that are switched on, `structure` is the one whose probabilities are shown and whose
+    threshold the sliders move.
+    """
 
     scan: Scan | None
     at: int
     opacity: float
     channel: int | None
+    shown: tuple[str, ...]
+    structure: str | None
     runs: tuple[str, ...]
     thresholds: tuple[float, ...]
 
     @classmethod
-    def read(cls, scan: Scan | None, at: float, opacity: float, channel: int | None, *rest: Any) -> ControlValues:
+    def read(cls, scan: Scan | None, at: float, *values: Any) -> ControlValues:
         """Read the values of `Layout.controls`, in its order."""
-        return cls(scan, int(at), opacity, channel, tuple(run or "" for run in rest[:2]), rest[2:])
+        opacity, channel, shown, structure, *rest = values
+        runs = tuple(run or "" for run in rest[:2])
+        return cls(scan, int(at), opacity, channel, tuple(shown), structure, runs, tuple(rest[2:]))
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Layout:
         self.gr = gradio
         gradio.HTML(TITLE_HTML)
         self._add_choices(runs, run_id)
+        self._add_structures()
         self._add_sliders()
         self.rows = [self._add_row(letter) for letter in LETTERS]
 
@@ -58,7 +67,8 @@ class Layout:
     def controls(self) -> list[Any]:
         """The components that `ControlValues` reads."""
         thresholds = [row.threshold for row in self.rows]
-        return [self.scan, self.at, self.opacity, self.channel, *self.runs, *thresholds]
+        structures = [self.shown, self.structure]
+        return [self.scan, self.at, self.opacity, self.channel, *structures, *self.runs, *thresholds]
 
     @property
     def drawn(self) -> list[Any]:
@@ -69,7 +79,8 @@ class Layout:
     def all(self) -> list[Any]:
         """The components that change with the scan."""
         groups = [row.group for row in self.rows]
-        return [*self.controls, self.patient, self.files, self.banner, self.status, *groups, *self.drawn]
+        more = [self.patient, self.files, self.banner, self.status, self.legend]
+        return [*self.controls, *more, *groups, *self.drawn]
 
     def _add_choices(self, runs: Choices, run_id: str) -> None:
         gr = self.gr
@@ -90,6 +101,16 @@ class Layout:
                 )
         self.runs = [first, second]
         self.banner, self.status = gr.HTML(elem_id="banner"), gr.HTML(elem_id="status")
+
+    def _add_structures(self) -> None:
+        gr = self.gr
+        with gr.Row(visible=False) as self.legend:
+            with gr.Column(scale=3, min_width=480):
+                self.shown = gr.CheckboxGroup([], label="Structures shown", elem_id="structures")
+            with gr.Column(scale=1, min_width=280):
+                self.structure = gr.Dropdown(
+                    [], label="Structure of probability and threshold", elem_id="structure"
+                )
 
     def _add_sliders(self) -> None:
         gr = self.gr

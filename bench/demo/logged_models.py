@@ -23,7 +23,7 @@ from bench.tracking.participants import read_image_table
 from bench.tracking.tags import task_name
 from bench.types import RunRecord
 
-CACHED_PREDICTIONS = 12  # each takes one byte per pixel
+CACHED_PREDICTIONS = 12  # each takes one or two bytes for each pixel and structure
 TEST_FOLD_NOT_RUN = "its test fold was not run"
 
 
@@ -128,16 +128,22 @@ class LoggedModels:
                 f"{record.name} was trained on the channels {', '.join(run.models.channels)}; "
                 f"this scan has {', '.join(scan.channels)}. Choose another run."
             )
+        structures = run.models.structures
+        if scan.structures != structures.names and len(scan.structures + structures.names) > 2:
+            raise DataError(
+                f"{record.name} was trained on the structures {', '.join(structures.names)}; "
+                f"this scan has {', '.join(scan.structures)}. Choose another run."
+            )
         same_images = run.cases_with(scan.fingerprints)
         ids = () if scan.case is None else same_images or (scan.case,)
         eligible = find_eligible_models(run.split, ids, folds)
         models = select_folds(run.models, eligible.folds)
-        levels, edges = quantize(models.predict(scan.images), models.thresholds[0])
+        probability = models.probabilities(scan.images, scan.padding)
         return Prediction(
             run=record,
-            levels=levels,
-            edges=edges,
-            threshold=models.thresholds[0],
+            structures=structures,
+            thresholds=models.thresholds,
+            **quantize(probability, models.thresholds, exclusive=structures.exclusive),
             threshold_text=describe_threshold(config, eligible),
             models_text=describe_models(scan, eligible),
             warnings=tuple(list_warnings(record, config, run.split, folds, scan, same_images)),

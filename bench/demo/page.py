@@ -67,8 +67,10 @@ class Page:
         self._connect(ui.files.clear, self._start, [], ui.all)
         for run in ui.runs:
             self._connect(run.input, self._change_run, [], ui.all)
-        for control in (ui.at, ui.opacity, ui.channel, *(row.threshold for row in ui.rows)):
+        thresholds = [row.threshold for row in ui.rows]
+        for control in (ui.at, ui.opacity, ui.channel, ui.shown, *thresholds):
             self._connect(control.input, self._redraw, [], ui.drawn)
+        self._connect(ui.structure.input, self._show_own_thresholds, [], [*thresholds, *ui.drawn])
         for number, row in enumerate(ui.rows):
             self._connect(row.reset.click, partial(self._reset_threshold, number), [], [row.threshold, *ui.drawn])
             saved = self._connect(row.save.click, partial(self._save_masks, number), [], [row.file])
@@ -116,9 +118,9 @@ class Page:
         """Show dropped files. If they cannot be shown, remove them and keep what the page shows."""
         if not files:
             return self._start(values)
-        channels = self.models.load(values.runs[0]).models.channels
+        models = self.models.load(values.runs[0]).models
         try:
-            scan = read_dropped_files([Path(file) for file in files], channels)
+            scan = read_dropped_files([Path(file) for file in files], models.channels, models.structures.names)
         except BenchError as error:
             return {self.ui.status: panels.render_problem(str(error)), self.ui.files: None}
         return self._show_scan(replace(values, scan=scan, at=0)) | {self.ui.patient: None}
@@ -135,49 +137,67 @@ class Page:
         channel = values.channel
         if channel is None or channel >= len(scan.channels):
             channel = display_channel(scan.channels)
-        thresholds = [r.threshold if isinstance(r, Prediction) else 0.5 for r in (*results, None)][: len(ui.rows)]
-        at = values.at or choose_slice(scan, first) + 1
-        values = replace(values, at=at, channel=channel, thresholds=tuple(thresholds))
-        names = [(name, number) for number, name in enumerate(scan.channels)]
+        at, names = values.at or choose_slice(scan, first) + 1, scan.structures
+        shown = tuple(name for name in names if name in values.shown) or names
+        structure = values.structure if values.structure in names else names[0]
+        values = replace(values, at=at, channel=channel, shown=shown, structure=structure)
+        channels = [(name, number) for number, name in enumerate(scan.channels)]
         several = len(scan.images) > 1
         return {
             ui.scan: scan,
             ui.banner: panels.render_banner(scan),
             ui.status: "",
-            ui.channel: self.gr.update(choices=names, value=channel),
+            ui.channel: self.gr.update(choices=channels, value=channel),
+            ui.legend: self.gr.update(visible=len(names) > 1),
+            ui.shown: self.gr.update(choices=list(names), value=list(shown)),
+            ui.structure: self.gr.update(choices=list(names), value=structure),
             ui.at: self.gr.update(maximum=max(len(scan.images), 2), value=at, interactive=several),
             ui.rows[1].group: self.gr.update(visible=len(results) > 1),
-            **{row.threshold: round(t, 2) for row, t in zip(ui.rows, thresholds, strict=True)},
-            **self._redraw(values),
+            **self._show_own_thresholds(values),
         }
+
+    def _show_own_thresholds(self, values: ControlValues) -> Updates:
+        """Move the sliders to each run's own threshold of the chosen structure, and redraw."""
+        scan, own = _require_scan(values), [0.5] * len(self.ui.rows)
+        at = _position(values)
+        for number, result in enumerate(self._predict(values)):
+            if isinstance(result, Prediction):
+                own[number] = result.thresholds[at]
+        of = f" of {values.structure}" if len(scan.structures) > 1 else ""
+        updates = self._redraw(replace(values, thresholds=tuple(own)))
+        for letter, row, threshold in zip(LETTERS, self.ui.rows, own, strict=True):
+            updates[row.threshold] = self.gr.update(value=round(threshold, 2), label=f"Threshold {letter}{of}")
+        return updates
 
     def _redraw(self, values: ControlValues) -> Updates:
         """Redraw the pictures and numbers."""
         scan = _require_scan(values)
-        view = panels.View(min(values.at, len(scan.images)) - 1, values.channel or 0, values.opacity)
+        at, structure = min(values.at, len(scan.images)) - 1, _position(values)
+        switched_on = tuple(k for k, name in enumerate(scan.structures) if name in values.shown)
+        view = panels.View(at, values.channel or 0, values.opacity, switched_on, structure)
         updates: Updates = {}
         shown, results = [], self._predict(values)
         for letter, row, result, slider in zip(LETTERS, self.ui.rows, results, values.thresholds, strict=False):
             if isinstance(result, Prediction):
-                threshold = result.snap(slider)
-                shown.append((letter, result, threshold))
-                updates[row.heading] = panels.render_heading(letter, scan, result, threshold, view)
-                updates[row.pictures] = panels.render_pictures(scan, result, threshold, view)
+                thresholds = result.move_threshold(structure, slider)
+                shown.append((letter, result, thresholds))
+                updates[row.heading] = panels.render_heading(letter, scan, result, thresholds, view)
+                updates[row.pictures] = panels.render_pictures(scan, result, thresholds, view)
             else:
                 updates[row.heading], updates[row.pictures] = panels.render_refusal(letter, str(result)), ""
-        return updates | {self.ui.areas: panels.render_areas(scan, view.at, shown)}
+        return updates | {self.ui.areas: panels.render_areas(scan, view, shown)}
 
     def _reset_threshold(self, number: int, values: ControlValues) -> Updates:
         """Return to the run's own threshold."""
-        own, before = self._predict_one(number, values).threshold, values.thresholds
+        own, before = self._predict_one(number, values).thresholds[_position(values)], values.thresholds
         updates = self._redraw(replace(values, thresholds=(*before[:number], own, *before[number + 1 :])))
         return updates | {self.ui.rows[number].threshold: round(own, 2)}
 
     def _save_masks(self, number: int, values: ControlValues) -> Updates:
         """Send the masks as text, of which the browser makes a file: the server keeps none."""
         prediction = self._predict_one(number, values)
-        threshold = prediction.snap(values.thresholds[number])
-        name, content = encode_masks(_require_scan(values), prediction, threshold)
+        thresholds = prediction.move_threshold(_position(values), values.thresholds[number])
+        name, content = encode_masks(_require_scan(values), prediction, thresholds)
         return {self.ui.rows[number].file: f"{name}|{base64.b64encode(content).decode()}"}
 
     def _predict(self, values: ControlValues) -> list[Prediction | BenchError]:
@@ -204,6 +224,12 @@ class Page:
         texts = self.models.describe_patients(run)
         cases = sorted(texts, key=lambda case: (texts[case] == TEST_FOLD_NOT_RUN, case))
         return [(f"{case} · {texts[case]}", case) for case in cases]
+
+
+def _position(values: ControlValues) -> int:
+    """Return the position of the chosen structure."""
+    names = _require_scan(values).structures
+    return names.index(values.structure) if values.structure in names else 0
 
 
 def _require_scan(values: ControlValues) -> Scan:

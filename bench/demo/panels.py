@@ -15,28 +15,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.source import Pixels
-from bench.demo.predictions import Prediction, Score, score
+from bench.demo.predictions import Prediction, Score, mean_score, name_thresholds, score_structures
 from bench.demo.scans import Scan
 from bench.formatting import SYNTHETIC, SYNTHETIC_WARNING
-from bench.inference.overlays import PREDICTION, TRUTH
+from bench.inference.overlays import PREDICTION, TRUTH, colour_of
 from bench.masks import Mask
 from bench.tracking.tags import Tag
 from bench.types import RunRecord
 
 BOTH = "#9d7bff"  # where truth and prediction agree; the other colours are those of the reports
-LINE_COLOURS = (PREDICTION, "#6cb6ff")  # of the first and the second model in the area chart
+# In the area chart: the colour of a single structure; the line and its dashes where each structure has a colour.
+LINES = {"truth": (TRUTH, "dotted", "1 4"), "A": (PREDICTION, "solid", "none"), "B": ("#6cb6ff", "dashed", "7 4")}
 COARSE = 160  # up to this many pixels per side, a picture is enlarged without smoothing
+FINE = 640  # pixels per side, at most, to which a picture is enlarged before outlines are drawn
+DOT = 5  # pixels
 
 Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown: slice and channel as positions from 0, opacity from 0 to 1."""
+    """What is shown: slice and channel as positions from 0, opacity from 0 to 1.
+
+    `shown` are the positions of the structures that are switched on, `structure` that of the chosen one.
+    """
 
     at: int
     channel: int
     opacity: float
+    shown: tuple[int, ...] = (0,)
+    structure: int = 0
 
 
 def render_banner(scan: Scan) -> str:
@@ -44,29 +52,31 @@ def render_banner(scan: Scan) -> str:
     return _render_warnings([*([SYNTHETIC_WARNING] if scan.synthetic else []), *scan.notes])
 
 
-def render_areas(scan: Scan, at: int, shown: Sequence[tuple[str, Prediction, float]]) -> str:
-    """Render a chart of the tumour's area in every slice, by truth and by each prediction.
+def render_areas(scan: Scan, view: View, models: Sequence[tuple[str, Prediction, Sequence[float]]]) -> str:
+    """Render a chart of the area of each structure shown in every slice, by truth and by each prediction.
 
-    `shown` has the letter, the prediction and the threshold of each model.
+    `models` has the letter, the prediction and the thresholds of each model.
     """
-    areas = [] if scan.truth is None else [("truth", TRUTH, scan.truth.sum((1, 2)))]
-    for (letter, prediction, threshold), colour in zip(shown, LINE_COLOURS, strict=False):
-        areas.append((letter, colour, prediction.mask(threshold).sum((1, 2))))
-    count, largest = len(scan.images), max((int(area.max()) for _, _, area in areas), default=0)
-    lines = "".join(
-        f"<polyline points='{_chart_points(area, largest)}' stroke='{colour}' fill='none'/>"
-        for _, colour, area in areas
-    )
-    if scan.truth is not None:
-        ground = f"0,29 {_chart_points(areas[0][2], largest)} 100,29"
-        lines = f"<polygon points='{ground}' fill='{TRUTH}' fill-opacity='.25'/>{lines}"
+    stacks = {} if scan.truth is None else {"truth": scan.truth}
+    stacks |= {letter: prediction.mask(thresholds) for letter, prediction, thresholds in models}
+    areas = {(name, k): stack[:, k].sum((1, 2)) for name, stack in stacks.items() for k in view.shown}
+    at, count, several = view.at, len(scan.images), len(scan.structures) > 1
+    largest = max((int(area.max()) for area in areas.values()), default=0)
+    fills = lines = ""
+    for (name, k), area in areas.items():
+        points, (alone, _, dashes) = _chart_points(area, largest), LINES[name]
+        colour, dashed = (colour_of(k), f" stroke-dasharray='{dashes}'") if several else (alone, "")
+        lines += f"<polyline points='{points}' stroke='{colour}' fill='none'{dashed}/>"
+        if name == "truth":
+            fills += f"<polygon points='0,29 {points} 100,29' fill='{colour}' fill-opacity='.25'/>"
     x = 100 * at / (count - 1) if count > 1 else 50.0
-    legend = " ".join(_render_key(colour, name) for name, colour, _ in areas)
+    keys = [f"{name} {LINES[name][1]}" if several else _render_key(LINES[name][0], name) for name in stacks]
+    legend = (", " if several else " ").join(keys)
     return (
         f"<div class='areas'><div class='position'><span class='legend'>area by slice: {legend}</span>"
         f"<b>{escape(scan.title)}</b> · slice {at + 1} of {count} · {escape(scan.names[at])}</div>"
-        f"<svg viewBox='0 0 100 30' preserveAspectRatio='none' role='img' aria-label='tumour area by slice'>"
-        f"{lines}<line x1='{x:.2f}' x2='{x:.2f}' y1='0' y2='30'/></svg></div>"
+        f"<svg viewBox='0 0 100 30' preserveAspectRatio='none' role='img' aria-label='area by slice'>"
+        f"{fills}{lines}<line x1='{x:.2f}' x2='{x:.2f}' y1='0' y2='30'/></svg></div>"
     )
 
 
@@ -77,22 +87,27 @@ def _chart_points(area: NDArray[np.int64], largest: int) -> str:
     return " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
 
 
-def render_heading(letter: str, scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
-    """Render which models predict, their threshold and warnings, and the scores of slice and patient."""
-    mask, truth = prediction.mask(threshold), scan.truth
-    of_slice = score(mask[view.at], None if truth is None else truth[view.at])
-    of_patient = score(mask, truth)
-    own, title = threshold == prediction.threshold, f"{prediction.run.name} · {prediction.run.run_id[:8]}"
-    origin = prediction.threshold_text if own else f"yours; the run's own is {prediction.threshold:.3g}"
+def render_heading(
+    letter: str, scan: Scan, prediction: Prediction, thresholds: Sequence[float], view: View
+) -> str:
+    """Render which models predict, their thresholds and warnings, and the scores of slice and patient."""
+    mask, truth, structures = prediction.mask(thresholds), scan.truth, prediction.structures
+    of_slice = score_structures(mask[view.at], None if truth is None else truth[view.at])
+    of_patient = score_structures(mask, truth)
+    own = tuple(thresholds) == prediction.thresholds
+    title = f"{prediction.run.name} · {prediction.run.run_id[:8]}"
+    moved_from = f"yours; the run's own is {name_thresholds(structures, prediction.thresholds)}"
+    origin = prediction.threshold_text if own else moved_from
     moved = "" if own or truth is None else "<p class='warning'>At your threshold: not a result.</p>"
     return (
         f"<div class='heading'><div class='about'><h2><i>{letter}</i> {escape(title)}</h2>"
-        f"<p>{escape(prediction.models_text)}</p><p>Threshold {threshold:.3g}, {origin}.</p>"
+        f"<p>{escape(prediction.models_text)}</p>"
+        f"<p>Threshold {name_thresholds(structures, thresholds)}, {origin}.</p>"
         f"{_render_warnings(prediction.warnings)}</div>"
         f"<div class='numbers'><table><tr><th></th><th>Dice</th><th>truth, px</th><th>prediction, px</th></tr>"
-        f"{_render_score('this slice', of_slice)}"
-        f"{_render_score('whole patient' if truth is not None else 'all slices', of_patient)}"
-        f"</table>{moved}{_render_logged_dice(prediction, of_patient) if own else ''}</div></div>"
+        f"{_render_scores('this slice', of_slice, structures.names)}"
+        f"{_render_scores('whole patient' if truth is not None else 'all slices', of_patient, structures.names)}"
+        f"</table>{moved}{_render_logged_dice(prediction, mean_score(of_patient)) if own else ''}</div></div>"
     )
 
 
@@ -116,22 +131,25 @@ def label_run(record: RunRecord) -> str:
     return f"{record.name}{synthetic} · {record.run_id[:8]} · Dice {_format_dice(record.metrics.get('dice'))}"
 
 
-def render_pictures(scan: Scan, prediction: Prediction, threshold: float, view: View) -> str:
-    """Render five pictures of one slice: scan, truth, prediction, probability, overlay."""
-    at, channel = view.at, view.channel
+def render_pictures(scan: Scan, prediction: Prediction, thresholds: Sequence[float], view: View) -> str:
+    """Render five pictures of one slice: scan, truth, prediction, probability, overlay.
+
+    Masks are those of the structures shown, the probability is that of the chosen structure.
+    """
+    at, channel, shown = view.at, view.channel, list(view.shown)
     image = draw_scan(scan.images[at, ..., channel], scan.white_levels[channel])
-    mask = prediction.mask(threshold)[at]
-    truth = None if scan.truth is None else scan.truth[at]
-    probability = draw_probability(prediction.probability(at))
-    overlay = draw_overlay(image, mask, truth, view.opacity)
-    keys = " ".join(_render_key(*key) for key in ((BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")))
-    overlay_key = _render_key(PREDICTION, "Prediction on the scan") if truth is None else f"Overlay {keys}"
+    mask = prediction.mask(thresholds)[at, shown]
+    truth = None if scan.truth is None else scan.truth[at, shown]
+    probability = draw_probability(prediction.probability(at, view.structure))
+    colours, several = [colour_of(k) for k in shown], len(scan.structures) > 1
+    overlay = draw_overlay(image, mask, truth, view.opacity, colours)
+    key = _render_key(colour_of(view.structure), "") if several else ""
     figures = [
         _render_figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
-        _render_truth(truth),
-        _render_figure("prediction", draw_mask(mask, PREDICTION), _render_key(PREDICTION, "Prediction")),
-        _render_figure("probability", probability, _render_scale(threshold)),
-        _render_figure("overlay", overlay, overlay_key),
+        _render_masks("truth", truth, colours if several else [TRUTH]),
+        _render_masks("prediction", mask, colours if several else [PREDICTION]),
+        _render_figure("probability", probability, f"{key}{_render_scale(thresholds[view.structure])}"),
+        _render_figure("overlay", overlay, _render_overlay_caption(len(shown), truth)),
     ]
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
@@ -140,9 +158,18 @@ def _render_warnings(texts: Sequence[str]) -> str:
     return "".join(f"<p class='warning'>{escape(text)}</p>" for text in texts)
 
 
-def _render_score(name: str, values: Score) -> str:
+def _render_scores(name: str, scores: Sequence[Score], structures: Sequence[str]) -> str:
+    """Render a row for all structures and, if there are several, one for each."""
+    rows = [_render_score(name, mean_score(scores), "all")]
+    if len(scores) > 1:
+        keys = (_render_key(colour_of(k), escape(structure)) for k, structure in enumerate(structures))
+        rows += [_render_score(key, values, "one") for key, values in zip(keys, scores, strict=True)]
+    return "".join(rows)
+
+
+def _render_score(name: str, values: Score, kind: str) -> str:
     return (
-        f"<tr><th>{name}</th><td class='dice'>{_format_dice(values.dice)}</td>"
+        f"<tr class='{kind}'><th>{name}</th><td class='dice'>{_format_dice(values.dice)}</td>"
         f"<td>{_format_count(values.truth)}</td><td>{_format_count(values.prediction)}</td></tr>"
     )
 
@@ -173,11 +200,21 @@ def _render_figure(name: str, picture: Picture, caption: str) -> str:
     )
 
 
-def _render_truth(truth: Mask | None) -> str:
-    if truth is None:
-        empty = "<div class='slice none'>no truth</div>"
-        return f"<figure class='truth'>{empty}<figcaption>Truth</figcaption></figure>"
-    return _render_figure("truth", draw_mask(truth, TRUTH), _render_key(TRUTH, "Truth"))
+def _render_masks(name: str, masks: Mask | None, colours: Sequence[str]) -> str:
+    if masks is None:
+        empty = f"<div class='slice none'>no {name}</div>"
+        return f"<figure class='{name}'>{empty}<figcaption>{name.title()}</figcaption></figure>"
+    black = np.zeros((*masks.shape[1:], 3), np.uint8)
+    keys = "".join(_render_key(colour, "") for colour in colours)
+    return _render_figure(name, paint(black, masks, colours), f"{keys}{name.title()}")
+
+
+def _render_overlay_caption(structures: int, truth: Mask | None) -> str:
+    """Render the key of an overlay of so many structures."""
+    if structures != 1:
+        return "Prediction on the scan" + (", truth dotted" if truth is not None else "")
+    keys = " ".join(_render_key(*key) for key in ((BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")))
+    return _render_key(PREDICTION, "Prediction on the scan") if truth is None else f"Overlay {keys}"
 
 
 def _render_key(colour: str, text: str) -> str:
@@ -199,9 +236,12 @@ def draw_scan(image: Pixels, white: float) -> Picture:
     return np.repeat(scaled[..., None], 3, axis=2)
 
 
-def draw_mask(mask: Mask, colour: str) -> Picture:
-    """Draw a mask in one colour on black."""
-    return np.where(mask[..., None], rgb(colour), np.uint8(0))
+def paint(picture: Picture, masks: Mask, colours: Sequence[str]) -> Picture:
+    """Return a picture with each of the masks (K, H, W) in its colour, smaller ones over larger ones."""
+    painted = picture.copy()
+    for k in sorted(range(len(masks)), key=lambda k: -np.count_nonzero(masks[k])):
+        painted[masks[k]] = rgb(colours[k])
+    return painted
 
 
 def draw_probability(probability: NDArray[np.floating]) -> Picture:
@@ -216,18 +256,38 @@ def colour_map() -> Picture:
     return np.asarray(matplotlib.colormaps["inferno"](np.arange(256), bytes=True)[:, :3], np.uint8)
 
 
-def draw_overlay(scan: Picture, prediction: Mask, truth: Mask | None, opacity: float) -> Picture:
-    """Draw masks over a scan, from the scan alone at opacity 0 to solid colours at 1.
+def draw_overlay(
+    scan: Picture, prediction: Mask, truth: Mask | None, opacity: float, colours: Sequence[str]
+) -> Picture:
+    """Draw masks (K, H, W) over a scan, from the scan alone at opacity 0 to solid colours at 1.
 
-    Pixels of both masks, of the prediction alone and of the truth alone have a colour each.
+    Of a single structure, pixels of both masks, of the prediction alone and of the truth alone have a colour each.
+    Of several, the prediction is filled in the structure's own colour, and the outline of the truth is dotted.
     """
-    painted = scan.copy()
-    regions = [(prediction, PREDICTION)]
-    if truth is not None:
-        regions += [(truth, TRUTH), (prediction & truth, BOTH)]
-    for mask, colour in regions:
-        painted[mask] = rgb(colour)
-    return np.asarray(np.rint((1 - opacity) * scan.astype(np.float32) + opacity * painted), np.uint8)
+    if len(prediction) == 1:
+        masks = [prediction[0], *([] if truth is None else [truth[0], prediction[0] & truth[0]])]
+        return _blend(scan, paint(scan, np.array(masks), (PREDICTION, TRUTH, BOTH)), opacity)
+    drawn = _blend(scan, paint(scan, prediction, colours), opacity)
+    if truth is None:
+        return drawn
+    scale = max(1, FINE // max(truth.shape[1:]))
+    drawn = drawn.repeat(scale, 0).repeat(scale, 1)
+    dots = np.add.outer(*map(np.arange, drawn.shape[:2])) // DOT % 2 == 0
+    lines = [outline(mask.repeat(scale, 0).repeat(scale, 1)) for mask in truth]
+    outlines = np.array(lines, bool).reshape(-1, *dots.shape)
+    dotted = paint(paint(drawn, outlines & ~dots, ["#000000"] * len(truth)), outlines & dots, colours)
+    return _blend(drawn, dotted, min(1, 2 * opacity))
+
+
+def outline(mask: Mask) -> Mask:
+    """Return the pixels of a mask that are closer than 3 pixels to its border."""
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=3, borderValue=0)
+    border: Mask = mask & (inner == 0)
+    return border
+
+
+def _blend(below: Picture, above: Picture, opacity: float) -> Picture:
+    return np.asarray(np.rint((1 - opacity) * below.astype(np.float32) + opacity * above), np.uint8)
 
 
 def rgb(colour: str) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from bench.data.source import Pixels, Source
 from bench.errors import DataError
 from bench.formatting import join_and
 from bench.masks import Mask
+from bench.structures import Structures
 
 SUFFIXES = (".tif", ".tiff", ".png")
 MAX_PIXELS = 1 << 26  # of all dropped slices together; `bench predict` takes more
@@ -26,8 +27,10 @@ MAX_PIXELS = 1 << 26  # of all dropped slices together; `bench predict` takes mo
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The slices of one patient: images uint8 (S, H, W, C), and the truth bool (S, H, W) if there is one.
+    """The slices of one patient: images uint8 (S, H, W, C), and the truth bool (S, K, H, W) if there is one.
 
+    `structures` are the names of the K structures, and `padding` the rows and columns that images have in the
+    data set in addition, below and to the right.
     `case` is the patient's id in the data folder, None for dropped files. Scans with the same `key` are equal.
     `names` are the slices' file names without suffix, `fingerprints` identify their images.
     """
@@ -39,6 +42,8 @@ class Scan:
     truth: Mask | None
     names: tuple[str, ...]
     channels: tuple[str, ...]
+    structures: tuple[str, ...] = Structures().names
+    padding: tuple[int, int] = (0, 0)
     synthetic: bool = False
     data: str = ""  # content key of the dataset that it belongs to
     fingerprints: frozenset[str] = frozenset()
@@ -72,14 +77,19 @@ class Patients:
         rows, manifest = self.pack.rows([case]), self.pack.manifest
         if not len(rows):
             raise DataError(f"there is no patient {case} in the data folder. Choose one of the list.")
+        height, width = self.pack.own_grid(rows)
+        images = np.array(self.pack.images[rows])
+        own = images[:, height, width]
         return Scan(
             key=f"{manifest.key}/{case}",
             title=case,
             case=case,
-            images=np.array(self.pack.images[rows]),
-            truth=self.pack.truth(rows)[:, 0],
+            images=own,
+            truth=self.pack.truth(rows)[..., height, width],
             names=tuple(self._names[row] for row in rows),
             channels=manifest.channels,
+            structures=self.pack.structures.names,
+            padding=(images.shape[1] - own.shape[1], images.shape[2] - own.shape[2]),
             synthetic=manifest.synthetic,
             data=manifest.key,
             fingerprints=self.fingerprints(case),
@@ -90,7 +100,9 @@ class Patients:
         return self._fingerprints.get(case, frozenset())
 
 
-def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan:
+def read_dropped_files(
+    files: Sequence[Path], channels: tuple[str, ...], structures: tuple[str, ...] = Structures().names
+) -> Scan:
     """Read files as the slices of one patient, ordered by the numbers in their names. Raises `DataError`.
 
     Files that end in _mask are left out, and a note says so.
@@ -123,6 +135,7 @@ def read_dropped_files(files: Sequence[Path], channels: tuple[str, ...]) -> Scan
         truth=None,
         names=names,
         channels=channels,
+        structures=structures,
         fingerprints=frozenset(fingerprints(compute_histograms(images))) - {""},
         notes=(f"{masks} file(s) that end in _mask were left out: a mask is not a scan.",) if masks else (),
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,24 @@ class FoldModels:
         probability = self.probabilities(np.asarray(model_input, np.uint8))
         return probability[:, 0] if probability.shape[1] == 1 else probability
 
-    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
-        """Return probabilities (S, K, H, W) for the slices of one patient, uint8 (S, H, W, C)."""
+    def probabilities(self, images: Pixels, padding: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:
+        """Return probabilities (S, K, H, W) for the slices of one patient, uint8 (S, H, W, C).
+
+        `padding` are the rows and columns that the pack of the run had below and to the right of these slices: the
+        model sees them too, and the grey levels are normalised without them.
+        """
         shape = (1, 1) if self.presence else images.shape[1:3]
         side = self.config.dataset.params.get("resize")
         if side is not None and images.shape[1:3] != (side, side):
             images = np.stack([resize_image(image, side) for image in images])
-        predictor = self.predictor(pack_in_memory(images, self.channels, structures=self.structures))
-        return predictor.probabilities(np.arange(len(images)), shape)
+        pack = pack_in_memory(images, self.channels, structures=self.structures)
+        height, width = shape
+        if any(padding):
+            below, right = ((0, more) for more in padding)
+            padded = np.pad(images, ((0, 0), below, right, (0, 0)))
+            pack = replace(pack, images=padded, masks=np.pad(pack.masks, ((0, 0), below, right)))
+            shape = padded.shape[1], padded.shape[2]
+        return self.predictor(pack).probabilities(np.arange(len(images)), shape)[..., :height, :width]
 
 
 def mean_thresholds(descriptions: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:

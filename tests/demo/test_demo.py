@@ -6,6 +6,7 @@ import base64
 import io
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,11 +24,21 @@ from bench.demo.eligibility import (
     find_eligible_models,
     list_warnings,
 )
-from bench.demo.predictions import Prediction, Score, choose_slice, encode_masks, quantize, score
+from bench.demo.predictions import (
+    Prediction,
+    Score,
+    choose_slice,
+    encode_masks,
+    mean_score,
+    quantize,
+    score,
+    score_structures,
+)
 from bench.demo.scans import Scan, read_dropped_files
 from bench.errors import DataError
-from bench.inference.overlays import PREDICTION, TRUTH
+from bench.inference.overlays import PREDICTION, TRUTH, colour_of
 from bench.overrides import override
+from bench.structures import COLOURS, TUMOUR, Structures, call_structures
 from bench.types import RunRecord
 from tests import fakes
 
@@ -46,8 +57,8 @@ SPLIT = pd.DataFrame(
 def scan(count: int = 3, *, truth: bool = True, **changes: object) -> Scan:
     """Slices of 4 x 4; the second has a tumour of 4 pixels, the others none."""
     images = np.random.default_rng(0).integers(0, 255, (count, 4, 4, 3), dtype=np.uint8)
-    masks = np.zeros((count, 4, 4), bool)
-    masks[1:2, :2, :2] = True
+    masks = np.zeros((count, 1, 4, 4), bool)
+    masks[1:2, 0, :2, :2] = True
     names = tuple(f"ann_{n}" for n in range(1, count + 1))
     values = {"key": "k", "title": "ann", "case": "ann", "images": images, "truth": masks if truth else None}
     return Scan(**values | {"names": names, "channels": CHANNELS} | changes)
@@ -58,9 +69,14 @@ def record(**tags: str) -> RunRecord:
     return RunRecord("0123456789abcdef", "first", cases, {}, {"dice": 0.61}, tags)
 
 
-def prediction(probability: np.ndarray, own: float = 0.5, **changes: object) -> Prediction:
-    levels, edges = quantize(probability.astype(np.float32), own)
-    values = {"run": record(), "levels": levels, "edges": edges, "threshold": own, "warnings": ()}
+def prediction(
+    probability: np.ndarray, *own: float, structures: Structures = TUMOUR, **changes: object
+) -> Prediction:
+    """The prediction of probabilities (S, K, H, W), or (S, H, W) of one structure."""
+    shape = len(probability), len(structures), *probability.shape[-2:]
+    thresholds = own or (0.5,) * len(structures)
+    values = {"run": record(), "structures": structures, "thresholds": thresholds, "warnings": ()}
+    values |= quantize(probability.astype(np.float32).reshape(shape), thresholds, exclusive=structures.exclusive)
     return Prediction(**values | {"threshold_text": "the run's own", "models_text": "Out of fold."} | changes)
 
 
@@ -77,11 +93,14 @@ def test_a_probability_has_the_colour_of_the_colour_map():
 
 def test_an_overlay_is_the_scan_at_opacity_0_and_solid_colours_at_1():
     grey = np.full((1, 4, 3), 100, np.uint8)
-    predicted, true = np.array([[1, 1, 0, 0]], bool), np.array([[1, 0, 1, 0]], bool)
-    assert (panels.draw_overlay(grey, predicted, true, 0.0) == grey).all()
+    predicted, true = np.array([[[1, 1, 0, 0]]], bool), np.array([[[1, 0, 1, 0]]], bool)
+    assert (panels.draw_overlay(grey, predicted, true, 0.0, COLOURS) == grey).all()
     colours = [tuple(panels.rgb(c)) for c in (panels.BOTH, PREDICTION, TRUTH)]
-    assert [tuple(p) for p in panels.draw_overlay(grey, predicted, true, 1.0)[0]] == [*colours, (100, 100, 100)]
-    half = panels.draw_overlay(grey, predicted, None, 0.5)[0]
+    assert [tuple(p) for p in panels.draw_overlay(grey, predicted, true, 1.0, COLOURS)[0]] == [
+        *colours,
+        (100, 100, 100),
+    ]
+    half = panels.draw_overlay(grey, predicted, None, 0.5, COLOURS)[0]
     assert half.tolist() == [[178, 120, 63], [178, 120, 63], [100] * 3, [100] * 3]  # of #ff8c1a over 100
 
 
@@ -103,7 +122,7 @@ def test_dice_is_nan_if_both_masks_are_empty_and_none_without_a_truth():
     empty = np.zeros(4, bool)
     assert np.isnan(score(empty, empty).dice)
     assert score(~empty, None) == Score(None, 4, None)
-    shown = panels.render_heading("A", scan(), prediction(np.zeros((3, 4, 4))), 0.5, panels.View(0, 0, 0.5))
+    shown = panels.render_heading("A", scan(), prediction(np.zeros((3, 4, 4))), (0.5,), panels.View(0, 0, 0.5))
     assert "<td class='dice'>–</td><td>0</td><td>0</td>" in shown  # this slice
     assert "<td class='dice'>0.000</td><td>4</td><td>0</td>" in shown  # the patient has a tumour that is missed
 
@@ -116,11 +135,11 @@ def test_a_mask_of_levels_equals_the_mask_of_probabilities(own):
     made = prediction(probability, own)
     assert made.levels.dtype == np.uint8
     for slider in (own, *np.arange(1, 100) / 100):
-        threshold = made.snap(round(float(slider), 2))
+        (threshold,) = made.move_threshold(0, round(float(slider), 2))
         assert abs(threshold - slider) <= 0.00501
-        assert (made.mask(threshold) == (probability >= threshold)).all()
-    assert made.snap(round(own, 2)) == own
-    assert (np.abs(made.probability(0) - probability[0]) < 0.0101).all()
+        assert (made.mask((threshold,))[:, 0] == (probability >= threshold)).all()
+    assert made.move_threshold(0, round(own, 2)) == (own,)
+    assert (np.abs(made.probability(0, 0) - probability[0]) < 0.0101).all()
 
 
 def test_the_page_opens_at_the_largest_tumour_or_prediction():
@@ -216,7 +235,7 @@ def test_synthetic_data_and_other_images_are_warnings():
 
 def test_a_score_at_a_moved_threshold_is_not_a_result():
     view, made = panels.View(1, 0, 0.5), prediction(np.full((3, 4, 4), 0.7), logged_dice=4 * 2 / 52)
-    own, moved = (panels.render_heading("A", scan(), made, t, view) for t in (0.5, 0.6))
+    own, moved = (panels.render_heading("A", scan(), made, (t,), view) for t in (0.5, 0.6))
     assert "not a result" not in own
     assert "as logged by the run: 0.154" in own
     assert "not a result" in moved
@@ -226,7 +245,7 @@ def test_a_score_at_a_moved_threshold_is_not_a_result():
 
 def test_a_score_that_differs_from_the_logged_one_is_marked():
     made = prediction(np.full((3, 4, 4), 0.7), logged_dice=0.9)
-    heading = panels.render_heading("A", scan(), made, 0.5, panels.View(1, 0, 0.5))
+    heading = panels.render_heading("A", scan(), made, (0.5,), panels.View(1, 0, 0.5))
     assert "differs from the Dice logged by the run: 0.900" in heading
 
 
@@ -237,8 +256,8 @@ def test_names_are_escaped():
     view = panels.View(0, 0, 0.5)
     for html in (
         panels.render_banner(shown),
-        panels.render_areas(shown, 0, [("A", made, 0.5)]),
-        panels.render_heading("A", shown, made, 0.5, view),
+        panels.render_areas(shown, view, [("A", made, (0.5,))]),
+        panels.render_heading("A", shown, made, (0.5,), view),
         panels.render_problem(evil),
         panels.render_refusal("A", evil),
     ):
@@ -328,7 +347,7 @@ def test_another_number_of_channels_is_refused(tmp_path):
 
 
 def test_the_mask_of_one_slice_is_a_tiff_of_0_and_255():
-    name, content = encode_masks(scan(1, truth=False), prediction(np.full((1, 4, 4), 0.6)), 0.6)
+    name, content = encode_masks(scan(1, truth=False), prediction(np.full((1, 4, 4), 0.6)), (0.6,))
     assert name == "ann_1_mask.tif"
     assert (tifffile.imread(io.BytesIO(content)) == np.full((4, 4), 255, np.uint8)).all()
 
@@ -336,7 +355,7 @@ def test_the_mask_of_one_slice_is_a_tiff_of_0_and_255():
 def test_the_masks_of_several_slices_are_a_zip_with_a_note():
     probability = np.zeros((3, 4, 4))
     probability[1, 0] = 0.6
-    name, content = encode_masks(scan(), prediction(probability, warnings=("Beware.",)), 0.55)
+    name, content = encode_masks(scan(), prediction(probability, warnings=("Beware.",)), (0.55,))
     assert name == "ann_first.zip"
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         assert file.namelist() == [*(f"ann_first/ann_{n}_mask.tif" for n in (1, 2, 3)), "ann_first/about.txt"]
@@ -345,3 +364,107 @@ def test_the_masks_of_several_slices_are_a_zip_with_a_note():
     assert [int((page == 255).sum()) for page in pages] == [0, 4, 0]
     for text in ("0123456789abcdef", "Threshold 0.55, moved by hand", "Beware.", "not for clinical use"):
         assert text in about
+
+
+# Several structures
+
+TWO = Structures(("anterior", "posterior"), ((1,), (2,)))
+REGIONS = Structures(("whole", "core"), ((1, 2), (2,)), exclusive=False)
+
+
+def scan_of_two(structures: Structures = TWO) -> Scan:
+    """One slice: the first structure is the upper half, the second the first pixel of the lower half."""
+    truth = np.zeros((1, 2, 4, 4), bool)
+    truth[0, 0, :2], truth[0, 1, 2, 0] = True, True
+    return replace(scan(1), structures=structures.names, truth=truth)
+
+
+def of_two(*own: float, structures: Structures = TWO, **changes: object) -> Prediction:
+    """The probability of the first structure is 0.6 in the upper half, of the second 0.7 in the first row."""
+    probability = np.zeros((1, 2, 4, 4))
+    probability[0, 0, :2], probability[0, 1, :1] = 0.6, 0.7
+    return prediction(probability, *own, structures=structures, **changes)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_masks_at_the_own_thresholds_are_those_of_the_run(exclusive):
+    probability = np.random.default_rng(3).random((2, 3, 20, 20), np.float32)
+    probability[:, 1, :5] = probability[:, 0, :5]  # equally probable
+    probability[:, 2, 5:9] = probability[:, 0, 5:9] + np.float32(1e-7)  # of one level
+    own = 0.3, 0.4733333, 0.61
+    three = Structures(("a", "b", "c"), ((1,), (2,), (3,)), exclusive)
+    made = prediction(probability, *own, structures=three)
+    for thresholds in (own, made.move_threshold(2, 0.11), made.move_threshold(0, 0.97)):
+        assert (made.mask(thresholds) == call_structures(probability, thresholds, exclusive=exclusive)).all()
+    assert made.move_threshold(2, 0.11) == (0.3, 0.4733333, 0.11)
+
+
+def test_scores_of_structures_are_averaged_where_defined():
+    mask, truth = of_two().mask((0.5, 0.5)), scan_of_two().truth
+    each = score_structures(mask, truth)  # 4 of 8 pixels of the first; the second is at the wrong place
+    assert each == [Score(8, 4, 2 / 3), Score(1, 4, 0.0)]
+    assert mean_score(each) == Score(9, 8, 1 / 3)
+    assert mean_score([each[0], Score(0, 0, float("nan"))]) == Score(8, 4, 2 / 3)
+    assert mean_score(score_structures(mask, None)) == Score(None, 8, None)
+
+
+def test_a_heading_names_the_score_and_threshold_of_each_structure():
+    made, view = of_two(0.5, 0.43), panels.View(0, 0, 0.5, (0, 1), 1)
+    own, moved = (
+        panels.render_heading("A", scan_of_two(), made, made.move_threshold(1, t), view) for t in (0.43, 0.6)
+    )
+    assert "Threshold 0.5 (anterior), 0.43 (posterior), the run's own." in own
+    assert "Threshold 0.5 (anterior), 0.6 (posterior), yours; the run's own is 0.5 (anterior), 0.43" in moved
+    anterior = (
+        f"{panels._render_key(colour_of(0), 'anterior')}</th><td class='dice'>0.667</td><td>8</td><td>4</td>"
+    )
+    assert anterior in own
+    assert "this slice</th><td class='dice'>0.333</td><td>9</td><td>8</td>" in own
+
+
+def test_several_structures_are_painted_in_their_colours_smaller_ones_on_top():
+    black, masks = np.zeros((1, 3, 3), np.uint8), np.array([[[1, 0, 0]], [[1, 1, 0]]], bool)
+    painted = panels.paint(black, masks, COLOURS)
+    assert (painted[0] == [panels.rgb(colour_of(0)), panels.rgb(colour_of(1)), (0, 0, 0)]).all()
+
+
+def test_an_overlay_of_structures_has_dotted_outlines_of_the_truth():
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    mask, truth = of_two().mask((0.5, 0.5))[0], scan_of_two().truth[0]
+    drawn = panels.draw_overlay(grey, mask, truth, 1.0, COLOURS)
+    side = len(drawn) // 4  # of an enlarged pixel
+    assert (panels.draw_overlay(grey, mask, truth, 0.0, COLOURS) == 100).all()
+    assert (drawn[side + side // 2, side // 2] == panels.rgb(colour_of(0))).all()  # predicted in the second row
+    assert (drawn[3 * side + side // 2, side // 2] == 100).all()
+    border = {tuple(pixel) for pixel in drawn[2 * side, : side // 2]}  # of the second structure's truth
+    assert border == {tuple(panels.rgb(colour_of(1))), (0, 0, 0)}
+
+
+def test_structures_that_are_switched_off_are_not_drawn():
+    shown, made = scan_of_two(), of_two()
+    both, first, none = (panels.View(0, 0, 0.5, on) for on in ((0, 1), (0,), ()))
+    for view, lines in ((both, 4), (first, 2), (none, 0)):
+        areas = panels.render_areas(shown, view, [("A", made, (0.5, 0.5))])
+        assert areas.count("<polyline") == lines
+        pictures = panels.render_pictures(shown, made, (0.5, 0.5), view)
+        assert pictures.count("<img") == 5
+        assert pictures.count(f"background:{colour_of(1)}") == (
+            2 if view is both else 0
+        )  # the key of the probability is that of the first structure
+
+
+@pytest.mark.parametrize(
+    ("structures", "files", "values"),
+    [
+        (Structures(("anterior", "posterior"), ((3,), (5,))), ["_mask"], [[5] * 4 + [3] * 4]),
+        (REGIONS, ["_whole_mask", "_core_mask"], [[1] * 8, [1] * 4 + [0] * 4]),
+    ],
+)
+def test_downloads_of_structures_have_the_labels_of_the_data_set(structures, files, values):
+    name, content = encode_masks(scan_of_two(structures), of_two(structures=structures), (0.5, 0.5))
+    pages = {name: content}
+    if name.endswith("zip"):
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            pages = {name.rpartition("/")[2]: file.read(name) for name in file.namelist()[:-1]}
+    assert list(pages) == [f"ann_1{end}.tif" for end in files]
+    assert [tifffile.imread(io.BytesIO(page))[:2].ravel().tolist() for page in pages.values()] == values

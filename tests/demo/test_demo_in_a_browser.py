@@ -147,7 +147,7 @@ def dice(page: Page, letter: str) -> list[str]:
 def expected(models: LoggedModels, run: str, case: str, at: int, threshold: float | None = None) -> list[str]:
     shown = models.patients.scan(case)
     made = models.predict(models.find(run), shown)
-    mask = made.mask(made.threshold if threshold is None else made.snap(threshold))
+    mask = made.mask(made.thresholds if threshold is None else made.move_threshold(0, threshold))
     values = score(mask[at], shown.truth[at]).dice, score(mask, shown.truth).dice
     return ["–" if np.isnan(value) else f"{value:.3f}" for value in values]
 
@@ -183,7 +183,7 @@ def test_the_slider_moves_the_slice_and_its_dice(page, models):
         wait_for(page, "#areas", f"slice {at + 1} of 6")
         assert dice(page, "a") == expected(models, "first", case, at)
         truth = read_picture(page, "#pictures-a .truth").any(axis=2)
-        assert (truth == shown.truth[at]).all()
+        assert (truth == shown.truth[at, 0]).all()
 
 
 def test_another_patient_changes_the_pictures(page, models):
@@ -259,7 +259,7 @@ def test_the_masks_of_dropped_slices_are_what_the_models_predict(page, models, h
         masks = [tifffile.imread(io.BytesIO(file.read(f"mine_1_first/mine_{n}_mask.tif"))) for n in range(1, 7)]
     shown = read_dropped_files(files, ("pre", "flair", "post"))
     whole = models.load(models.find("first")).models
-    assert (np.stack(masks) == (whole.predict(shown.images) >= whole.threshold) * 255).all()
+    assert (np.stack(masks) == (whole.predict(shown.images) >= whole.thresholds[0]) * 255).all()
 
 
 def test_one_slice_is_downloaded_as_a_tiff_at_the_shown_threshold(page, models, tmp_path):

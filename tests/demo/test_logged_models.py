@@ -62,9 +62,9 @@ def test_a_patient_is_shown_with_the_mask_and_dice_that_the_run_logged(models, t
         fold = int(text.removeprefix("tested in fold "))
         (tmp_path / case).mkdir()
         index, masks = fold_masks(models, fold, tmp_path / case)
-        assert (made.mask(made.threshold) == masks[(index["case"] == case).to_numpy()]).all()
+        assert (made.mask(made.thresholds) == masks[(index["case"] == case).to_numpy()]).all()
         assert made.models_text.startswith(f"Out of fold: the model of fold {fold},")
-        assert made.logged_dice == pytest.approx(score(made.mask(made.threshold), shown.truth).dice, nan_ok=True)
+        assert made.logged_dice == pytest.approx(score(made.mask(made.thresholds), shown.truth).dice, nan_ok=True)
         folds.add(fold)
     assert folds == {0, 1, 2}
 
@@ -80,7 +80,8 @@ def test_files_are_shown_by_all_models_and_recognised_by_their_images(models, tm
     made = models.predict(run, shown)
     whole = models.load(run).models
     assert available_folds(whole) == [0, 1, 2]
-    assert (made.mask(made.threshold) == (whole.predict(shown.images) >= whole.threshold)).all()
+    (threshold,) = whole.thresholds
+    assert (made.mask((threshold,))[:, 0] == (whole.predict(shown.images) >= threshold)).all()
     assert "the mean of all 3 fold models" in made.models_text
     assert f"the same images as those of {case}" in " ".join(made.warnings)
 
@@ -90,7 +91,8 @@ def test_a_new_patient_is_shown_by_the_mean_of_all_models(models):
     known = models.patients.scan(models.patients.cases[0])
     new = Scan("s", "zoe", "zoe", known.images, known.truth, known.names, known.channels)  # without fingerprints
     whole = models.load(run).models
-    assert (models.predict(run, new).mask(whole.threshold) == (whole.predict(known.images) >= 0.5)).all()
+    mask = models.predict(run, new).mask(whole.thresholds)
+    assert (mask[:, 0] == (whole.predict(known.images) >= 0.5)).all()
 
 
 def test_a_renamed_patient_is_shown_by_the_fold_that_tested_it(models, home, tmp_path):
