@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from bench.data.pack import Pack
 from bench.data.source import Pixels
+from bench.structures import Structures, structure_column
 
 REST, TUMOUR = 0, 1
+TUMOUR_NOUN = Structures().noun
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
@@ -21,19 +23,25 @@ QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p
 class PixelCounts:
     """Counts of pixels and slices.
 
-    levels  (P, C, 2, 256): pixels of each patient, channel and class (REST of the head, TUMOUR) at each grey level
-    tumour  (H, W): slices with tumour at a pixel
+    levels  (P, C, 1 + K, 256): pixels of each patient, channel and class at each grey level: first the REST of the
+            head, then each structure, from TUMOUR
+    areas   (N, K): pixels of each structure in each slice
+    tumour  (H, W): slices with any structure at a pixel
     head    (H, W): slices with the head at a pixel
     """
 
     levels: NDArray[np.int64]
+    areas: NDArray[np.int64]
     tumour: NDArray[np.int64]
     head: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Description:
-    """Tables of a dataset. Areas are in pixels of the packed grid; shares are between 0 and 1.
+    """Tables of a dataset. Areas are in pixels of the packed grid without padding; shares are between 0 and 1.
+
+    With several structures, `noun` is 'structure' instead of the name of the only one, tumour; a slice is positive
+    if it shows any of them; and `counts`, `tumours` and `contrast` have rows for each.
 
     counts        one row: patients, slices, positive and empty slices, positive share, tumour pixels and share
     institutions  one row per institution: patients, slices, positive slices and share, median tumour area
@@ -52,6 +60,7 @@ class Description:
     intensity: pd.DataFrame
     contrast: pd.DataFrame
     pixel_counts: PixelCounts
+    noun: str = TUMOUR_NOUN
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -61,56 +70,88 @@ class Description:
 
 def describe(pack: Pack) -> Description:
     """Compute the tables of `pack`; every slice is read once."""
+    noun = pack.structures.noun.removeprefix("a ")
     table = pack.index.groupby("case", sort=False).agg(
         institution=("institution", "first"),
         slices=("slice", "size"),
         positive_slices=("positive", "sum"),
-        tumour_pixels=("pixels", "sum"),
-        largest_area=("pixels", "max"),
+        **{f"{noun}_pixels": ("pixels", "sum"), "largest_area": ("pixels", "max")},
     )
     patients = table.assign(positive_share=table["positive_slices"] / table["slices"])
     pixel_counts = count_pixels(pack)
+    names, areas = pack.structures.names, pixel_counts.areas
+    if len(names) > 1:
+        for name, own in zip(names, areas.T, strict=True):
+            pixels = pd.Series(own).groupby(pack.index["case"], sort=False).sum()
+            patients[structure_column("pixels", name)] = pixels
     return Description(
-        _counts(pack, len(patients)),
-        _institutions(pack.index, patients),
+        _counts(pack, areas, noun),
+        _institutions(pack.index, patients, noun),
         patients,
-        _tumours(pack, patients),
+        _sizes(pack, areas),
         _intensity(pack),
-        _contrast(pack, pixel_counts.levels),
+        _contrast(pack, pixel_counts.levels, noun),
         pixel_counts,
+        noun,
     )
 
 
-def _counts(pack: Pack, patients: int) -> pd.DataFrame:
-    slices, positive, pixels = len(pack.index), int(pack.index["positive"].sum()), int(pack.index["pixels"].sum())
-    row = {
-        "patients": patients,
-        "slices": slices,
-        "positive_slices": positive,
-        "empty_slices": slices - positive,
-        "positive_share": positive / slices,
-        "tumour_pixels": pixels,
-        "tumour_share": pixels / (slices * pack.masks[0].size),
-    }
-    return pd.DataFrame([row])
+def _slice_sizes(pack: Pack) -> NDArray[np.int64]:
+    """Return the pixels of each slice (N,), without padding."""
+    if "height" in pack.index:
+        return (pack.index["height"] * pack.index["width"]).to_numpy(np.int64)
+    return np.full(len(pack.index), pack.masks[0].size)
 
 
-def _institutions(index: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:
+def _by_structure(pack: Pack, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Join the tables of each structure, with the structure as first level of the index if there are several."""
+    keys = pack.structures.names
+    return pd.concat(tables, keys=keys, names=["structure"]) if len(keys) > 1 else tables[0]
+
+
+def _counts(pack: Pack, areas: NDArray[np.int64], noun: str) -> pd.DataFrame:
+    """Return one row, or one for any structure and one for each of several."""
+    total, overall = int(_slice_sizes(pack).sum()), pack.index["pixels"].to_numpy()
+    each = [overall, *areas.T] if areas.shape[1] > 1 else [overall]
+    tables = []
+    for own in each:
+        slices, positive, pixels = len(own), int((own > 0).sum()), int(own.sum())
+        row = {
+            "patients": int((pd.Series(own).groupby(pack.index["case"]).sum() > 0).sum()),
+            "slices": slices,
+            "positive_slices": positive,
+            "empty_slices": slices - positive,
+            "positive_share": positive / slices,
+            f"{noun}_pixels": pixels,
+            f"{noun}_share": pixels / total,
+        }
+        tables.append(pd.DataFrame([row]))
+    tables[0]["patients"] = len(pack.cases)
+    if len(tables) == 1:
+        return tables[0]
+    return pd.concat(tables).set_axis(pd.Index(["any", *pack.structures.names], name="structure"))
+
+
+def _institutions(index: pd.DataFrame, patients: pd.DataFrame, noun: str) -> pd.DataFrame:
     table = patients.groupby("institution").agg(
         patients=("slices", "size"), slices=("slices", "sum"), positive_slices=("positive_slices", "sum")
     )
     areas = index[index["positive"]].groupby("institution")["pixels"]
     return table.assign(
-        positive_share=table["positive_slices"] / table["slices"], median_tumour_area=areas.median()
+        positive_share=table["positive_slices"] / table["slices"], **{f"median_{noun}_area": areas.median()}
     )
 
 
-def _tumours(pack: Pack, patients: pd.DataFrame) -> pd.DataFrame:
-    shares = list(QUANTILES.values())
-    areas = pack.index.loc[pack.index["positive"], "pixels"].quantile(shares).to_numpy()
-    pixels = patients["tumour_pixels"].quantile(shares).to_numpy()
-    columns = {"slice_area": areas, "slice_share": areas / pack.masks[0].size, "patient_pixels": pixels}
-    return pd.DataFrame(columns, index=pd.Index(QUANTILES, name="quantile"))
+def _sizes(pack: Pack, areas: NDArray[np.int64]) -> pd.DataFrame:
+    shares, tables = list(QUANTILES.values()), []
+    for own, share in zip(areas.T, (areas / _slice_sizes(pack)[:, None]).T, strict=True):
+        columns = {
+            "slice_area": pd.Series(own[own > 0]).quantile(shares).to_numpy(),
+            "slice_share": pd.Series(share[own > 0]).quantile(shares).to_numpy(),
+            "patient_pixels": pd.Series(own).groupby(pack.index["case"]).sum().quantile(shares).to_numpy(),
+        }
+        tables.append(pd.DataFrame(columns, index=pd.Index(QUANTILES, name="quantile")))
+    return _by_structure(pack, tables)
 
 
 def _intensity(pack: Pack) -> pd.DataFrame:
@@ -130,15 +171,24 @@ def _intensity(pack: Pack) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index(["case", "channel"])
 
 
-def _contrast(pack: Pack, levels: NDArray[np.int64]) -> pd.DataFrame:
-    """Tumour against the rest of the head; NaN if a patient lacks either."""
-    rows = [
-        (case, channel, _mean(tumour), _mean(rest), auroc_of_histograms(tumour, rest))
-        for case, patient in zip(pack.cases, levels, strict=True)
-        for channel, (rest, tumour) in zip(pack.manifest.channels, patient, strict=True)  # REST, TUMOUR
-    ]
-    columns = ["case", "channel", "tumour_mean", "rest_mean", "auroc"]
-    return pd.DataFrame(rows, columns=columns).set_index(["case", "channel"])
+def _contrast(pack: Pack, levels: NDArray[np.int64], noun: str) -> pd.DataFrame:
+    """Each structure against the rest of the head; NaN if a patient lacks either."""
+    tables = []
+    for k in range(len(pack.structures)):
+        rows = [
+            (
+                case,
+                channel,
+                _mean(each[TUMOUR + k]),
+                _mean(each[REST]),
+                auroc_of_histograms(each[TUMOUR + k], each[REST]),
+            )
+            for case, patient in zip(pack.cases, levels, strict=True)
+            for channel, each in zip(pack.manifest.channels, patient, strict=True)
+        ]
+        columns = ["case", "channel", f"{noun}_mean", "rest_mean", "auroc"]
+        tables.append(pd.DataFrame(rows, columns=columns).set_index(["case", "channel"]))
+    return _by_structure(pack, tables)
 
 
 def _mean(histogram: NDArray[np.int64]) -> float:
@@ -156,21 +206,25 @@ def auroc_of_histograms(some: NDArray[np.int64], others: NDArray[np.int64]) -> f
 def count_pixels(pack: Pack) -> PixelCounts:
     """Count the pixels of `pack`, one slice at a time. Patients are in the order of `pack.cases`."""
     _, height, width, channels = pack.images.shape
-    levels = np.zeros((len(pack.cases), channels, 2, 256), np.int64)
+    levels = np.zeros((len(pack.cases), channels, 1 + len(pack.structures), 256), np.int64)
+    areas = np.zeros((len(pack.index), len(pack.structures)), np.int64)
     tumour, head = (np.zeros((height, width), np.int64) for _ in range(2))
     for patient, case in enumerate(pack.cases):
         rows = pack.rows([case])
         thresholds = [otsu_threshold(histogram) for histogram in pack.histograms[rows].sum(0, dtype=np.int64)]
+        own = pack.own_grid(rows)
         for row in rows:
-            image, mask = np.asarray(pack.images[row]), pack.masks[row].astype(bool)
-            inside = segment_head(image, thresholds)
-            tumour += mask
-            head += inside
-            for kind, region in ((REST, inside & ~mask), (TUMOUR, mask)):
+            image = np.ascontiguousarray(pack.images[row][own])
+            masks = np.ascontiguousarray(pack.truth(row)[:, *own])
+            inside, mask = segment_head(image, thresholds), masks.any(0)
+            tumour[own] += mask
+            head[own] += inside
+            areas[row] = masks.sum((1, 2))
+            for kind, region in enumerate((inside & ~mask, *masks)):  # REST, then from TUMOUR
                 for c in range(channels):
                     counts = cv2.calcHist([image], [c], region.view(np.uint8), [256], [0, 256])
                     levels[patient, c, kind] += counts.ravel().astype(np.int64)
-    return PixelCounts(levels, tumour, head)
+    return PixelCounts(levels, areas, tumour, head)
 
 
 def segment_head(image: Pixels, thresholds: Sequence[int]) -> NDArray[np.bool_]:

@@ -26,13 +26,14 @@ from bench.data.describe import (
     otsu_threshold,
     segment_head,
 )
-from bench.data.pack import Pack, load_or_pack
+from bench.data.pack import Pack, load_or_pack, pack_in_memory
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.overrides import configure
 from bench.reports.dataset.figures import choose_example_patients, draw_figures, tumour_share_by_depth
 from bench.reports.dataset.page import CAPTIONS, format_cells, render_page
 from bench.reports.dataset.printing import show_description
+from bench.structures import Structures, join_bits
 from tests.fakes import pack_of, tiny_pack
 
 # case, institution, tumour pixels of its slices
@@ -457,3 +458,21 @@ def test_the_real_data_is_described_in_seconds_on_a_small_page(lgg_folder):
     text = render_page(pack, about, draw_figures(pack, about))
     assert len(text) < 3e6
     assert read(text).figures == len(NAMES)
+
+
+def test_each_structure_is_described_on_the_own_grid_of_its_slices():
+    """One patient of two slices of 4 x 4 pixels, padded to 8 x 8: core has 2 and 0 pixels, rim 4 and 4."""
+    two = Structures(("core", "rim"), ((1,), (2,)))
+    images, masks = np.zeros((2, 8, 8, 1), np.uint8), np.zeros((2, 2, 8, 8), bool)
+    images[:, :4, :4] = 100 * np.eye(4, dtype=np.uint8)[..., None]
+    masks[0, 0, 0, :2] = masks[:, 1, 1, :4] = True
+    pack = pack_in_memory(images, ("flair",), join_bits(masks, two), "P", two)
+    about = describe(replace(pack, index=pack.index.assign(height=4, width=4)))
+    counts = about.counts[["patients", "positive_slices", "structure_pixels", "structure_share"]]
+    assert counts.loc["any"].tolist() == [1, 2, 10, 10 / 32]
+    assert counts.loc["core"].tolist() == [1, 1, 2, 2 / 32]
+    assert counts.loc["rim"].tolist() == [1, 2, 8, 8 / 32]
+    assert about.tumours.loc[("core", "max")].tolist() == [2, 2 / 16, 2]
+    assert about.tumours.loc[("rim", "median")].tolist() == [4, 4 / 16, 8]
+    assert about.patients.loc["P", ["pixels[core]", "pixels[rim]"]].tolist() == [2, 8]
+    assert about.contrast.loc[("rim", "P", "flair"), "structure_mean"] == 25

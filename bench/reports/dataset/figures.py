@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from bench.data.describe import REST, TUMOUR, Description
+from bench.data.describe import Description
 from bench.data.pack import Pack, display_channel
 from bench.data.source import Pixels
+from bench.structures import COLOURS as STRUCTURES
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's colour-blind palette
 RED, EMPTY, GREY, OUTLINE = "#B2182B", "#C9CED6", "#5B6472", "#00E5A0"
@@ -72,11 +73,11 @@ def _draw_class_balance(description: Description) -> Figure:
     rows = description.institutions.iloc[::-1]
     share = float(description.counts["positive_share"].iloc[0])
     figure, [[axes]] = _canvas(1, 1, 1.3 + 0.36 * len(rows))
-    _set_title(axes, f"Slices with tumour: {share:.1%} of all")
+    _set_title(axes, f"Slices with {description.noun}: {share:.1%} of all")
     names = [f"{shortened(str(name))} ({patients})" for name, patients in rows["patients"].items()]
     places, empty = np.arange(len(rows)), rows["slices"] - rows["positive_slices"]
-    axes.barh(places, rows["positive_slices"], color=RED, label="tumour")
-    axes.barh(places, empty, left=rows["positive_slices"], color=EMPTY, label="no tumour")
+    axes.barh(places, rows["positive_slices"], color=RED, label=description.noun)
+    axes.barh(places, empty, left=rows["positive_slices"], color=EMPTY, label=f"no {description.noun}")
     for place, (slices, positive) in enumerate(zip(rows["slices"], rows["positive_share"], strict=True)):
         end, offset = (slices, place), (4, 0)
         axes.annotate(f"{positive:.0%}", end, offset, textcoords="offset points", va="center", fontsize=9)
@@ -117,7 +118,7 @@ def _draw_patient_balance(description: Description) -> Figure:
 
 def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
     areas = pack.index.loc[pack.index["positive"], "pixels"].to_numpy()
-    totals = description.patients["tumour_pixels"].to_numpy()
+    totals = description.patients[f"{description.noun}_pixels"].to_numpy()
     totals = totals[totals > 0]
     figure, [[left, right]] = _canvas(1, 2, 3.1)
     _draw_sizes(left, areas, f"{len(areas):,} positive slices", "tumour area of a slice", "slices")
@@ -147,7 +148,7 @@ def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
     figure, [[plane, depth]] = _canvas(1, 2, 3.7)
     _set_title(plane, f"in the plane: {positive:,} positive slices")
     image = plane.imshow(100 * description.pixel_counts.tumour / max(positive, 1), cmap=SHADES, vmin=0)
-    figure.colorbar(image, ax=plane, label="positive slices with tumour here (%)", shrink=0.8)
+    figure.colorbar(image, ax=plane, label=f"positive slices with {description.noun} here (%)", shrink=0.8)
     limits, head = plane.axis(), description.pixel_counts.head
     for share, style in ((0.05, ":"), (0.5, "-")):
         if head.min() < share * count <= head.max():
@@ -157,7 +158,9 @@ def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
     plane.spines[:].set_visible(False)
     _set_title(depth, f"along the stack: {len(description.patients):,} patients")
     depth.fill_between(DEPTHS, tumour_share_by_depth(pack), color=RED, alpha=0.85, linewidth=0)
-    depth.set(xlim=(0, 1), ylim=(0, 1), xlabel="position in the stack", ylabel="patients with tumour there")
+    depth.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="position in the stack", ylabel=f"patients with {description.noun} there"
+    )
     depth.set_xticks([0, 0.5, 1], ["first slice", "middle", "last slice"])
     depth.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
@@ -173,14 +176,20 @@ def tumour_share_by_depth(pack: Pack) -> NDArray[np.float64]:
 def _draw_tumour_levels(pack: Pack, description: Description) -> Figure:
     channels = pack.manifest.channels
     figure, grid = _canvas(2, len(channels), 4.6)
-    auroc = description.contrast["auroc"].groupby(level="channel").median()
+    names = pack.structures.names
+    levels = [level for level in description.contrast.index.names if level != "case"]
+    auroc = description.contrast["auroc"].groupby(level=levels, sort=False).median()
+    colours = (RED,) if len(names) == 1 else [STRUCTURES[k % len(STRUCTURES)] for k in range(len(names))]
+    kinds = [("rest of the head", GREY), *zip(names, colours, strict=True)]
     for column, channel in enumerate(channels):
         raw, standardised = grid[:, column]
         name = shortened(channel)
         counts = description.pixel_counts.levels[:, column]
-        _set_title(raw, name if np.isnan(auroc[channel]) else f"{name}: AUROC {auroc[channel]:.2f}")
-        _draw_densities(raw, counts, np.broadcast_to(np.arange(256.0), (len(counts), 256)), LEVELS)
-        _draw_densities(standardised, counts, _standardised_levels(counts.sum(1)), SCORES)
+        own = auroc.xs(channel, level="channel") if len(names) > 1 else auroc[[channel]]
+        known = ", ".join(f"{value:.2f}" for value in own.dropna())
+        _set_title(raw, f"{name}: AUROC {known}" if known else name)
+        _draw_densities(raw, counts, np.broadcast_to(np.arange(256.0), (len(counts), 256)), LEVELS, kinds)
+        _draw_densities(standardised, counts, _standardised_levels(counts.sum(1)), SCORES, kinds)
         raw.set_xlabel("grey level")
         standardised.set_xlabel("standard deviations")
     for axes in grid[:, 0]:
@@ -199,10 +208,17 @@ def _standardised_levels(head: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _draw_densities(
-    axes: Axes, counts: NDArray[np.int64], values: NDArray[np.float64], edges: NDArray[np.float64]
+    axes: Axes,
+    counts: NDArray[np.int64],
+    values: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    kinds: Sequence[tuple[str, str]],
 ) -> None:
-    """Draw tumour against rest from pixel counts (P, 2, 256) at `values` (P, 256), averaged over patients."""
-    for kind, colour, label in ((REST, GREY, "rest of the head"), (TUMOUR, RED, "tumour")):
+    """Draw each kind of pixel, its name and colour in `kinds`, from counts (P, 1 + K, 256), over patients.
+
+    `values` (P, 256) are the levels of a patient.
+    """
+    for kind, (label, colour) in enumerate(kinds):
         shares = [
             np.histogram(levels, edges, weights=pixels)[0] / pixels.sum()
             for pixels, levels in zip(counts[:, kind], values, strict=True)
@@ -219,7 +235,12 @@ def _draw_intensity(pack: Pack, description: Description) -> Figure:
     figure, grid = _canvas(1, len(channels), 3.3)
     brightest = description.contrast["rest_mean"].max()
     for axes, channel in zip(grid[0], channels, strict=True):
-        level = description.contrast["rest_mean"].xs(channel, level="channel")
+        level = (
+            description.contrast["rest_mean"]
+            .xs(channel, level="channel")
+            .groupby(level="case", sort=False)
+            .first()
+        )
         ratio = f": maximum / minimum {level.max() / level.min():.1f}" if level.min() > 0 else ""
         _set_title(axes, f"{shortened(channel)}{ratio}")
         groups = _by_institution(level, description)
@@ -235,7 +256,8 @@ def _draw_intensity(pack: Pack, description: Description) -> Figure:
 
 def choose_example_patients(patients: pd.DataFrame) -> dict[str, str]:
     """Choose patients with a small, a median and a large tumour; fewer if few patients have tumour."""
-    ranked = patients[patients["tumour_pixels"] > 0].sort_values("tumour_pixels", kind="stable")
+    pixels = next(str(name) for name in patients if str(name).endswith("_pixels"))
+    ranked = patients[patients[pixels] > 0].sort_values(pixels, kind="stable")
     if ranked.empty:
         return {}
     chosen = {size: str(ranked.index[round(share * (len(ranked) - 1))]) for size, share in SIZES.items()}
@@ -251,10 +273,10 @@ def _draw_examples(pack: Pack, description: Description, patients: dict[str, str
         slices = pack.index.iloc[rows]
         largest = int(slices["pixels"].to_numpy().argmax())
         bright = max(float(np.percentile(pack.images[rows][..., channel], 99.5)), 1)
-        _draw_example(row, pack.images[rows[largest]][..., channel], pack.masks[rows[largest]], bright)
+        _draw_example(row, pack.images[rows[largest]][..., channel], pack.masks[rows[largest]] > 0, bright)
         number, area = slices["slice"].iloc[largest], slices["pixels"].iloc[largest]
-        total = description.patients["tumour_pixels"][case]
-        row[0].set_ylabel(f"{size} tumour: {total:,} px\nslice {number}: {area:,} px", fontsize=9)
+        total = description.patients[f"{description.noun}_pixels"][case]
+        row[0].set_ylabel(f"{size} {description.noun}: {total:,} px\nslice {number}: {area:,} px", fontsize=9)
     for axes, title in zip(grid[0], (shortened(channels[channel]), "in colour", "mask", "overlay"), strict=True):
         _set_title(axes, title)
     shades = ScalarMappable(cmap=SHADES)

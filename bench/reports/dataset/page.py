@@ -100,12 +100,29 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
     institutions = f"{len(description.institutions):,}"
     counts = {"institutions": institutions, **format_cells(description.counts).iloc[0]}
     tiles = "".join(f"<li><b>{escaped(v)}</b><span>{escaped(k)}</span></li>" for k, v in counts.items())
-    sizes = format_cells(description.tumours).T.rename_axis("")
-    channels = description.intensity.join(description.contrast).groupby(level="channel", sort=False).median()
+    noun, several = description.noun, len(pack.structures) > 1
+    kept = [level for level in description.contrast.index.names if level != "case"]
+    tables = (
+        description.contrast.join(description.intensity)
+        if several
+        else description.intensity.join(description.contrast)
+    )
+    channels = tables.groupby(level=kept, sort=False).median()
+    size_tables = [
+        _table(format_cells(table).T.rename_axis(name), "Quantiles over positive slices and over patients.")
+        for name, table in (
+            description.tumours.groupby(level="structure", sort=False) if several else [("", description.tumours)]
+        )
+        for table in [table.droplevel("structure") if several else table]
+    ]
     chosen, places = choose_example_patients(description.patients), description.patients["institution"]
     examples = ", ".join(f"{size}: {case} of {places[case]}" for size, case in chosen.items())
     html = {
-        name: _figure(f"Figure {number}. {CAPTIONS[name][0]}", CAPTIONS[name][1].format(patients=examples), figure)
+        name: _figure(
+            f"Figure {number}. {_worded(CAPTIONS[name][0], noun)}",
+            _worded(CAPTIONS[name][1], noun).format(patients=examples),
+            figure,
+        )
         for number, (name, figure) in enumerate(figures.items(), start=1)
     }
     parts = [
@@ -117,27 +134,38 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
         _list(manifest.notes or ("None.",)),
         "<h2>Counts</h2>",
         f'<ul class="tiles">{tiles}</ul>',
+        _table(format_cells(description.counts)) if several else "",
         _table(format_cells(description.institutions)),
         "<h2>Class balance</h2>",
         html["class_balance"],
         html["patient_balance"],
-        "<h2>Tumour size</h2>",
-        _table(sizes, "Quantiles over positive slices and over patients."),
+        f"<h2>{_worded('Tumour', noun)} size</h2>",
+        *size_tables,
         html["tumour_area"],
-        "<h2>Tumour location</h2>",
+        f"<h2>{_worded('Tumour', noun)} location</h2>",
         html["tumour_location"],
         "<h2>Grey levels</h2>",
-        _table(format_cells(channels), CHANNELS),
+        _table(
+            format_cells(
+                channels.set_axis([" · ".join(each) for each in channels.index]) if several else channels
+            ),
+            _worded(CHANNELS, noun),
+        ),
         html["tumour_levels"],
         html["intensity"],
         f"<h2>Examples</h2>{html['examples']}" if "examples" in html else "",
         "<h2>Every patient</h2>",
         f"<details><summary>{patients}</summary>{_table(format_cells(description.patients))}</details>",
         "<h2>Methods</h2>",
-        _list(METHODS),
+        _list(_worded(method, noun) for method in METHODS),
         f"<footer>Made by medseg-bench {escaped(__version__)}, <code>bench data describe</code>.</footer>",
     ]
     return html_document(f"The data set {manifest.dataset}", parts)
+
+
+def _worded(text: str, noun: str) -> str:
+    """Return a text about tumours as one about what the data set shows."""
+    return text.replace("tumour", noun).replace("Tumour", noun.capitalize())
 
 
 def _facts(pack: Pack) -> str:

@@ -68,14 +68,16 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
     pack = _packed(config)
     description = describe(pack)
     tables = description.intensity, description.contrast
-    intensity, contrast = (table.groupby(level="channel", sort=False).median() for table in tables)
+    kept = ([level for level in table.index.names if level != "case"] for table in tables)
+    medians = [t.groupby(level=levels, sort=False).median() for t, levels in zip(tables, kept, strict=True)]
+    (intensity, contrast), noun = medians, description.noun
     screen = console()
     for name, frame in (
         ("counts", description.counts),
         ("institutions", description.institutions),
-        ("tumour size in pixels", description.tumours),
+        (f"{noun} size in pixels", description.tumours),
         ("grey levels, median over patients", intensity),
-        ("tumour against the rest of the head, median over patients", contrast),
+        (f"{noun} against the rest of the head, median over patients", contrast),
     ):
         screen.print(frame_table(name, frame))
     if out is None and html is None:
