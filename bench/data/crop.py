@@ -18,13 +18,11 @@ def foreground_boxes(images: Pixels, patients: Sequence[str]) -> list[Box]:
 
     All slices and channels of a patient count together. A patient without any such pixel has the whole slice.
     """
-    shape = images.shape[1:3]
-    occupied = {patient: [np.zeros(side, bool) for side in shape] for patient in patients}
+    brightest = {patient: np.zeros(images.shape[1:], np.uint8) for patient in patients}
     for image, patient in zip(images, patients, strict=True):
-        inside = image.any(-1)
-        for side, other in ((0, 1), (1, 0)):
-            occupied[patient][side] |= inside.any(other)
-    boxes = {patient: (_extent(rows), _extent(columns)) for patient, (rows, columns) in occupied.items()}
+        np.maximum(brightest[patient], image, out=brightest[patient])
+    inside = {patient: image.any(-1) for patient, image in brightest.items()}
+    boxes = {p: (_extent(np.asarray(i.any(1))), _extent(np.asarray(i.any(0)))) for p, i in inside.items()}
     return [boxes[patient] for patient in patients]
 
 
