@@ -21,7 +21,7 @@ def foreground_boxes(images: Pixels, patients: Sequence[str]) -> list[Box]:
     brightest = {patient: np.zeros(images.shape[1:], np.uint8) for patient in patients}
     for image, patient in zip(images, patients, strict=True):
         np.maximum(brightest[patient], image, out=brightest[patient])
-    inside = {patient: image.any(-1) for patient, image in brightest.items()}
+    inside = {patient: np.asarray(image.any(-1)) for patient, image in brightest.items()}
     boxes = {p: (_extent(np.asarray(i.any(1))), _extent(np.asarray(i.any(0)))) for p, i in inside.items()}
     return [boxes[patient] for patient in patients]
 
