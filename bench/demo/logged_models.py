@@ -138,7 +138,7 @@ class LoggedModels:
         ids = () if scan.case is None else same_images or (scan.case,)
         eligible = find_eligible_models(run.split, ids, folds)
         models = select_folds(run.models, eligible.folds)
-        probability = models.probabilities(scan.images, scan.padding)
+        probability = models.probabilities(scan.images)
         return Prediction(
             run=record,
             structures=structures,

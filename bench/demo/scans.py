@@ -29,10 +29,9 @@ MAX_PIXELS = 1 << 26  # of all dropped slices together; `bench predict` takes mo
 class Scan:
     """The slices of one patient: images uint8 (S, H, W, C), and the truth bool (S, K, H, W) if there is one.
 
-    `structures` are the names of the K structures, and `padding` the rows and columns that images have in the
-    data set in addition, below and to the right.
-    `case` is the patient's id in the data folder, None for dropped files. Scans with the same `key` are equal.
-    `names` are the slices' file names without suffix, `fingerprints` identify their images.
+    `structures` are the names of the K structures. `case` is the patient's id in the data folder, None for dropped
+    files. Scans with the same `key` are equal. `names` are the slices' file names without suffix, `fingerprints`
+    identify their images.
     """
 
     key: str
@@ -43,7 +42,6 @@ class Scan:
     names: tuple[str, ...]
     channels: tuple[str, ...]
     structures: tuple[str, ...] = Structures().names
-    padding: tuple[int, int] = (0, 0)
     synthetic: bool = False
     data: str = ""  # content key of the dataset that it belongs to
     fingerprints: frozenset[str] = frozenset()
@@ -78,18 +76,15 @@ class Patients:
         if not len(rows):
             raise DataError(f"there is no patient {case} in the data folder. Choose one of the list.")
         height, width = self.pack.own_grid(rows)
-        images = np.array(self.pack.images[rows])
-        own = images[:, height, width]
         return Scan(
             key=f"{manifest.key}/{case}",
             title=case,
             case=case,
-            images=own,
+            images=np.array(self.pack.images[rows][:, height, width]),
             truth=self.pack.truth(rows)[..., height, width],
             names=tuple(self._names[row] for row in rows),
             channels=manifest.channels,
             structures=self.pack.structures.names,
-            padding=(images.shape[1] - own.shape[1], images.shape[2] - own.shape[2]),
             synthetic=manifest.synthetic,
             data=manifest.key,
             fingerprints=self.fingerprints(case),

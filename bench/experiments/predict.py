@@ -121,10 +121,11 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
             if truth is not None and truth.shape != mask.shape:
                 raise DataError(f"the mask beside {file} has another size than the image. Fix or remove it.")
             *mask_names, overlay_name = named(file)
-            for name, labels in zip(mask_names, structures.label_maps(mask[None]).values(), strict=True):
-                pixels = labels[0] * 255 if len(structures) == 1 else labels[0]
+            maps = [labels[0] for labels in structures.label_maps(mask[None]).values()]
+            maps = [mask[0].astype(np.uint8) * 255] if len(structures) == 1 else maps
+            for name, labels in zip(mask_names, maps, strict=True):
                 with new_output(out / name) as tiff:
-                    tifffile.imwrite(tiff, pixels, photometric="minisblack")
+                    tifffile.imwrite(tiff, labels, photometric="minisblack")
             _write_overlay(out / overlay_name, image, mask, truth, structures)
 
     def named(file: Path) -> list[str]:

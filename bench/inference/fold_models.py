@@ -65,6 +65,7 @@ class FoldModels:
         self.structures = TypeAdapter(Structures).validate_python(first.get("structures", Structures()))
         self.activation: str = first.get("activation", "sigmoid")
         self.axis: int = first.get("axis", 2)  # along which volumes are cut
+        self.padded_to: list[int] = first.get("padded_to") or [0, 0]
         self.thresholds = mean_thresholds(self.descriptions)
 
     @property
@@ -93,23 +94,22 @@ class FoldModels:
         probability = self.probabilities(np.asarray(model_input, np.uint8))
         return probability[:, 0] if probability.shape[1] == 1 else probability
 
-    def probabilities(self, images: Pixels, padding: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
         """Return probabilities (S, K, H, W) for the slices of one patient, uint8 (S, H, W, C).
 
-        `padding` are the rows and columns that the pack of the run had below and to the right of these slices: the
-        model sees them too, and the grey levels are normalised without them.
+        Where slices were padded for training, the model sees these padded to the same size; grey levels are
+        normalised without the padding.
         """
-        shape = (1, 1) if self.presence else images.shape[1:3]
+        height, width = images.shape[1:3]
         side = self.config.dataset.params.get("resize")
         if side is not None and images.shape[1:3] != (side, side):
             images = np.stack([resize_image(image, side) for image in images])
         pack = pack_in_memory(images, self.channels, structures=self.structures)
-        height, width = shape
-        if any(padding):
-            below, right = ((0, more) for more in padding)
-            padded = np.pad(images, ((0, 0), below, right, (0, 0)))
-            pack = replace(pack, images=padded, masks=np.pad(pack.masks, ((0, 0), below, right)))
-            shape = padded.shape[1], padded.shape[2]
+        below, right = (max(0, most - own) for most, own in zip(self.padded_to, (height, width), strict=True))
+        if below or right:
+            more = (0, 0), (0, below), (0, right)
+            pack = replace(pack, images=np.pad(images, (*more, (0, 0))), masks=np.pad(pack.masks, more))
+        shape = (1, 1) if self.presence else (height + below, width + right)
         return self.predictor(pack).probabilities(np.arange(len(images)), shape)[..., :height, :width]
 
 

@@ -51,6 +51,7 @@ class _Description(BaseModel):
     structures: Annotated[Structures, BeforeValidator(TypeAdapter(Structures).validate_python)] = Structures()
     activation: Literal["sigmoid", "softmax"] = "sigmoid"
     axis: Annotated[int, Field(ge=0, le=2)] = 2  # along which volumes are cut
+    padded_to: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None  # height and width
     fold: Annotated[int, Field(ge=0)] = 0
     digest: str | None = None  # of the weights and the rest of the description
     patients: _Patients | None = None  # of an export

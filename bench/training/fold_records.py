@@ -108,6 +108,7 @@ def describe_model(experiment: Experiment, result: FoldResult) -> dict[str, Any]
         "structures": asdict(manifest.structures),
         "activation": experiment.activation,
         "axis": manifest.axis,
+        "padded_to": list(experiment.pack.masks.shape[1:]) if experiment.pack.padded else None,
         "fold": result.fold,
         "best_epoch": result.best_epoch,
         "split_hash": experiment.split_hash,

@@ -248,6 +248,21 @@ def test_predicted_structures_are_written_in_the_values_and_on_the_grid_of_the_v
         np.testing.assert_array_equal(read_volume(tmp_path / "out" / name), np.moveaxis(labels, 0, 2))
 
 
+def test_a_small_volume_is_predicted_with_the_padding_of_training(tmp_path):
+    write_case(tmp_path, "a", (3, 20, 24))
+    write_case(tmp_path, "b", (2, 40, 30))
+    pack = load_or_pack(volumes(tmp_path, structures=AB, window=[0, 255]), tmp_path / "cache")
+    params = {"base": 4, "depth": 2}
+    config = configure({"dataset": "volumes", "dataset.folder": "here"}).model_dump(mode="json")
+    description = {"config": config | {"model": {"name": "unet", **params}}, "channels": 1, "padded_to": [40, 30]}
+    description |= {"channel_names": ["grey"], "threshold": [0.5, 0.5], "structures": asdict(pack.structures)}
+    save_model(tmp_path / "model", build_model("unet", params, 1, 2), description)
+    models, rows = FoldModels([tmp_path / "model"]), pack.rows(["a"])
+    own = ..., *pack.own_grid(rows)
+    alone = models.probabilities(pack.images[rows, :20, :24])
+    np.testing.assert_array_equal(alone, models.predictor(pack).probabilities(rows)[own])
+
+
 # Images with masks
 
 
