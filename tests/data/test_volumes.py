@@ -493,7 +493,7 @@ def test_the_demo_names_every_slice_of_a_volume(two, tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     shown = Patients(load_source(two)).scan("a")
     assert shown.names == ("a_0000_1", "a_0000_2", "a_0000_3")
-    assert shown.truth.shape == SHAPE
+    assert shown.truth.shape == (SHAPE[0], 1, *SHAPE[1:])
 
 
 def test_a_year_is_not_a_channel(tmp_path):
