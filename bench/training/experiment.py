@@ -21,6 +21,7 @@ from bench.data.splits import split_hash
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
 from bench.inference.predict import Predictor
+from bench.models.io import build_model
 from bench.training.checks import check_batch, check_folds, check_settings, try_input, try_model
 from bench.training.loop import Augment, Recipe, steps_per_epoch
 from bench.training.step import Loss, mean_over_structures

@@ -80,7 +80,7 @@ def build_our_epoch(problem: SpeedProblem, job: TrainingJob) -> Side:
 
     def turn() -> int:
         images = next(epochs)
-        for _, counts in predictor.case_counts(validation, threshold=0.5):
+        for (counts,) in predictor.case_counts(validation, threshold=0.5):
             dice(counts)
         return images
 

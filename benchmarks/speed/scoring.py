@@ -106,7 +106,7 @@ def score_volumes(volumes: Sequence[Volume], device: str = "cpu") -> int:
     """Score every volume as a run on this device does."""
     for truth, probability in volumes:
         stack = Stack(truth, probability, device=device)
-        score_case("speed", range(1, len(truth) + 1), stack, {"dice": dice, "hd95": hd95})
+        score_case("speed", range(1, len(truth) + 1), ["tumour"], [stack], {"dice": dice, "hd95": hd95})
     return len(volumes)
 
 
