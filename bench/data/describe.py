@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -28,12 +28,15 @@ class PixelCounts:
     areas   (N, K): pixels of each structure in each slice
     tumour  (H, W): slices with any structure at a pixel
     head    (H, W): slices with the head at a pixel
+    region  "head", or "slice" where slices are cut so close that Otsu's threshold finds no head but bright tissue:
+            most of the structures is outside, and the whole slice counts as the head
     """
 
     levels: NDArray[np.int64]
     areas: NDArray[np.int64]
     tumour: NDArray[np.int64]
     head: NDArray[np.int64]
+    region: str = "head"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def describe(pack: Pack) -> Description:
         pixel_counts,
         noun,
     )
+
+
+def median_over_patients(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the median of each column over the patients of a table whose index has the level `case`."""
+    return table.groupby(level=[level for level in table.index.names if level != "case"], sort=False).median()
 
 
 def _slice_sizes(pack: Pack) -> NDArray[np.int64]:
@@ -205,10 +213,19 @@ def auroc_of_histograms(some: NDArray[np.int64], others: NDArray[np.int64]) -> f
 
 def count_pixels(pack: Pack) -> PixelCounts:
     """Count the pixels of `pack`, one slice at a time. Patients are in the order of `pack.cases`."""
+    counts, inside = _count_pixels(pack, whole=False)
+    if 2 * inside >= counts.areas.sum():
+        return counts
+    return replace(_count_pixels(pack, whole=True)[0], region="slice")
+
+
+def _count_pixels(pack: Pack, *, whole: bool) -> tuple[PixelCounts, int]:
+    """Count pixels, with the `whole` slice as the head or not, and the pixels of structures within the head."""
     _, height, width, channels = pack.images.shape
     levels = np.zeros((len(pack.cases), channels, 1 + len(pack.structures), 256), np.int64)
     areas = np.zeros((len(pack.index), len(pack.structures)), np.int64)
     tumour, head = (np.zeros((height, width), np.int64) for _ in range(2))
+    found = 0
     for patient, case in enumerate(pack.cases):
         rows = pack.rows([case])
         thresholds = [otsu_threshold(histogram) for histogram in pack.histograms[rows].sum(0, dtype=np.int64)]
@@ -216,7 +233,9 @@ def count_pixels(pack: Pack) -> PixelCounts:
         for row in rows:
             image = np.ascontiguousarray(pack.images[row][own])
             masks = np.ascontiguousarray(pack.truth(row)[:, *own])
-            inside, mask = segment_head(image, thresholds), masks.any(0)
+            mask = masks.any(0)
+            inside = np.ones_like(mask) if whole else segment_head(image, thresholds)
+            found += int((masks & inside).sum())
             tumour[own] += mask
             head[own] += inside
             areas[row] = masks.sum((1, 2))
@@ -224,7 +243,7 @@ def count_pixels(pack: Pack) -> PixelCounts:
                 for c in range(channels):
                     counts = cv2.calcHist([image], [c], region.view(np.uint8), [256], [0, 256])
                     levels[patient, c, kind] += counts.ravel().astype(np.int64)
-    return PixelCounts(levels, areas, tumour, head)
+    return PixelCounts(levels, areas, tumour, head), found
 
 
 def segment_head(image: Pixels, thresholds: Sequence[int]) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bench.data.datasets.lgg import lgg
@@ -30,10 +31,10 @@ from bench.data.pack import Pack, load_or_pack, pack_in_memory
 from bench.data.source import SliceFile, Source
 from bench.errors import DataError
 from bench.overrides import configure
-from bench.reports.dataset.figures import choose_example_patients, draw_figures, tumour_share_by_depth
+from bench.reports.dataset.figures import choose_example_patients, draw_figures, share_by_depth
 from bench.reports.dataset.page import CAPTIONS, format_cells, render_page
 from bench.reports.dataset.printing import show_description
-from bench.structures import Structures, join_bits
+from bench.structures import COLOURS, Structures, join_bits
 from tests.fakes import pack_of, tiny_pack
 
 # case, institution, tumour pixels of its slices
@@ -162,6 +163,17 @@ def test_grey_levels_are_counted_for_tumour_and_the_rest_of_the_head():
     assert levels[0, 1, REST, 3] == 30  # the other channel is dark: counted, but not part of the outline
 
 
+def test_a_structure_outside_the_bright_region_is_compared_with_the_whole_slice():
+    """As in a close crop, where Otsu's threshold divides the tissue: 8 pixels are darker than the 4 marked."""
+    images, masks = np.full((1, 4, 4, 1), 10, np.uint8), np.zeros((1, 4, 4), np.uint8)
+    images[0, 0], images[0, 3] = 210, 50
+    masks[0, 3] = 1
+    about = describe(pack_of(images, masks, ["a"]))
+    assert about.pixel_counts.region == "slice"
+    assert about.contrast["auroc"].item() == pytest.approx(8 / 12)
+    assert about.contrast["rest_mean"].item() == pytest.approx((4 * 210 + 8 * 10) / 12)
+
+
 def test_contrast_is_that_of_the_counted_pixels():
     table = describe(toy_head()).contrast
     assert table.loc[("a", "pre"), "tumour_mean"] == 120
@@ -237,7 +249,7 @@ def test_every_patient_has_the_same_weight_in_the_pooled_levels():
 
 
 def test_the_relative_depth_does_not_depend_on_the_number_of_slices(pack):
-    share = tumour_share_by_depth(pack)
+    (share,) = share_by_depth(pack, describe(pack).pixel_counts.areas)
     assert share[0] == pytest.approx(1 / 3)  # only p2 has tumour on its first slice
     assert share[-1] == pytest.approx(2 / 3)  # p1 and p3 on their last
     assert share[20] == pytest.approx(2 / 3)  # half way: the second of three, the first of two (rounded to even)
@@ -246,7 +258,7 @@ def test_the_relative_depth_does_not_depend_on_the_number_of_slices(pack):
 def test_examples_are_the_largest_slices_of_small_median_and_large_tumours(about, drawn):
     assert choose_example_patients(about.patients) == {"small": "p2", "median": "p1", "large": "p3"}
     axes = drawn["examples"].axes
-    masks = [np.asarray(a.images[0].get_array()).sum() for a in axes[2:12:4]]
+    masks = [np.asarray(a.images[0].get_array())[..., 0].sum() for a in axes[2:12:4]]
     assert masks == [1, 9, 16]
     assert "tumour: 13 px\nslice 3: 9 px" in axes[4].get_ylabel()
 
@@ -355,10 +367,8 @@ def test_the_page_has_every_figure_with_its_caption(whole):
 def test_the_page_shows_the_values_of_the_tables(whole, pack):
     words = read(whole).words
     assert "3 patients, 9 slices" in words
-    assert (
-        f"Licence none Images 10 × 10 pixels of 8 bits Channels pre, flair Content key {pack.manifest.key}"
-        in words
-    )
+    assert "Licence none Images 10 × 10 pixels (rows × columns) of 8 bits Channels pre, flair" in words
+    assert f"Content key {pack.manifest.key}" in words
     assert "44.4% share of slices with tumour" in words
     assert "AA 2 5 3 60.0% 4" in words
     assert "p3 BB 4 1 16 16 25.0%" in words
@@ -366,10 +376,10 @@ def test_the_page_shows_the_values_of_the_tables(whole, pack):
 
 
 def test_numbers_are_formatted_for_reading(about):
-    table = format_cells(about.tumours)
+    table = format_cells(about.tumours, "tumour")
     assert table.loc["median"].tolist() == ["6.5", "6.5%", "13"]
     tiny = about.counts.assign(tumour_share=0.0004, tumour_pixels=1234567.5, positive_share=np.nan)
-    (row,) = format_cells(tiny).to_dict("records")
+    (row,) = format_cells(tiny, "tumour").to_dict("records")
     assert row["share of pixels with tumour"] == "0.04%"
     assert row["tumour pixels"] == "1,234,568"
     assert row["share of slices with tumour"] == "–"
@@ -476,3 +486,25 @@ def test_each_structure_is_described_on_the_own_grid_of_its_slices():
     assert about.tumours.loc[("rim", "median")].tolist() == [4, 4 / 16, 8]
     assert about.patients.loc["P", ["pixels[core]", "pixels[rim]"]].tolist() == [2, 8]
     assert about.contrast.loc[("rim", "P", "flair"), "structure_mean"] == 25
+
+
+def test_each_structure_has_its_own_colour_in_figures_and_row_in_tables():
+    """One patient of two slices: core has 2 and 0 pixels, rim 4 and 4."""
+    two = Structures(("core", "rim"), ((1,), (2,)))
+    images, masks = np.full((2, 4, 4, 1), 9, np.uint8), np.zeros((2, 2, 4, 4), bool)
+    images[:, :2] = 90
+    masks[0, 0, 0, :2] = masks[:, 1, 1] = True
+    pack = pack_in_memory(images, ("flair",), join_bits(masks, two), "P", two)
+    about = describe(pack)
+    drawn = draw_figures(pack, about)
+    slices = drawn["tumour_area"].axes[0]
+    counted = [sum(bar.get_height() for bar in bars) for bars in slices.containers]
+    assert (slices.get_legend_handles_labels()[1], counted) == (["core", "rim"], [1, 2])
+    core, rim = (line.get_ydata() for line in drawn["tumour_location"].axes[1].lines)
+    assert (core[0], core[-1], rim[0], rim[-1]) == (1, 0, 1, 1)
+    truth = np.asarray(drawn["examples"].axes[2].images[0].get_array())
+    assert [to_hex(colour) for colour in (truth[0, 0], truth[1, 0], truth[3, 0])] == [*COLOURS[:2], "#000000"]
+    text = render_page(pack, about, drawn)
+    assert "umour" not in re.sub(r"data:image/png;base64,[^\"]*|<style>.*?</style>", "", text, flags=re.DOTALL)
+    row = '<th scope="row">core</th><th scope="row">structure area of a positive slice (pixels)</th><td>2</td>'
+    assert row in text

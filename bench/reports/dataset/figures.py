@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from bench.data.describe import Description
+from bench.data.describe import Description, median_over_patients
 from bench.data.pack import Pack, display_channel
 from bench.data.source import Pixels
 from bench.structures import COLOURS as STRUCTURES
+from bench.structures import Structures
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's colour-blind palette
 RED, EMPTY, GREY, OUTLINE = "#B2182B", "#C9CED6", "#5B6472", "#00E5A0"
@@ -108,7 +110,9 @@ def _draw_patient_balance(description: Description) -> Figure:
         ticks[name] = (start + stop - 1) / 2
         start = stop + 1  # a gap between institutions
     low, middle, high = all_shares.min(), all_shares.median(), all_shares.max()
-    _set_title(axes, f"Slices with tumour per patient: median {middle:.0%}, from {low:.0%} to {high:.0%}")
+    _set_title(
+        axes, f"Slices with {description.noun} per patient: median {middle:.0%}, from {low:.0%} to {high:.0%}"
+    )
     axes.set(ylabel="share of slices", ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(x=0.01)
@@ -117,30 +121,59 @@ def _draw_patient_balance(description: Description) -> Figure:
 
 
 def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
-    areas = pack.index.loc[pack.index["positive"], "pixels"].to_numpy()
-    totals = description.patients[f"{description.noun}_pixels"].to_numpy()
-    totals = totals[totals > 0]
+    noun, areas = description.noun, description.pixel_counts.areas.T
+    totals = [pd.Series(own).groupby(pack.index["case"]).sum().to_numpy() for own in areas]
+    slices, patients = (int(np.any(sizes, axis=0).sum()) for sizes in (areas, totals))
     figure, [[left, right]] = _canvas(1, 2, 3.1)
-    _draw_sizes(left, areas, f"{len(areas):,} positive slices", "tumour area of a slice", "slices")
-    _draw_sizes(right, totals, f"{len(totals):,} patients with tumour", "tumour of all slices", "patients")
+    _draw_sizes(left, pack.structures, areas, f"{slices:,} positive slices", f"{noun} area of a slice", "slices")
+    title = f"{patients:,} patients with {noun}"
+    _draw_sizes(right, pack.structures, totals, title, f"{noun} of all slices", "patients")
     return figure
 
 
-def _draw_sizes(axes: Axes, sizes: NDArray[np.int64], title: str, size: str, counted: str) -> None:
+def _colours(structures: Structures, single: str) -> dict[str, str]:
+    """Return the colour of each structure by its name, `single` for the only one."""
+    colours = [STRUCTURES[k % len(STRUCTURES)] for k in range(len(structures))]
+    return dict(zip(structures.names, colours if len(structures) > 1 else [single], strict=True))
+
+
+def _draw_sizes(
+    axes: Axes,
+    structures: Structures,
+    sizes: Sequence[NDArray[np.int64]],
+    title: str,
+    size: str,
+    counted: str,
+) -> None:
+    """Draw a histogram of the pixels of each structure where it has some, `sizes` (K, N)."""
     _set_title(axes, title)
     axes.set(xscale="log", xlabel=f"{size} (pixels)", ylabel=counted)
-    if not len(sizes):
+    every = np.concatenate(sizes)
+    if not every.any():
         return
-    bins = np.geomspace(sizes.min(), sizes.max() + 1, 31)
-    axes.hist(sizes, bins=list(bins), color=HUES[0], edgecolor="white", linewidth=0.6)
+    bins = np.geomspace(every[every > 0].min(), every.max() + 1, 31)
+    lines = {0.05: "--", 0.5: "-", 0.95: "--"}
+    for row, (own, (name, colour)) in enumerate(zip(sizes, _colours(structures, HUES[0]).items(), strict=True)):
+        own, line = own[own > 0], colour if len(sizes) > 1 else RED
+        axes.hist(
+            own,
+            bins=list(bins),
+            color=colour,
+            edgecolor="white",
+            linewidth=0.6,
+            label=name,
+            alpha=1 - 0.4 * (row > 0),
+        )
+        for share in lines if len(own) else ():
+            value = float(np.quantile(own, share))
+            axes.axvline(value, color=line, linewidth=1.1, linestyle=lines[share])
+            axes.annotate(
+                f"{value:,.0f}", (value, 1), (-3, -1 - 9 * row), xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points", ha="right", va="top", fontsize=8, color=line,
+            )  # fmt: skip
     axes.margins(y=0.18)
-    for share, style in ((0.05, "--"), (0.5, "-"), (0.95, "--")):
-        value = float(np.quantile(sizes, share))
-        axes.axvline(value, color=RED, linewidth=1.1, linestyle=style)
-        axes.annotate(
-            f"{value:,.0f}", (value, 1), (-3, -1), xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points", ha="right", va="top", fontsize=8, color=RED,
-        )  # fmt: skip
+    if len(sizes) > 1:
+        axes.legend(frameon=False, fontsize=8, loc="center left")
 
 
 def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
@@ -157,7 +190,12 @@ def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
     plane.set(xticks=[], yticks=[])
     plane.spines[:].set_visible(False)
     _set_title(depth, f"along the stack: {len(description.patients):,} patients")
-    depth.fill_between(DEPTHS, tumour_share_by_depth(pack), color=RED, alpha=0.85, linewidth=0)
+    shares = share_by_depth(pack, description.pixel_counts.areas)
+    for own, (name, colour) in zip(shares, _colours(pack.structures, RED).items(), strict=True):
+        depth.fill_between(DEPTHS, own, color=colour, alpha=0.85 / len(shares), linewidth=0)
+        if len(shares) > 1:
+            depth.plot(DEPTHS, own, color=colour, label=name)
+            depth.legend(frameon=False, fontsize=8)
     depth.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="position in the stack", ylabel=f"patients with {description.noun} there"
     )
@@ -166,27 +204,27 @@ def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
     return figure
 
 
-def tumour_share_by_depth(pack: Pack) -> NDArray[np.float64]:
-    """Return the share of patients with tumour on the slice nearest to each of `DEPTHS`."""
-    stacks = [pack.index["positive"].to_numpy()[pack.rows([case])] for case in pack.cases]
-    positive = np.array([stack[np.rint(DEPTHS * (len(stack) - 1)).astype(int)] for stack in stacks], float)
-    return np.asarray(positive.mean(0))
+def share_by_depth(pack: Pack, areas: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of patients with each structure on the slice nearest to each of `DEPTHS`, (K, D).
+
+    `areas` (N, K) are the pixels of each structure in each slice of the pack.
+    """
+    stacks = [areas[pack.rows([case])] > 0 for case in pack.cases]
+    marked = np.array([stack[np.rint(DEPTHS * (len(stack) - 1)).astype(int)] for stack in stacks], float)
+    return np.asarray(marked.mean(0).T)
 
 
 def _draw_tumour_levels(pack: Pack, description: Description) -> Figure:
     channels = pack.manifest.channels
     figure, grid = _canvas(2, len(channels), 4.6)
-    names = pack.structures.names
-    levels = [level for level in description.contrast.index.names if level != "case"]
-    auroc = description.contrast["auroc"].groupby(level=levels, sort=False).median()
-    colours = (RED,) if len(names) == 1 else [STRUCTURES[k % len(STRUCTURES)] for k in range(len(names))]
-    kinds = [("rest of the head", GREY), *zip(names, colours, strict=True)]
+    auroc = median_over_patients(description.contrast)["auroc"]
+    kinds = {f"rest of the {description.pixel_counts.region}": GREY} | _colours(pack.structures, RED)
     for column, channel in enumerate(channels):
         raw, standardised = grid[:, column]
         name = shortened(channel)
         counts = description.pixel_counts.levels[:, column]
-        own = auroc.xs(channel, level="channel") if len(names) > 1 else auroc[[channel]]
-        known = ", ".join(f"{value:.2f}" for value in own.dropna())
+        own = auroc[auroc.index.get_level_values("channel") == channel].dropna()
+        known = ", ".join(f"{value:.2f}" for value in own)
         _set_title(raw, f"{name}: AUROC {known}" if known else name)
         _draw_densities(raw, counts, np.broadcast_to(np.arange(256.0), (len(counts), 256)), LEVELS, kinds)
         _draw_densities(standardised, counts, _standardised_levels(counts.sum(1)), SCORES, kinds)
@@ -212,13 +250,13 @@ def _draw_densities(
     counts: NDArray[np.int64],
     values: NDArray[np.float64],
     edges: NDArray[np.float64],
-    kinds: Sequence[tuple[str, str]],
+    kinds: Mapping[str, str],
 ) -> None:
-    """Draw each kind of pixel, its name and colour in `kinds`, from counts (P, 1 + K, 256), over patients.
+    """Draw each kind of pixel, its colour by its name in `kinds`, from counts (P, 1 + K, 256), over patients.
 
     `values` (P, 256) are the levels of a patient.
     """
-    for kind, (label, colour) in enumerate(kinds):
+    for kind, (label, colour) in enumerate(kinds.items()):
         shares = [
             np.histogram(levels, edges, weights=pixels)[0] / pixels.sum()
             for pixels, levels in zip(counts[:, kind], values, strict=True)
@@ -250,7 +288,7 @@ def _draw_intensity(pack: Pack, description: Description) -> Figure:
             axes.hlines(np.median(levels), place - 0.4, place + 0.4, color="0.1", linewidth=1.4)
         axes.set_ylim(0, 1.05 * brightest if brightest > 0 else 1)
         _label_institutions(axes, range(len(groups)), [name for name, _ in groups], room=20)
-    grid[0, 0].set_ylabel("mean grey level of the head")
+    grid[0, 0].set_ylabel(f"mean grey level of the {description.pixel_counts.region}")
     return figure
 
 
@@ -273,7 +311,10 @@ def _draw_examples(pack: Pack, description: Description, patients: dict[str, str
         slices = pack.index.iloc[rows]
         largest = int(slices["pixels"].to_numpy().argmax())
         bright = max(float(np.percentile(pack.images[rows][..., channel], 99.5)), 1)
-        _draw_example(row, pack.images[rows[largest]][..., channel], pack.masks[rows[largest]] > 0, bright)
+        scan, masks = pack.images[rows[largest]][..., channel], pack.truth(rows[largest])
+        _draw_example(
+            row, scan, dict(zip(_colours(pack.structures, OUTLINE).values(), masks, strict=True)), bright
+        )
         number, area = slices["slice"].iloc[largest], slices["pixels"].iloc[largest]
         total = description.patients[f"{description.noun}_pixels"][case]
         row[0].set_ylabel(f"{size} {description.noun}: {total:,} px\nslice {number}: {area:,} px", fontsize=9)
@@ -285,16 +326,22 @@ def _draw_examples(pack: Pack, description: Description, patients: dict[str, str
     return figure
 
 
-def _draw_example(row: NDArray[np.object_], scan: Pixels, mask: Pixels, bright: float) -> None:
+def _draw_example(
+    row: NDArray[np.object_], scan: Pixels, masks: Mapping[str, NDArray[np.bool_]], bright: float
+) -> None:
+    """Draw a slice on four axes, with the masks (H, W) of structures by their colour."""
     for axes in row:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     grey, colour, truth, overlay = row
     for axes, shades in ((grey, "gray"), (colour, SHADES), (overlay, "gray")):
         axes.imshow(scan, cmap=shades, vmin=0, vmax=bright, interpolation="nearest")
-    truth.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    limits, (height, width) = overlay.axis(), mask.shape
-    padded = np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1)  # closed along the border
-    overlay.contourf(*padded, [0.5, 1.5], colors=OUTLINE, alpha=0.25)
-    overlay.contour(*padded, [0.5], colors=OUTLINE, linewidths=1.2)
+    limits, (height, width) = overlay.axis(), scan.shape
+    picture = np.zeros((height, width, 3))
+    for colour, mask in masks.items():
+        picture[mask] = to_rgb(colour if len(masks) > 1 else "white")
+        padded = np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1)  # closed along the border
+        overlay.contourf(*padded, [0.5, 1.5], colors=colour, alpha=0.25)
+        overlay.contour(*padded, [0.5], colors=colour, linewidths=1.2)
+    truth.imshow(picture, interpolation="nearest")
     overlay.axis(limits)

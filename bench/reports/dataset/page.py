@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from bench import __version__
-from bench.data.describe import Description
+from bench.data.describe import Description, median_over_patients
 from bench.data.pack import Pack
 from bench.reports.dataset.figures import choose_example_patients
 from bench.reports.html_document import definition_list, escaped, html_document
@@ -70,27 +71,17 @@ CAPTIONS = {  # title and explanation of each figure
 CHANNELS = "Medians over patients: first of whole stacks, then of tumour and of the rest of the head."
 METHODS = (
     "A slice is positive if its mask has one tumour pixel or more. All class counts use this definition.",
-    "Areas are in pixels of the packed images, which store no pixel spacing.",
-    "The head of a slice is every pixel that is brighter in some channel than Otsu's threshold of that channel "
-    "over the patient's stack (Otsu 1979), and everything that these pixels enclose. The rest of the head is the "
-    "head without tumour pixels.",
+    "Areas are in pixels of the packed images.",
     "Grey levels are those of the files, 0 to 255, before any normalisation, unless stated otherwise.",
 )
-COLUMN_NAMES = {
-    "positive_share": "share of slices with tumour",
-    "tumour_pixels": "tumour pixels",
-    "tumour_share": "share of pixels with tumour",
-    "median_tumour_area": "median tumour area (pixels)",
-    "slice_area": "tumour area of a positive slice (pixels)",
-    "slice_share": "its share of the image",
-    "patient_pixels": "tumour of a patient, all slices (pixels)",
-    "largest_area": "largest area (pixels)",
-    "auroc": "AUROC",
-    "sd": "SD",
-    "p1": "1st percentile",
-    "p99": "99th percentile",
-    "rest_mean": "mean of the rest",
-    "tumour_mean": "mean of tumour",
+
+
+REGIONS = {
+    "head": "The head of a slice is every pixel that is brighter in some channel than Otsu's threshold of that "
+    "channel over the patient's stack (Otsu 1979), and everything that these pixels enclose. The rest of the head "
+    "is the head without tumour pixels.",
+    "slice": "The slices are cut so close that Otsu's threshold finds bright tissue instead of the head. Pixels "
+    "of tumour are therefore compared with all others of the slice.",
 }
 
 
@@ -98,29 +89,19 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
     """Return the complete page; style and figures are inside it, and text from the data is escaped."""
     manifest, patients = pack.manifest, f"{len(description.patients):,} patients"
     institutions = f"{len(description.institutions):,}"
-    counts = {"institutions": institutions, **format_cells(description.counts).iloc[0]}
+    noun, region = description.noun, description.pixel_counts.region
+    worded = partial(_worded, noun=noun, region=region)
+    counts = {"institutions": institutions, **format_cells(description.counts, noun).iloc[0]}
     tiles = "".join(f"<li><b>{escaped(v)}</b><span>{escaped(k)}</span></li>" for k, v in counts.items())
-    noun, several = description.noun, len(pack.structures) > 1
-    kept = [level for level in description.contrast.index.names if level != "case"]
-    tables = (
-        description.contrast.join(description.intensity)
-        if several
-        else description.intensity.join(description.contrast)
-    )
-    channels = tables.groupby(level=kept, sort=False).median()
-    size_tables = [
-        _table(format_cells(table).T.rename_axis(name), "Quantiles over positive slices and over patients.")
-        for name, table in (
-            description.tumours.groupby(level="structure", sort=False) if several else [("", description.tumours)]
-        )
-        for table in [table.droplevel("structure") if several else table]
-    ]
+    sizes = format_cells(description.tumours, noun).stack().unstack("quantile", sort=False)
+    contrast, intensity = (median_over_patients(each) for each in (description.contrast, description.intensity))
+    channels = contrast.join(intensity)[[*intensity, *contrast]]
     chosen, places = choose_example_patients(description.patients), description.patients["institution"]
     examples = ", ".join(f"{size}: {case} of {places[case]}" for size, case in chosen.items())
     html = {
         name: _figure(
-            f"Figure {number}. {_worded(CAPTIONS[name][0], noun)}",
-            _worded(CAPTIONS[name][1], noun).format(patients=examples),
+            f"Figure {number}. {worded(CAPTIONS[name][0])}",
+            worded(CAPTIONS[name][1]).format(patients=examples),
             figure,
         )
         for number, (name, figure) in enumerate(figures.items(), start=1)
@@ -134,38 +115,33 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
         _list(manifest.notes or ("None.",)),
         "<h2>Counts</h2>",
         f'<ul class="tiles">{tiles}</ul>',
-        _table(format_cells(description.counts)) if several else "",
-        _table(format_cells(description.institutions)),
+        _table(format_cells(description.counts, noun)) if len(pack.structures) > 1 else "",
+        _table(format_cells(description.institutions, noun)),
         "<h2>Class balance</h2>",
         html["class_balance"],
         html["patient_balance"],
-        f"<h2>{_worded('Tumour', noun)} size</h2>",
-        *size_tables,
+        f"<h2>{worded('Tumour')} size</h2>",
+        _table(sizes, "Quantiles over positive slices and over patients."),
         html["tumour_area"],
-        f"<h2>{_worded('Tumour', noun)} location</h2>",
+        f"<h2>{worded('Tumour')} location</h2>",
         html["tumour_location"],
         "<h2>Grey levels</h2>",
-        _table(
-            format_cells(
-                channels.set_axis([" · ".join(each) for each in channels.index]) if several else channels
-            ),
-            _worded(CHANNELS, noun),
-        ),
+        _table(format_cells(channels, noun), worded(CHANNELS)),
         html["tumour_levels"],
         html["intensity"],
         f"<h2>Examples</h2>{html['examples']}" if "examples" in html else "",
         "<h2>Every patient</h2>",
-        f"<details><summary>{patients}</summary>{_table(format_cells(description.patients))}</details>",
+        f"<details><summary>{patients}</summary>{_table(format_cells(description.patients, noun))}</details>",
         "<h2>Methods</h2>",
-        _list(_worded(method, noun) for method in METHODS),
+        _list(_worded(method, noun) for method in (*METHODS, REGIONS[region])),
         f"<footer>Made by medseg-bench {escaped(__version__)}, <code>bench data describe</code>.</footer>",
     ]
     return html_document(f"The data set {manifest.dataset}", parts)
 
 
-def _worded(text: str, noun: str) -> str:
-    """Return a text about tumours as one about what the data set shows."""
-    return text.replace("tumour", noun).replace("Tumour", noun.capitalize())
+def _worded(text: str, noun: str, region: str = "head") -> str:
+    """Return a text about tumours in heads as one about what the data set shows, in what."""
+    return text.replace("head", region).replace("tumour", noun).replace("Tumour", noun.capitalize())
 
 
 def _facts(pack: Pack) -> str:
@@ -174,15 +150,33 @@ def _facts(pack: Pack) -> str:
     _, height, width, _ = pack.images.shape
     known = manifest.licence != UNSTATED and SOURCES.get(manifest.dataset)
     facts = {"Source": known or UNSTATED, "Licence": manifest.licence}
-    facts |= {"Images": f"{width} × {height} pixels of 8 bits", "Channels": ", ".join(manifest.channels)}
+    facts |= {
+        "Images": f"{height} × {width} pixels (rows × columns) of 8 bits",
+        "Channels": ", ".join(manifest.channels),
+    }
     return definition_list(facts | {"Content key": manifest.key})
 
 
-def format_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of texts with readable headings."""
+def format_cells(frame: pd.DataFrame, noun: str) -> pd.DataFrame:
+    """Return a table of a `Description` as texts with readable headings."""
+    headings = {
+        "positive_share": f"share of slices with {noun}",
+        f"{noun}_share": f"share of pixels with {noun}",
+        f"median_{noun}_area": f"median {noun} area (pixels)",
+        "slice_area": f"{noun} area of a positive slice (pixels)",
+        "slice_share": "its share of the image",
+        "patient_pixels": f"{noun} of a patient, all slices (pixels)",
+        "largest_area": "largest area (pixels)",
+        "auroc": "AUROC",
+        "sd": "SD",
+        "p1": "1st percentile",
+        "p99": "99th percentile",
+        "rest_mean": "mean of the rest",
+        f"{noun}_mean": f"mean of {noun}",
+    }
     cells = {column: [_format_cell(str(column), value) for value in frame[column]] for column in frame.columns}
     table = pd.DataFrame(cells, index=frame.index, dtype=object)
-    return table.rename(columns=lambda name: COLUMN_NAMES.get(name, name.replace("_", " ")))
+    return table.rename(columns=lambda name: headings.get(name, name.replace("_", " ")))
 
 
 def _format_cell(column: str, value: Any) -> str:
@@ -198,12 +192,16 @@ def _format_cell(column: str, value: Any) -> str:
 
 
 def _table(frame: pd.DataFrame, caption: str = "") -> str:
-    """Return a table of texts as HTML; the index is the first column."""
+    """Return a table of texts as HTML; each level of the index is a column, before the others."""
     title = f"<caption>{escaped(caption)}</caption>" if caption else ""
-    heading = "".join(f'<th scope="col">{escaped(name)}</th>' for name in (frame.index.name, *frame.columns))
+    names = [name or "" for name in frame.index.names]
+    heading = "".join(f'<th scope="col">{escaped(name)}</th>' for name in (*names, *frame.columns))
     rows = "".join(
-        f'<tr><th scope="row">{escaped(name)}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in row)}</tr>'
-        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+        "<tr>"
+        + "".join(f'<th scope="row">{escaped(key)}</th>' for key in keys)
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in row)
+        + "</tr>"
+        for keys, row in zip(frame.index.to_frame().to_numpy(), frame.to_numpy(), strict=True)
     )
     return f'<div class="wide"><table>{title}<thead><tr>{heading}</tr></thead><tbody>{rows}</tbody></table></div>'
 

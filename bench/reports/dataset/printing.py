@@ -12,7 +12,7 @@ from bench.console import Display, console, frame_table
 from bench.data.audit import audit, audit_dataset
 from bench.data.audit_layout import Finding
 from bench.data.cache import clear_cache, list_cache
-from bench.data.describe import describe
+from bench.data.describe import describe, median_over_patients
 from bench.data.pack import Pack, open_pack
 from bench.errors import DataError
 from bench.files import cache_folder
@@ -39,7 +39,7 @@ def show_audit(config: RunConfig, *, verbose: bool = False) -> bool:
             report = audit_dataset(partial(source_of, config), tick=tick)
     out = console()
     for name, value in report.facts.items():
-        out.print(f"{name.replace('_', ' ')}: {value}", markup=False)
+        out.print(f"{name.replace('_', ' ')}: {_fact(value, verbose)}", markup=False, soft_wrap=True)
     shortened = False
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
         for code in dict.fromkeys(finding.code for finding in findings):
@@ -67,17 +67,16 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
     check_outputs([html] if html else [])
     pack = _packed(config)
     description = describe(pack)
-    tables = description.intensity, description.contrast
-    kept = ([level for level in table.index.names if level != "case"] for table in tables)
-    medians = [t.groupby(level=levels, sort=False).median() for t, levels in zip(tables, kept, strict=True)]
-    (intensity, contrast), noun = medians, description.noun
-    screen = console()
+    screen, noun = console(), description.noun
     for name, frame in (
         ("counts", description.counts),
         ("institutions", description.institutions),
         (f"{noun} size in pixels", description.tumours),
-        ("grey levels, median over patients", intensity),
-        (f"{noun} against the rest of the head, median over patients", contrast),
+        ("grey levels, median over patients", median_over_patients(description.intensity)),
+        (
+            f"{noun} against the rest of the {description.pixel_counts.region}, median over patients",
+            median_over_patients(description.contrast),
+        ),
     ):
         screen.print(frame_table(name, frame))
     if out is None and html is None:
@@ -132,6 +131,18 @@ def _packed(config: RunConfig) -> Pack:
     return pack
 
 
+def _fact(value: object, verbose: bool) -> str:
+    """Return a fact of an audit in words: counts by name, a list, or the least, the median and the most."""
+    if isinstance(value, tuple):
+        least, median, most = value
+        return f"{least:g} to {most:g}, median {median:g}"
+    if isinstance(value, dict):
+        value = [f"{name} ({count})" for name, count in value.items()]
+    if isinstance(value, list):
+        return join_first(value, len(value) if verbose else 5)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _unnamed(finding: Finding) -> str:
     """List the files and patients that the message itself does not name."""
     others = [name for name in finding.where if name not in finding.message]
@@ -141,5 +152,5 @@ def _unnamed(finding: Finding) -> str:
 def _names(findings: list[Finding]) -> str:
     """Return what each finding is about: its file or patient."""
     return join_first(
-        dict.fromkeys(finding.where[0] if finding.where else finding.message for finding in findings)
+        dict.fromkeys(finding.where[0] if finding.where else finding.message.rstrip(".") for finding in findings)
     )
