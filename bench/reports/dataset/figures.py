@@ -63,6 +63,10 @@ def _set_title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, parse_math=False)
 
 
+def _legend_above(axes: Axes) -> None:
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=9)
+
+
 def _label_institutions(axes: Axes, places: Sequence[float], names: Sequence[str], *, room: int) -> None:
     """Write the names below the axes; vertically if they have more than `room` letters together."""
     labels = [shortened(name) for name in names]
@@ -86,7 +90,7 @@ def _draw_class_balance(description: Description) -> Figure:
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="slices", ylabel="institution (patients)")
     axes.margins(x=0.08)
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, fontsize=9)  # above the bars
+    _legend_above(axes)
     return figure
 
 
@@ -121,7 +125,7 @@ def _draw_patient_balance(description: Description) -> Figure:
 
 
 def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
-    noun, areas = description.noun, description.pixel_counts.areas.T
+    noun, areas = description.noun, list(description.pixel_counts.areas.T)
     totals = [pd.Series(own).groupby(pack.index["case"]).sum().to_numpy() for own in areas]
     slices, patients = (int(np.any(sizes, axis=0).sum()) for sizes in (areas, totals))
     figure, [[left, right]] = _canvas(1, 2, 3.1)
@@ -173,7 +177,7 @@ def _draw_sizes(
             )  # fmt: skip
     axes.margins(y=0.18)
     if len(sizes) > 1:
-        axes.legend(frameon=False, fontsize=8, loc="center left")
+        _legend_above(axes)
 
 
 def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
@@ -195,7 +199,7 @@ def _draw_tumour_location(pack: Pack, description: Description) -> Figure:
         depth.fill_between(DEPTHS, own, color=colour, alpha=0.85 / len(shares), linewidth=0)
         if len(shares) > 1:
             depth.plot(DEPTHS, own, color=colour, label=name)
-            depth.legend(frameon=False, fontsize=8)
+            _legend_above(depth)
     depth.set(
         xlim=(0, 1), ylim=(0, 1), xlabel="position in the stack", ylabel=f"patients with {description.noun} there"
     )

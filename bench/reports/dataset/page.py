@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def render_page(pack: Pack, description: Description, figures: Mapping[str, Figu
     worded = partial(_worded, noun=noun, region=region)
     counts = {"institutions": institutions, **format_cells(description.counts, noun).iloc[0]}
     tiles = "".join(f"<li><b>{escaped(v)}</b><span>{escaped(k)}</span></li>" for k, v in counts.items())
-    sizes = format_cells(description.tumours, noun).stack().unstack("quantile", sort=False)
+    sizes = cast(pd.DataFrame, format_cells(description.tumours, noun).stack().unstack("quantile", sort=False))
     contrast, intensity = (median_over_patients(each) for each in (description.contrast, description.intensity))
     channels = contrast.join(intensity)[[*intensity, *contrast]]
     chosen, places = choose_example_patients(description.patients), description.patients["institution"]
