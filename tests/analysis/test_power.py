@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ from bench.analysis.power import (
     smallest_gap,
     smallest_training_gap,
 )
-from bench.errors import BadSetting
+from bench.errors import BadSetting, UnknownName
 from bench.formatting import SYNTHETIC_WARNING
 from bench.reports.power import show_power, summarise_power
 from bench.stats import corrected_resampled_t_test
+from bench.structures import structure_column
 from bench.tracking import Store, open_run
 from bench.types import RunRecord
 
@@ -149,6 +151,23 @@ def test_the_spread_of_three_runs_by_hand() -> None:
     assert cohort.seed_share == pytest.approx(0.0016 / 0.0104)
     assert cohort.relative_spread(1) == 1
     assert cohort.relative_spread(4) == pytest.approx(math.sqrt((0.0088 + 0.0016 / 4) / 0.0104))
+
+
+def test_the_spread_of_one_structure_is_that_of_its_own_dice() -> None:
+    """The core of two runs differs by 0.1 WAVE, the rim by 0.3 OTHER, their mean by half of each."""
+    dice = {"a": {"core": 0.5 + 0.1 * WAVE, "rim": 0.5 + 0.3 * OTHER}, "b": {"core": 0 * WAVE, "rim": 0 * WAVE}}
+    runs = []
+    for name, own in dice.items():
+        record = run(name, (own["core"] + own["rim"]) / 2)
+        columns = {structure_column("dice", structure): values for structure, values in own.items()}
+        runs.append(replace(record, cases=record.cases.assign(**columns)))
+    core, rim = (measure_spread(runs, structure) for structure in ("core", "rim"))
+    assert core.pairs[0].variance == pytest.approx(0.01 * FULL)
+    assert rim.pairs[0].variance == pytest.approx(0.09 * FULL)
+    assert "core" in core.title
+    assert measure_spread(runs).pairs[0].variance == pytest.approx(0.1 * FULL / 4)
+    with pytest.raises(UnknownName, match="no structure 'cor'; there is core, rim"):
+        measure_spread(runs, "cor")
 
 
 def test_training_is_the_variance_of_folds_beyond_their_patients() -> None:
