@@ -210,7 +210,7 @@ def _announce(experiment: Experiment, display: Display) -> None:
         )
     display.say(
         f"{experiment.config.title}: {_patients(experiment)} patients, {len(index)} slices "
-        f"({index['positive'].mean():.0%} with tumour), {len(experiment.folds)} folds, "
+        f"({index['positive'].mean():.0%} with {experiment.pack.structures.noun}), {len(experiment.folds)} folds, "
         f"{experiment.parameters / 1e6:.1f} M parameters, on {experiment.device}"
     )
 
@@ -242,4 +242,5 @@ def _size(experiment: Experiment, cases: Set[str]) -> str:
     """Return the number of patients and slices of one side of a fold."""
     slices = experiment.pack.index.iloc[experiment.pack.rows(cases)]
     patients = slices["patient" if experiment.leaky else "case"].nunique()
-    return f"{patients} patients / {len(slices)} slices ({slices['positive'].mean():.0%} with tumour)"
+    share = f"{slices['positive'].mean():.0%} with {experiment.pack.structures.noun}"
+    return f"{patients} patients / {len(slices)} slices ({share})"
