@@ -84,21 +84,7 @@ def volumes(
     problems: list[DataError] = []
     scans, masks = _pair_files(root, images, labels, problems)
     description = _read_description(root)
-    grids: dict[str, Grid] = {}
-    misaligned = []
-    for case, files in scans.items():
-        try:
-            grid, aligned = read_grid(files), are_aligned(files[0], masks[case])
-        except BadFile as error:
-            problems.append(error)
-            continue
-        first = next(iter(grids), case)
-        if grids.setdefault(case, grid).channels != (count := grids[first].channels):
-            sentence = f"has {grid.channels} channel(s), but {first} has {count}. Save all volumes alike."
-            problems.append(BadFile("channels", files[0], sentence))
-            del grids[case]
-        elif not aligned:
-            misaligned.append(case)
+    grids, misaligned = _read_grids(scans, masks, problems)
     owners = find_patients(grids, patient, patients, root, images)
     members = defaultdict(list)
     for case in grids:
@@ -127,15 +113,7 @@ def volumes(
             f"the headers of {len(misaligned)} label(s) differ in position from their volumes: "
             f"{join_first(misaligned)}; they are matched pixel by pixel, as stored."
         ]
-    stated = _stated_structures(description) if label is None and structures is None else {}
-    found = LabelMap(Structures(), len(grids))
-    if structures or stated or label:
-        values = as_tuples(structures) if structures else stated or {Structures().names[0]: (label or 1,)}
-        setting = "dataset.json" if stated else "dataset.structures" if structures else "dataset.label"
-        named = make_structures(values, exclusive, setting=setting)
-        if len(named) == 1 and stated:  # then every value above 0 is meant, whatever it is
-            named = replace(named, values=((),))
-        found = LabelMap(named, len(grids), setting, complete=bool(stated))
+    found = _find_structures(description, structures, label, exclusive, len(grids))
     source = Source(
         name=root.resolve().name,
         slices=tuple(slices),
@@ -199,6 +177,31 @@ def _pair_files(
     return {case: scans[case] for case in first}, masks
 
 
+def _read_grids(
+    scans: Mapping[str, tuple[Path, ...]], masks: Mapping[str, Path], problems: list[DataError]
+) -> tuple[dict[str, Grid], list[str]]:
+    """Return the grid of each case that can be read, and the cases whose label has another position.
+
+    What cannot be read is added to `problems`.
+    """
+    grids: dict[str, Grid] = {}
+    misaligned = []
+    for case, files in scans.items():
+        try:
+            grid, aligned = read_grid(files), are_aligned(files[0], masks[case])
+        except BadFile as error:
+            problems.append(error)
+            continue
+        first = next(iter(grids), case)
+        if grids.setdefault(case, grid).channels != (count := grids[first].channels):
+            sentence = f"has {grid.channels} channel(s), but {first} has {count}. Save all volumes alike."
+            problems.append(BadFile("channels", files[0], sentence))
+            del grids[case]
+        elif not aligned:
+            misaligned.append(case)
+    return grids, misaligned
+
+
 class _Description(BaseModel):
     """What dataset.json says, as nnU-Net (`channel_names`) and the Decathlon (`modality`) write it."""
 
@@ -218,6 +221,24 @@ def _read_description(root: Path) -> _Description:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{file} cannot be read ({where}: {first['msg']}). Fix or remove it.") from None
+
+
+def _find_structures(
+    description: _Description, structures: Values | None, label: Value | None, exclusive: bool | None, files: int
+) -> LabelMap:
+    """Return how labels are read: by the settings, else as dataset.json says, else as one structure.
+
+    Raises `BenchError`.
+    """
+    stated = _stated_structures(description) if label is None and structures is None else {}
+    if not (structures or stated or label):
+        return LabelMap(Structures(), files)
+    values = as_tuples(structures) if structures else stated or {Structures().names[0]: (label or 1,)}
+    setting = "dataset.json" if stated else "dataset.structures" if structures else "dataset.label"
+    named = make_structures(values, exclusive, setting=setting)
+    if len(named) == 1 and stated:  # then every value above 0 is meant, whatever it is
+        named = replace(named, values=((),))
+    return LabelMap(named, files, setting, complete=bool(stated))
 
 
 def _stated_structures(description: _Description) -> dict[str, tuple[int, ...]]:
