@@ -34,7 +34,8 @@ SMALL = [*DATA, "--folds=3", "--batch-size=4", "--quiet", "--set=model.base=4", 
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The old store, unpacked in the current folder, with its paths set to this folder."""
     with tarfile.open(HERE / "store.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # new in Python 3.11.4
+        archive.extractall(tmp_path)
     database = sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")
     for table, column in (
         ("runs", "artifact_uri"),
