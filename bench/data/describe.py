@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -213,19 +213,12 @@ def auroc_of_histograms(some: NDArray[np.int64], others: NDArray[np.int64]) -> f
 
 def count_pixels(pack: Pack) -> PixelCounts:
     """Count the pixels of `pack`, one slice at a time. Patients are in the order of `pack.cases`."""
-    counts, inside = _count_pixels(pack, whole=False)
-    if 2 * inside >= counts.areas.sum():
-        return counts
-    return replace(_count_pixels(pack, whole=True)[0], region="slice")
-
-
-def _count_pixels(pack: Pack, *, whole: bool) -> tuple[PixelCounts, int]:
-    """Count pixels, with the `whole` slice as the head or not, and the pixels of structures within the head."""
     _, height, width, channels = pack.images.shape
-    levels = np.zeros((len(pack.cases), channels, 1 + len(pack.structures), 256), np.int64)
+    rest = np.zeros((2, len(pack.cases), channels, 1, 256), np.int64)  # of the head, and of the whole slice
+    levels = np.zeros((len(pack.cases), channels, len(pack.structures), 256), np.int64)
     areas = np.zeros((len(pack.index), len(pack.structures)), np.int64)
-    tumour, head = (np.zeros((height, width), np.int64) for _ in range(2))
-    found = 0
+    tumour, head, whole = (np.zeros((height, width), np.int64) for _ in range(3))
+    found = 0  # pixels of structures within the head
     for patient, case in enumerate(pack.cases):
         rows = pack.rows([case])
         thresholds = [otsu_threshold(histogram) for histogram in pack.histograms[rows].sum(0, dtype=np.int64)]
@@ -233,17 +226,26 @@ def _count_pixels(pack: Pack, *, whole: bool) -> tuple[PixelCounts, int]:
         for row in rows:
             image = np.ascontiguousarray(pack.images[row][own])
             masks = np.ascontiguousarray(pack.truth(row)[:, *own])
-            mask = masks.any(0)
-            inside = np.ones_like(mask) if whole else segment_head(image, thresholds)
+            inside, mask = segment_head(image, thresholds), np.asarray(masks.any(0))
             found += int((masks & inside).sum())
             tumour[own] += mask
             head[own] += inside
+            whole[own] += 1
             areas[row] = masks.sum((1, 2))
-            for kind, region in enumerate((inside & ~mask, *masks)):  # REST, then from TUMOUR
-                for c in range(channels):
-                    counts = cv2.calcHist([image], [c], region.view(np.uint8), [256], [0, 256])
-                    levels[patient, c, kind] += counts.ravel().astype(np.int64)
-    return PixelCounts(levels, areas, tumour, head), found
+            for c in range(channels):
+                rest[0, patient, c] += _histogram(image, c, inside & ~mask)
+                rest[1, patient, c] += _histogram(image, c, ~mask)
+                for k, structure in enumerate(masks):
+                    levels[patient, c, k] += _histogram(image, c, structure)
+    cropped = 2 * found < areas.sum()
+    levels = np.concatenate((rest[int(cropped)], levels), 2)
+    return PixelCounts(levels, areas, tumour, whole if cropped else head, "slice" if cropped else "head")
+
+
+def _histogram(image: Pixels, channel: int, region: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the pixels of a region (H, W) at each grey level of a channel of the image (H, W, C), (256,)."""
+    counts = cv2.calcHist([image], [channel], region.view(np.uint8), [256], [0, 256])
+    return np.asarray(counts.ravel(), np.int64)
 
 
 def segment_head(image: Pixels, thresholds: Sequence[int]) -> NDArray[np.bool_]:
