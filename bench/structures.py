@@ -27,6 +27,11 @@ COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0
 MOST = 32  # structures: a pixel of a pack has one bit for each
 
 
+def colour_of(structure: int) -> str:
+    """Return the colour of a structure by its position."""
+    return COLOURS[structure % len(COLOURS)]
+
+
 @dataclass(frozen=True)
 class Structures:
     """The structures of a data set, by name.
@@ -66,11 +71,14 @@ class Structures:
             labels[masks[:, k]] = value
         return {"": labels}
 
+    def image_maps(self, masks: NDArray[np.bool_]) -> dict[str, NDArray[np.unsignedinteger]]:
+        """Return `label_maps` for image files: a single structure is 0 and 255, as most tools show and read it."""
+        return self.label_maps(masks) if len(self) > 1 else {"": masks[:, 0].astype(np.uint8) * np.uint8(255)}
+
     def index(self, name: str) -> int:
         """Return the position of a structure. Raises `UnknownName`."""
         if name not in self.names:
-            known = ", ".join(self.names)
-            raise UnknownName(f"no structure '{name}'; there is {known}.{did_you_mean(name, self.names)}")
+            raise unknown_structure(name, self.names, "it has no name")
         return self.names.index(name)
 
 
@@ -165,6 +173,12 @@ def noun_of(columns: Iterable[str], structure: str | None = None) -> str:
     return structure or ("structure" if structures_in(columns) else TUMOUR.noun)
 
 
+def unknown_structure(name: str, known: Sequence[str], alone: str) -> UnknownName:
+    """Return the error that there is no such structure; `alone` is said where none has a name."""
+    there = f"there is {', '.join(known)}" if known else alone
+    return UnknownName(f"no structure '{name}'; {there}.{did_you_mean(name, known)}")
+
+
 def select_structure(table: pd.DataFrame, structure: str | None) -> pd.DataFrame:
     """Return a table of scores as if `structure` were the only one: its columns under their plain names.
 
@@ -174,8 +188,7 @@ def select_structure(table: pd.DataFrame, structure: str | None) -> pd.DataFrame
         return table
     known = structures_in(table.columns)
     if structure not in known:
-        there = f"there is {', '.join(known)}" if known else "the data have only one"
-        raise UnknownName(f"no structure '{structure}'; {there}.{did_you_mean(structure, known)}")
+        raise unknown_structure(structure, known, "the data have only one")
     plain = [c for c in table.columns if not str(c).endswith("]")]
     sources = [own if (own := structure_column(c, structure)) in table else c for c in plain]
     extra = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.errors import UnknownName, did_you_mean
-from bench.structures import select_structure, structure_column, structures_in
+from bench.structures import select_structure, structure_column, structures_in, unknown_structure
 from bench.types import RunRecord
 
 
@@ -19,8 +18,7 @@ def view_structure(records: Sequence[RunRecord], structure: str | None) -> list[
         return list(records)
     known = list(dict.fromkeys(name for record in records for name in structures_in(record.cases.columns)))
     if structure not in known:
-        there = f"there is {', '.join(known)}" if known else "every run has only one"
-        raise UnknownName(f"no structure '{structure}'; {there}.{did_you_mean(structure, known)}")
+        raise unknown_structure(structure, known, "every run has only one")
     return [
         replace(
             record,

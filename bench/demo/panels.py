@@ -18,8 +18,9 @@ from bench.data.source import Pixels
 from bench.demo.predictions import Prediction, Score, mean_score, name_thresholds, score_structures
 from bench.demo.scans import Scan
 from bench.formatting import SYNTHETIC, SYNTHETIC_WARNING
-from bench.inference.overlays import PREDICTION, TRUTH, colour_of
+from bench.inference.overlays import PREDICTION, TRUTH
 from bench.masks import Mask
+from bench.structures import colour_of
 from bench.tracking.tags import Tag
 from bench.types import RunRecord
 

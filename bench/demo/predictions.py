@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from bench.demo.scans import Scan
 from bench.masks import THRESHOLDS, Mask
 from bench.metrics.confusion import dice_of
 from bench.structures import Structures, resolve_overlaps
+from bench.training.tasks.segmentation import mean_defined
 from bench.types import RunRecord
 
 
@@ -119,8 +119,8 @@ def mean_score(scores: Sequence[Score]) -> Score:
     predicted = sum(each.prediction for each in scores)
     if any(each.truth is None for each in scores):
         return Score(None, predicted, None)
-    dice = [each.dice for each in scores if each.dice is not None and not math.isnan(each.dice)]
-    return Score(sum(each.truth or 0 for each in scores), predicted, float(np.mean(dice)) if dice else math.nan)
+    dice = mean_defined([each.dice for each in scores if each.dice is not None])
+    return Score(sum(each.truth or 0 for each in scores), predicted, dice)
 
 
 def choose_slice(scan: Scan, prediction: Prediction | None) -> int:
@@ -139,9 +139,7 @@ def encode_masks(scan: Scan, prediction: Prediction, thresholds: Sequence[float]
     such files in a zip, with a text that says what made them.
     """
     masks = prediction.mask(thresholds)
-    maps = prediction.structures.label_maps(masks)
-    if len(prediction.structures) == 1:
-        maps = {"": masks[:, 0] * np.uint8(255)}
+    maps = prediction.structures.image_maps(masks)
     pages = {
         f"{name}{end}_mask.tif": _encode_tiff(labels[at])
         for at, name in enumerate(scan.names)

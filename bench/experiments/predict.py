@@ -121,11 +121,9 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
             if truth is not None and truth.shape != mask.shape:
                 raise DataError(f"the mask beside {file} has another size than the image. Fix or remove it.")
             *mask_names, overlay_name = named(file)
-            maps = [labels[0] for labels in structures.label_maps(mask[None]).values()]
-            maps = [mask[0].astype(np.uint8) * 255] if len(structures) == 1 else maps
-            for name, labels in zip(mask_names, maps, strict=True):
+            for name, labels in zip(mask_names, structures.image_maps(mask[None]).values(), strict=True):
                 with new_output(out / name) as tiff:
-                    tifffile.imwrite(tiff, labels, photometric="minisblack")
+                    tifffile.imwrite(tiff, labels[0], photometric="minisblack")
             _write_overlay(out / overlay_name, image, mask, truth, structures)
 
     def named(file: Path) -> list[str]:

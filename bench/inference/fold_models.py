@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from bench import registry
@@ -24,8 +23,7 @@ from bench.data.preprocessed import preprocess_pack
 from bench.data.readers.images import resize_image
 from bench.data.source import Pixels
 from bench.inference.predict import Predictor
-from bench.models.io import load_model
-from bench.structures import Structures
+from bench.models.io import load_model, structures_of
 
 VIEWS = {  # of test-time augmentation (TTA): quarter turns, and whether mirrored before
     "none": ((0, False),),
@@ -62,7 +60,7 @@ class FoldModels:
         self.descriptions = [description for _, description in loaded]
         self.config = RunConfig.model_validate(self.descriptions[0]["config"])
         first = self.descriptions[0]
-        self.structures = TypeAdapter(Structures).validate_python(first.get("structures", Structures()))
+        self.structures = structures_of(first)
         self.activation: str = first.get("activation", "sigmoid")
         self.axis: int = first.get("axis", 2)  # along which volumes are cut
         self.padded_to: list[int] = first.get("padded_to") or [0, 0]

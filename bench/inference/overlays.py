@@ -16,14 +16,9 @@ from bench.data.pack import Pack, display_channel
 from bench.formatting import decimal
 from bench.masks import Mask
 from bench.metrics.confusion import dice_of
-from bench.structures import COLOURS
+from bench.structures import colour_of
 
 TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # of a single structure; safe for colour-blind readers
-
-
-def colour_of(structure: int) -> str:
-    """Return the colour of a structure by its position."""
-    return COLOURS[structure % len(COLOURS)]
 
 
 def overlays(

@@ -39,8 +39,7 @@ class Predictor:
     """Models whose probabilities are averaged, on the input that one loader gives.
 
     A model trained on smaller slices has its logits interpolated, so that every configuration is scored on the
-    same pixels. `activation` names one of `ACTIVATIONS`. Batches that do not fit in memory are
-    halved.
+    same pixels. `activation` names one of `ACTIVATIONS`. Batches that do not fit in memory are halved.
     """
 
     models: Sequence[nn.Module]

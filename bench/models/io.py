@@ -27,7 +27,6 @@ from bench.structures import Structures
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 _WAY_OUT = "Export or train it again."
 
-
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -79,6 +78,11 @@ def build_model(name: str, params: Mapping[str, Any], channels: int, structures:
     return one
 
 
+def structures_of(description: Mapping[str, Any]) -> Structures:
+    """Return the structures of a model by its description; those of earlier versions name none."""
+    return TypeAdapter(Structures).validate_python(description.get("structures", Structures()))
+
+
 def save_model(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
     """Write weights and description into `folder`, each atomically; the description holds a digest of both."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +125,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     if "weights" in settings:
         settings["weights"] = None  # the trained weights replace the initial ones: fetch nothing
     plugins = f", trained with {', '.join(Path(p).name for p in config.plugins)}," if config.plugins else ""
-    structures = len(description.get("structures", {"names": [""]})["names"])
+    structures = len(structures_of(description))
     with registry.errors_named(f"the model in {folder}{plugins} cannot be built", _WAY_OUT):
         model = build_model(config.model.name, settings, description["channels"], structures)
     try:

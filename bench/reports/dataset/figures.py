@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from bench.data.describe import Description, median_over_patients
 from bench.data.pack import Pack, display_channel
 from bench.data.source import Pixels
-from bench.structures import COLOURS as STRUCTURES
-from bench.structures import Structures
+from bench.structures import Structures, colour_of
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's colour-blind palette
 RED, EMPTY, GREY, OUTLINE = "#B2182B", "#C9CED6", "#5B6472", "#00E5A0"
@@ -137,8 +136,8 @@ def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
 
 def _colours(structures: Structures, single: str) -> dict[str, str]:
     """Return the colour of each structure by its name, `single` for the only one."""
-    colours = [STRUCTURES[k % len(STRUCTURES)] for k in range(len(structures))]
-    return dict(zip(structures.names, colours if len(structures) > 1 else [single], strict=True))
+    alone = len(structures) == 1
+    return {name: single if alone else colour_of(k) for k, name in enumerate(structures.names)}
 
 
 def _draw_sizes(

@@ -19,7 +19,7 @@ from bench.formatting import NAMES, between, decimal, letter
 from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
 from bench.reports.html_document import escaped
-from bench.structures import COLOURS as STRUCTURES
+from bench.structures import colour_of
 
 Floats = NDArray[np.float64]
 WIDTH, NAME, ROW = 1150, 240, 26  # pixels: width of a figure, width of its column of names, height of a row
@@ -86,7 +86,7 @@ def draw_structures(board: Board) -> str:
         parts.append(line(x(value), top, x(value), bottom, stroke=RULE))
         parts.append(text(x(value), bottom + 17, f"{value:g}", text_anchor="middle", class_="tick"))
     for k, name in enumerate(names):
-        colour = STRUCTURES[k % len(STRUCTURES)]
+        colour = colour_of(k)
         swatch = element("circle", cx=WIDTH - 270, cy=top + 20 * k + 10, r=5, fill=colour)
         parts += [swatch, text(WIDTH - 258, top + 20 * k + 14, shortened(name, 30))]
         for at, row in enumerate(board.rows):
