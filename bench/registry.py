@@ -9,13 +9,13 @@ so `Annotated[float, Field(gt=0)]` states a range and a wrong value raises a rea
     def my_loss(logits, target, *, smooth: float = 1.0):
         '''One line that `bench list losses` shows.'''
 
-The folder of a registry (`bench/training/losses` for losses) is imported when a name is first looked up. Installed
-packages add components through an entry point group such as `bench.losses`, a single file through `--plugin`.
+The folder of a registry (`bench/training/losses` for losses) is read when a name is first looked up; a module in it
+is imported when one of its functions is first needed (`bench.signatures`). Installed packages add components through
+an entry point group such as `bench.losses`, a single file through `--plugin`.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import pkgutil
@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
 from bench.settings import Settings, refusal
+from bench.signatures import declare_components, is_declared, load_function
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,16 +47,27 @@ class _Parameters(Settings):
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component: its name, its function and the facts passed to the decorator."""
+    """One registered component: its name, its function and the facts passed to the decorator.
+
+    Until its module is imported, `declared` is the function without its body.
+    """
 
     kind: str
     name: str
-    fn: Callable[..., Any]
+    declared: Callable[..., Any]
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @cached_property
+    def fn(self) -> Callable[..., Any]:
+        return load_function(self.declared)
+
+    @property
+    def module(self) -> str:
+        return self.declared.__module__
 
     @property
     def doc(self) -> str:
-        return inspect.getdoc(self.fn) or ""
+        return inspect.getdoc(self.declared) or ""
 
     @property
     def summary(self) -> str:
@@ -64,30 +76,30 @@ class Entry:
 
     @property
     def built_in(self) -> bool:
-        return self.fn.__module__.startswith("bench.")
+        return self.module.startswith("bench.")
 
     @property
     def label(self) -> str:
         """The kind and the name, for messages; of a plugin's component also the file and the line."""
         place = ""
-        if self.fn.__module__.startswith(_PLUGIN):
+        if self.module.startswith(_PLUGIN):
             place = f" ({Path(inspect.getfile(self.fn)).name}, line {inspect.getsourcelines(self.fn)[1]})"
         return f"the {self.kind} '{self.name}'{place}"
 
     @property
     def fixed(self) -> tuple[str, ...]:
         """The arguments with a default that are no settings, because they can be passed by position."""
-        parameters = inspect.signature(self.fn).parameters.values()
+        parameters = inspect.signature(self.declared).parameters.values()
         given = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "structures"]
         return tuple(p.name for p in given if p.default is not p.empty)
 
     @cached_property
     def schema(self) -> type[BaseModel]:
         """A pydantic model of the keyword-only parameters."""
-        hints = get_type_hints(self.fn, include_extras=True)
+        hints = get_type_hints(self.declared, include_extras=True)
         fields: dict[str, Any] = {
             p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
-            for p in inspect.signature(self.fn).parameters.values()
+            for p in inspect.signature(self.declared).parameters.values()
             if p.kind is p.KEYWORD_ONLY
         }
         return create_model(self.name, __base__=_Parameters, **fields)
@@ -166,10 +178,11 @@ class Registry:
                 ) from None
             if not f"{fn.__module__}.".startswith(f"{self._home}."):
                 self._discover()  # or a component of others could take the name of one of ours
-            if (known := self._entries.get(entry.name)) is not None:
+            known = self._entries.get(entry.name)
+            if known is not None and not (is_declared(known.declared) and known.module == fn.__module__):
                 raise BadSetting(
                     f"two components are registered as the {self.kind} '{entry.name}': "
-                    f"{known.fn.__module__} and {fn.__module__}. Rename one of them."
+                    f"{known.module} and {entry.module}. Rename one of them."
                 )
             self._entries[entry.name] = entry
             return fn
@@ -199,16 +212,18 @@ class Registry:
 
     def forget(self, module: str) -> None:
         """Remove the components that a module registered."""
-        self._entries = {name: e for name, e in self._entries.items() if e.fn.__module__ != module}
+        self._entries = {name: e for name, e in self._entries.items() if e.module != module}
 
     def _discover(self) -> None:
         if self._discovered:
             return
         self._discovered = True
-        home = importlib.import_module(self._home)
-        for module in pkgutil.iter_modules(getattr(home, "__path__", []), f"{self._home}."):
-            if not module.name.rpartition(".")[2].startswith("_"):
-                importlib.import_module(module.name)
+        home = importlib.util.find_spec(self._home)
+        folders = home and home.submodule_search_locations
+        inside = [module.name for module in pkgutil.iter_modules(folders or [], f"{self._home}.")]
+        for module in inside if folders else [self._home]:
+            if module not in sys.modules and not module.rpartition(".")[2].startswith("_"):
+                declare_components(module)
         for point in entry_points(group=self.group):
             point.load()
 

@@ -17,7 +17,7 @@ def list_(kind: Annotated[str, typer.Argument(help=KINDS)], plugin: Plugin = Non
     from bench.registry import REGISTRIES
 
     if kind == "encoders":
-        from bench.models.encoders import list_encoders
+        from bench.models.encoder_names import list_encoders
 
         rows = list_encoders()
     elif kind in REGISTRIES:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from pydantic import Field
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from bench.errors import BadSetting, DataError, UnknownName, did_you_mean
+from bench.models.encoder_names import list_encoders
 from bench.models.pretrained import check_weights_name, hub_offline_if_unreachable, load_weights, weights_file
 
 # Families by the start of their names, without 'tu-'. They are refused before anything is built, with the reason.
@@ -27,15 +29,15 @@ _FIXED_SIZE = ("maxvit", "maxxvit", "coatnet", "hiera")
 _DILATING_MODELS = ("deeplabv3", "deeplabv3plus", "pan")
 # smp builds these with symmetric padding and batch norms of eps 1e-5; their weights need 'same' padding and 1e-3.
 _OTHER_ARITHMETIC = ("timm-efficientnet-", "timm-tf_efficientnet_lite")
+Encoder = Annotated[str, Field(description="any suitable one of `bench list encoders`")]
+Weights = Annotated[
+    str | None,
+    Field(description="initial weights: none (random), imagenet, another name of smp's, or a safetensors file"),
+]
 PAN_SMALLEST = 128  # pixels per side: its pyramid halves 1/16 of the image three times
 
 # What the constructors and layers of smp and timm raise when an encoder does not suit a decoder.
 _UNSUITED = (AssertionError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-
-
-def list_encoders() -> list[tuple[str, str]]:
-    """Return every encoder as (name, source), where the source is 'smp' or 'timm (tu-)'."""
-    return [*((name, "smp") for name in smp_encoders), *((f"tu-{n}", "timm (tu-)") for n in timm.list_models())]
 
 
 def build_over_encoder(

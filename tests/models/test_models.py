@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from bench import registry
 from bench.errors import BadSetting, BenchError, DataError, UnknownName
 from bench.models.attention_unet import AttentionGate
-from bench.models.encoders import build_over_encoder, list_encoders
+from bench.models.encoder_names import list_encoders
+from bench.models.encoders import build_over_encoder
 from bench.models.io import build_model
 from bench.models.pretrained import hub_offline_if_unreachable
 from bench.models.resunet import ResidualUnit
@@ -353,6 +354,7 @@ def resolve(encoder: str) -> str:
 def test_the_list_of_encoders_has_every_encoder_of_both_libraries_once() -> None:
     sources = dict(list_encoders())
     assert len(sources) == len(list_encoders())
+    assert sources.keys() == {*smp_encoders, *(f"tu-{name}" for name in timm.list_models())}
     assert (sources["resnet34"], sources["mit_b0"], sources["tu-convnext_tiny"]) == ("smp", "smp", "timm (tu-)")
 
 
