@@ -9,9 +9,9 @@ so `Annotated[float, Field(gt=0)]` states a range and a wrong value raises a rea
     def my_loss(logits, target, *, smooth: float = 1.0):
         '''One line that `bench list losses` shows.'''
 
-The folder of a registry (`bench/training/losses` for losses) is read when a name is first looked up; a module in it
-is imported when one of its functions is first needed (`bench.signatures`). Installed packages add components through
-an entry point group such as `bench.losses`, a single file through `--plugin`.
+The folder of a registry (`bench/training/losses` for losses) is read when a name is first looked up; a module in
+it is imported when one of its functions is first needed (`bench.signatures`). Installed packages add components
+through an entry point group such as `bench.losses`, a single file through `--plugin`.
 """
 
 from __future__ import annotations
