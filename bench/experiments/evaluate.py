@@ -14,6 +14,7 @@ from bench.device import find_device
 from bench.errors import DataError
 from bench.formatting import SYNTHETIC_WARNING, join_first, list_thresholds
 from bench.inference.fold_models import FoldModels
+from bench.masks import Masks
 from bench.structures import per_structure
 from bench.tracking import EVALUATION, connect_to_write, download_models, find_parent, find_run, open_run
 from bench.tracking.export import find_exported_models
@@ -28,7 +29,7 @@ def evaluate_external(
 ) -> str:
     """Score the models of a run, or of an exported folder, on the patients of another folder.
 
-    The result is logged as a child of the run, or as a run of its own, whose id is returned. Raises `DataError` if
+    The result, with overlays of the best, the median and the worst patient, is logged as a child of the run, or as a run of its own, whose id is returned. Raises `DataError` if
     patients took part in the run that the models come from, under whatever name.
     """
     store = connect_to_write(uri)
@@ -55,10 +56,11 @@ def evaluate_external(
         task = task_of(models.config.model_copy(update={"evaluate": evaluate}))
         thresholds = models.thresholds if threshold is None else (threshold,) * len(models.thresholds)
         predictor = models.predictor(pack, tick=display.packing)
-        scores = []
+        scored = []
         for number, case in enumerate(pack.cases, 1):
-            scores += [score for score, _ in task.score(predictor, [case], thresholds)]
+            scored += task.score(predictor, [case], thresholds)
             display.bar(number, len(pack.cases), "evaluating", "patients")
+        scores, masks = [score for score, _ in scored], Masks.joined(mask for _, mask in scored)
         columns = per_structure("threshold", models.structures.names, thresholds)
         cases = pd.DataFrame(patient_rows(scores, **columns))
         slices = slice_table(scores)
@@ -71,6 +73,8 @@ def evaluate_external(
             recorder.metrics(values)
             for table, rows in {"cases": cases, "slices": slices, **task.tables(slices)}.items():
                 recorder.table(table, rows)
+            for picture, pixels in task.pictures(pack, cases, slices, masks).items():
+                recorder.image(picture, pixels)
     count = "1 model" if len(models.models) == 1 else f"the mean of {len(models.models)} fold models"
     title = f"{title}: {count}, threshold {list_thresholds(thresholds)}, {len(scores)} patients"
     console().print(f"{title}\n{headline(values)}", markup=False)

@@ -107,11 +107,13 @@ def throughput(
 def training_speed(experiment: Experiment, loader: SliceLoader, limit: float) -> tuple[float, int]:
     """Return what `throughput` returns for the plan of the experiment, within about three times `limit` on a CPU.
 
-    If one step would take longer than `limit`, smaller batches are timed in its place.
+    If one step would take longer than `limit`, smaller batches are timed in its place, for about a second, as a
+    single step is far off on a busy machine.
     """
     execution, batch = choose_execution(experiment, loader).execution, experiment.config.train.batch_size
     if experiment.device.type == "cpu" and execution == "eager":
-        small = throughput(experiment, loader, execution, batch=min(batch, experiment.smallest_batch), limit=0)
+        smallest = min(batch, experiment.smallest_batch)
+        small = throughput(experiment, loader, execution, batch=smallest, limit=min(limit, 1.0))
         if batch / small[0] > limit:
             return small
     return throughput(experiment, loader, execution, limit=limit)

@@ -221,6 +221,21 @@ def test_a_presence_model_is_evaluated_on_other_patients(store, tmp_path, capsys
     assert [record.name for record in read_records(store)] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "pictures"),
+    [
+        (UNET, {"overlays/best.png", "overlays/median.png", "overlays/worst.png"}),
+        (CLASSIFIER, {"discrimination.png", "confusion.png", "reliability.png"}),
+    ],
+)
+def test_an_evaluation_logs_the_pictures_of_its_task(store, tmp_path, settings, pictures):
+    for name in "abc":
+        write_case(tmp_path / "others", name, (1, 2, 3))
+    run_id = evaluate(store, logged(store, saved(tmp_path / "model", settings)), tmp_path / "others")
+    logged_files = [*store.client.list_artifacts(run_id), *store.client.list_artifacts(run_id, "overlays")]
+    assert pictures <= {file.path for file in logged_files}
+
+
 # Nothing to be found, and nothing found
 
 

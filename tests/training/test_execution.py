@@ -126,5 +126,8 @@ def test_a_slow_model_is_timed_on_its_smallest_batch(
     experiment = replace(experiment, config=experiment.config.model_copy(update={"train": train}))
     clock(monkeypatch, 4.0)  # a batch of 1 takes 4 s: one of 4 would take 16 s
     assert training_speed(experiment, feed_of(experiment), 10) == (0.25, 1)
+    clock(monkeypatch, 0.3)  # 0.3 s: one of 4 would take 1.2 s, and four batches of 1 are timed for over a second
+    rate, images = training_speed(experiment, feed_of(experiment), 1)
+    assert (rate, images) == (pytest.approx(1 / 0.3), 4)
     clock(monkeypatch, 1.0)  # one of 4 would take 4 s, so whole batches are timed, until 11 s after the first
     assert training_speed(experiment, feed_of(experiment), 10)[1] % 4 == 0
