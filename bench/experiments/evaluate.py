@@ -29,8 +29,9 @@ def evaluate_external(
 ) -> str:
     """Score the models of a run, or of an exported folder, on the patients of another folder.
 
-    The result, with overlays of the best, the median and the worst patient, is logged as a child of the run, or as a run of its own, whose id is returned. Raises `DataError` if
-    patients took part in the run that the models come from, under whatever name.
+    The result, with overlays of the best, the median and the worst patient, is logged as a child of the run, or as
+    a run of its own, whose id is returned. Raises `DataError` if patients took part in the run that the models
+    come from, under whatever name.
     """
     store = connect_to_write(uri)
     with tempfile.TemporaryDirectory() as workspace, Display() as display:
