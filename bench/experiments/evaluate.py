@@ -22,6 +22,7 @@ from bench.tracking.participants import Participants, read_exported_participants
 from bench.tracking.tags import Tag, data_tags
 from bench.training.experiment import source_like, task_of
 from bench.training.fold_records import patient_rows, slice_table
+from bench.types import CaseScore
 
 
 def evaluate_external(
@@ -57,7 +58,7 @@ def evaluate_external(
         task = task_of(models.config.model_copy(update={"evaluate": evaluate}))
         thresholds = models.thresholds if threshold is None else (threshold,) * len(models.thresholds)
         predictor = models.predictor(pack, tick=display.packing)
-        scored = []
+        scored: list[tuple[CaseScore, Masks]] = []
         for number, case in enumerate(pack.cases, 1):
             scored += task.score(predictor, [case], thresholds)
             display.bar(number, len(pack.cases), "evaluating", "patients")
