@@ -25,7 +25,7 @@ def lgg_folder() -> Path:
     """The real LGG slices, where `LGG_DIR` says they are."""
     folder = Path(os.environ.get("LGG_DIR", "/nonexistent"))
     if not folder.is_dir():
-        pytest.skip("LGG_DIR does not name the folder of the real LGG data (see README, Data)")
+        pytest.skip("LGG_DIR does not name the folder of the real LGG data (see CONTRIBUTING.md)")
     return folder
 
 

@@ -191,6 +191,25 @@ def garbage(path: Path) -> None:
     path.write_bytes(b"not a TIFF at all")
 
 
+def write_volume(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (0.5, 0.5, 5)) -> None:
+    """Write a volume; the spacing is that of columns, rows and slices of the array."""
+    itk = pytest.importorskip("SimpleITK", reason="pip install 'medseg-bench[volumes]'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = itk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    itk.WriteImage(image, str(path))
+
+
+def write_others(folder: Path, **settings: int) -> Path:
+    """Write a phantom whose patients have other names than those of any phantom; returns the folder."""
+    _bench("data", "phantom", folder, *_sets("", settings))
+    for scan in folder.glob("PHANTOM_*"):
+        for file in scan.iterdir():
+            file.rename(file.with_name(file.name.replace("_00", "_77", 1)))
+        scan.rename(scan.with_name(scan.name.replace("_00", "_77", 1)))
+    return folder
+
+
 SMALL = {"patients": 6, "size": 32, "slices": 6, "institutions": 2}
 SHORT = ["--folds", "3", "--batch-size", "4", "--lr", "0.01", "--quiet"]
 

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from bench.cli import app, main
 from bench.errors import BenchError
 from bench.tracking import connect, download_model, find_run, read_table
+from tests.fakes import write_others
 
 
 def sets(**values: object) -> list[str]:
@@ -71,13 +72,7 @@ def ran(home: Path) -> str:
 @pytest.fixture(scope="module")
 def other(home: Path) -> Path:
     """A folder of other patients in the same layout."""
-    bench("data", "phantom", home / "other", *sets(patients=3, size=32, slices=6, institutions=1, seed=9))
-    for scan in (home / "other").rglob("PHANTOM_*"):
-        if scan.is_dir():  # other patients have other names
-            for file in scan.iterdir():
-                file.rename(file.with_name(file.name.replace("_00", "_77", 1)))
-            scan.rename(scan.with_name(scan.name.replace("_00", "_77", 1)))
-    return home / "other"
+    return write_others(home / "other", patients=3, size=32, slices=6, institutions=1, seed=9)
 
 
 def test_help_needs_no_heavy_import():

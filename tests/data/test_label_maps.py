@@ -21,19 +21,11 @@ from bench.inference.fold_models import FoldModels
 from bench.models.io import build_model, save_model
 from bench.overrides import configure
 from bench.structures import Structures, call_structures, split_bits
+from tests.fakes import write_volume
 
 SHAPE = (3, 20, 24)  # slices, height, width
 RNG = np.random.default_rng(0)
 AB = {"anterior": 1, "posterior": 2}
-
-
-def write_volume(path: Path, array: np.ndarray, spacing: tuple[float, float, float] = (0.5, 0.5, 5)) -> None:
-    """Write a volume; the spacing is that of columns, rows and slices of the array."""
-    itk = pytest.importorskip("SimpleITK", reason="pip install 'medseg-bench[volumes]'")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = itk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    itk.WriteImage(image, str(path))
 
 
 def read_volume(path: Path) -> np.ndarray:

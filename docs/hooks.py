@@ -1,0 +1,148 @@
+"""What the site has besides the files of docs/: references generated from the code, and the pages of results.
+
+MkDocs calls `on_files` and `on_page_markdown`. Links to benchmarks/ are written as the repository needs them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parents[1]
+RESULTS = {".md", ".png", ".jpg", ".csv"}
+COMMANDS = "What `bench COMMAND --help` prints, for every command."
+SETTINGS = "Given as `--set NAME=VALUE`, or in a YAML file (`--config`). [Components](components.md) have more."
+COMPONENTS = "What `bench list` and `bench show` print. Encoders are many: `bench list encoders`."
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages and the pages of results."""
+    from mkdocs.structure.files import File
+
+    for name, text in reference_pages().items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
+        if path.suffix in RESULTS:
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Point links to results at the copies in the site."""
+    return re.sub(r"\]\(\.\./((?:\.\./)*)benchmarks/", r"](\1benchmarks/", markdown)
+
+
+def reference_pages() -> dict[str, str]:
+    """Return the Markdown of the reference, by the name of the page."""
+    tracking = (ROOT / "bench" / "tracking" / "README.md").read_text()
+    return {
+        "commands": f"# Commands\n\n{COMMANDS}\n\n" + "\n".join(command_sections()),
+        "settings": f"# Settings\n\n{SETTINGS}\n\n" + "\n".join(setting_sections()),
+        "components": f"# Components\n\n{COMPONENTS}\n\n" + "\n".join(component_sections()),
+        "mlflow": "# What a run leaves in MLflow"
+        + tracking.partition("# Reference: what runs leave in MLflow")[2],
+    }
+
+
+def command_sections() -> Iterator[str]:
+    """Yield one section for each command: its help, its arguments and its options."""
+    from bench.cli import app
+
+    def walk(command: Any, name: str) -> Iterator[str]:
+        for child, found in getattr(command, "commands", {}).items():
+            yield from walk(found, f"{name} {child}")
+        if not hasattr(command, "commands"):
+            yield f"## {name}\n\n{help_text(command.help)}\n"
+            rows = [row for parameter in command.params if (row := parameter_row(parameter))]
+            yield table(("option", "default", "meaning"), rows)
+
+    yield from walk(typer.main.get_command(app), "bench")
+
+
+def help_text(text: str) -> str:
+    """Return the help of a command as Markdown: its paragraphs, unwrapped."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def parameter_row(parameter: Any) -> tuple[str, str, str] | None:
+    if parameter.name == "help":
+        return None
+    is_argument = parameter.param_type_name == "argument"
+    names = parameter.name.upper() if is_argument else ", ".join((*parameter.opts, *parameter.secondary_opts))
+    default = parameter.default
+    shown = "required" if parameter.required else "" if default in (None, False, ()) else str(default)
+    return f"`{names}`", shown, parameter.help or ""
+
+
+def setting_sections() -> Iterator[str]:
+    """Yield one section for each group of settings, the settings of the run itself last."""
+    from bench.config import RunConfig
+
+    own = []
+    for name, field in RunConfig.model_fields.items():
+        kind = nested(field.annotation)
+        if kind is None:
+            own.append(setting_row(name, field))
+        else:
+            yield f"## {name}\n\n{help_text(kind.__doc__ or '')}\n"
+            yield table(("setting", "takes", "default", "meaning"), list(setting_rows(kind, name)))
+    yield "## Others\n"
+    yield table(("setting", "takes", "default", "meaning"), own)
+
+
+def setting_rows(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
+    for name, field in kind.model_fields.items():
+        yield setting_row(f"{prefix}.{name}", field)
+        if (inner := nested(field.annotation)) is not None:
+            yield from setting_rows(inner, f"{prefix}.{name}")
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """Return the group of settings that a setting is, or may be; a component is a name."""
+    from bench.config import Component
+
+    for part in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(part, type) and issubclass(part, BaseModel) and part is not Component:
+            return part
+    return None
+
+
+def setting_row(name: str, field: Any) -> tuple[str, ...]:
+    from bench.config import Component
+    from bench.settings import describe_field
+
+    default = field.default
+    is_component = field.annotation is Component
+    shown = default.name if is_component else "" if isinstance(default, BaseModel) else repr(default)
+    takes = "a component" if is_component else describe_field(field)
+    return f"`{name}`", takes, f"`{shown}`" if shown else "", field.description or ""
+
+
+def component_sections() -> Iterator[str]:
+    """Yield one section for each kind of component, with a part for each component."""
+    from bench.registry import REGISTRIES
+    from bench.settings import describe_field
+
+    for kind, registry in REGISTRIES.items():
+        yield f"## {kind}\n"
+        for name in registry:
+            entry = registry[name]
+            yield f"### {name}\n\n{help_text(entry.doc)}\n"
+            rows = [
+                (f"`{key}`", describe_field(field), "required" if field.is_required() else f"`{field.default!r}`")
+                for key, field in entry.schema.model_fields.items()
+            ]
+            yield table(("setting", "takes", "default"), rows)
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a Markdown table, empty without rows."""
+    if not rows:
+        return ""
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
