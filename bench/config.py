@@ -54,50 +54,77 @@ Steps = Annotated[dict[str, dict[str, Any]], BeforeValidator(as_steps)]  # appli
 class Patch(Settings):
     """Training on one random patch per slice, and inference by a sliding window of the same size."""
 
-    size: int = Field(128, ge=32, le=4096)  # pixels per side
-    overlap: float = Field(0.5, ge=0, lt=0.95)  # share of a window's side that the next one covers too
-    tumour_share: float = Field(0.5, ge=0, le=1)  # of patches of slices with tumour: chosen to contain some
+    size: int = Field(128, ge=32, le=4096, description="pixels per side")
+    overlap: float = Field(0.5, ge=0, lt=0.95, description="share of a window's side that the next one covers too")
+    tumour_share: float = Field(
+        0.5, ge=0, le=1, description="share of the patches of slices with tumour that must contain some"
+    )
 
 
 class Input(Settings):
     """How packed slices become model input."""
 
-    image_size: int | None = Field(None, ge=16, le=4096)  # None: as packed. Scores are always on the packed grid.
-    crop: Literal["foreground"] | None = None  # to the non-zero pixels of a patient, before image_size
-    channels: str | Channels = "all"  # 'all', or names of the data set's channels, such as 'flair'
-    neighbours: int = Field(0, ge=0, le=8)  # slices on either side that the model also sees ("2.5D")
-    normalise: Literal["patient", "image", "imagenet"] = "patient"
-    patch: Patch | None = None  # None: whole slices
-    preprocess: Steps = Field({})  # applied once to the packed slices, before grey levels are measured
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        description="pixels per side in training; none: as packed. Scores are at the packed size",
+    )
+    crop: Literal["foreground"] | None = Field(
+        None, description="crop to the non-zero pixels of a patient, then resize to image_size"
+    )
+    channels: str | Channels = Field("all", description="all, or names of the data set's channels, such as flair")
+    neighbours: int = Field(0, ge=0, le=8, description="slices on either side that the model also sees (2.5D)")
+    normalise: Literal["patient", "image", "imagenet"] = Field(
+        "patient",
+        description="normalise grey levels over a patient, over an image, or by the statistics of ImageNet",
+    )
+    patch: Patch | None = Field(None, description="train on random patches; none: whole slices")
+    preprocess: Steps = Field(
+        {}, description="steps applied once to the packed slices, before grey levels are measured"
+    )
 
 
 class Train(Settings):
     """How a model is trained, and for how long."""
 
-    epochs: int = Field(30, ge=1, le=MANY)
-    batch_size: int = Field(16, ge=1, le=MANY)
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float = Field(1e-3, ge=1e-10, le=1e3)
-    weight_decay: float = Field(1e-2, ge=0, le=1e3)
-    momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
-    schedule: Component = Component(name="cosine")
-    warmup_epochs: float = Field(0, ge=0, le=MANY)
-    clip: float | None = Field(1.0, ge=1e-6, le=1e6)  # largest gradient norm
-    freeze_epochs: int = Field(0, ge=0, le=MANY)  # the first epochs, with the encoder frozen
-    freeze_lr: float | None = Field(None, ge=1e-10, le=1e3)  # None: lr
-    positive_fraction: float | None = Field(None, ge=1e-3, lt=1)  # of slices with tumour; None: as in the data
-    patience: int | None = Field(None, ge=1, le=MANY)  # stop after so many epochs without improvement
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    deterministic: bool = False
+    epochs: int = Field(30, ge=1, le=MANY, description="passes over the training slices")
+    batch_size: int = Field(16, ge=1, le=MANY, description="slices per training step")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer")
+    lr: float = Field(1e-3, ge=1e-10, le=1e3, description="learning rate, before the schedule changes it")
+    weight_decay: float = Field(1e-2, ge=0, le=1e3, description="weight decay of the optimizer")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, of sgd only")
+    schedule: Component = Field(Component(name="cosine"), description="how the learning rate changes")
+    warmup_epochs: float = Field(0, ge=0, le=MANY, description="epochs in which the learning rate rises from 0")
+    clip: float | None = Field(1.0, ge=1e-6, le=1e6, description="largest gradient norm; none: no limit")
+    freeze_epochs: int = Field(0, ge=0, le=MANY, description="first epochs in which the encoder is frozen")
+    freeze_lr: float | None = Field(
+        None, ge=1e-10, le=1e3, description="learning rate while the encoder is frozen; none: lr"
+    )
+    positive_fraction: float | None = Field(
+        None, ge=1e-3, lt=1, description="share of training slices with tumour; none: as in the data"
+    )
+    patience: int | None = Field(
+        None, ge=1, le=MANY, description="stop after so many epochs without improvement; none: never"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="numbers of training; auto: what the device computes fast"
+    )
+    deterministic: bool = Field(False, description="repeat bit by bit on the same machine; slower")
 
 
 class Evaluate(Settings):
     """What is measured, and by which score validation chooses."""
 
-    primary: str = "dice"
-    metrics: tuple[str, ...] = ()  # empty: all that are registered
-    threshold: float | Literal["validation"] = 0.5
-    batch_size: int = Field(32, ge=1, le=MANY)
+    primary: str = Field(
+        "dice", description="score by which validation chooses the epoch and the leaderboard ranks"
+    )
+    metrics: tuple[str, ...] = Field((), description="metrics to compute; empty: all that are registered")
+    threshold: float | Literal["validation"] = Field(
+        0.5,
+        description="probability from which a pixel is tumour; validation: chosen on validation patients",
+    )
+    batch_size: int = Field(32, ge=1, le=MANY, description="slices per step of inference")
 
     @field_validator("threshold")
     @classmethod
@@ -110,23 +137,33 @@ class Evaluate(Settings):
 class RunConfig(Settings):
     """All settings of a run; those in `NOT_DECISIVE` do not change its result."""
 
-    name: Name | None = None
-    dataset: Component = Component(name="phantom")
-    input: Input = Input()
-    split: Component = Component(name="patients")
-    model: Component = Component(name="unet")
-    loss: Component = Component(name="bce_dice")
-    augment: Steps = Field({"warp": {}, "intensity": {}})
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "auto"
-    threads: int | None = Field(None, ge=1, le=1024)  # of CPU kernels; None: one per physical core
-    execution: Literal["auto", "eager", "graph", "compile"] = "auto"  # of a training step (`bench.training.step`)
-    folds_at_once: int = Field(1, ge=1, le=1024)
-    checkpoint_every: float = Field(30, ge=0, le=1e6)  # seconds between checkpoints, to resume a killed run
-    searched: int = Field(0, ge=0, le=10**9)  # trials of the search that found these settings, for the leaderboard
-    plugins: tuple[str, ...] = ()
+    name: Name | None = Field(
+        None, description="name of the run; none: made of the model, its encoder and the loss"
+    )
+    dataset: Component = Field(Component(name="phantom"), description="data set")
+    input: Input = Field(Input(), description="how packed slices become model input")
+    split: Component = Field(Component(name="patients"), description="how patients are divided into folds")
+    model: Component = Field(Component(name="unet"), description="architecture")
+    loss: Component = Field(Component(name="bce_dice"), description="loss that training minimises")
+    augment: Steps = Field({"warp": {}, "intensity": {}}, description="augmentations of training, in their order")
+    train: Train = Field(Train(), description="how a model is trained, and for how long")
+    evaluate: Evaluate = Field(Evaluate(), description="what is measured")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of training; split.seed draws the folds")
+    device: str = Field("auto", description="auto, cpu, cuda, or one GPU such as cuda:1")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of CPU kernels; none: one per physical core"
+    )
+    execution: Literal["auto", "eager", "graph", "compile"] = Field(
+        "auto", description="how a training step runs; auto: what is fastest on the device"
+    )
+    folds_at_once: int = Field(1, ge=1, le=1024, description="folds that are trained at the same time")
+    checkpoint_every: float = Field(
+        30, ge=0, le=1e6, description="seconds between checkpoints, from which a killed run is resumed"
+    )
+    searched: int = Field(
+        0, ge=0, le=10**9, description="trials of the search that found these settings, for the leaderboard"
+    )
+    plugins: tuple[str, ...] = Field((), description="Python files with components of your own")
 
     @property
     def title(self) -> str:

@@ -6,18 +6,20 @@ of `{dotted.key: value}`, which `override` applies before it validates the whole
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from bench import registry
 from bench.config import CHAINS, COMPONENTS, RunConfig, as_steps, flatten
-from bench.errors import BadSetting, DataError, did_you_mean
+from bench.errors import BadSetting, DataError
 from bench.files import read_small
+from bench.reference import suggest_setting
 from bench.settings import refusal, shorten
 
 _COMPONENTS = (*COMPONENTS, "train.schedule")
@@ -117,6 +119,19 @@ def parse_assignment(assignment: str) -> tuple[str, Any]:
         ) from None
 
 
+def written(value: Any) -> str:
+    """Return a plain value as it is written after `--set key=`; `parse_assignment` reads it back."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{written(k)}: {written(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    text = str(value)
+    plain = not isinstance(value, str) or (re.fullmatch(r"[\w./*+-]+", text) and _parse(text) == value)
+    return text if plain else json.dumps(text)
+
+
 def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
     """Return a new configuration with each layer of `{dotted.key: value}` applied in turn, validated at the end.
 
@@ -170,7 +185,7 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in parents:
         here = f"{above}.{part}".removeprefix(".")
         if part not in node and above not in (*CHAINS, *_COMPONENTS):
-            raise BadSetting(f"no setting '{key}'.{did_you_mean(part, node)}")
+            raise BadSetting(f"no setting '{key}'.{suggest_setting(key)} `bench list settings` shows all.")
         if part not in node or (node[part] is None and here in _GROUPS):
             node[part] = {}
         node, above = node[part], here
@@ -193,11 +208,5 @@ def _sentence(error: ValidationError) -> str:
     parts = map(str, first["loc"])
     key = ".".join(part for part in parts if not part.startswith(("function", "literal", "float")))
     if first["type"] == "extra_forbidden":
-        *parents, last = key.split(".")
-        model: Any = RunConfig
-        for part in parents:
-            annotation = model.model_fields[part].annotation
-            model = next(a for a in (*get_args(annotation), annotation) if a is not type(None))
-        names = list(model.model_fields)
-        return f"no setting '{key}'; there are {', '.join(names)}.{did_you_mean(last, names)}"
+        return f"no setting '{key}'.{suggest_setting(key)} `bench list settings` shows all."
     return refusal(key, first, RunConfig)

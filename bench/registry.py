@@ -135,7 +135,8 @@ class Entry:
                 f"{did_you_mean(setting, self.schema.model_fields)}"
             )
         if first["type"] == "missing":
-            return f"{self.kind} '{self.name}' needs the setting '{setting}'."
+            way_out = " Give it as --data." if setting == "folder" else ""
+            return f"{self.kind} '{self.name}' needs the setting '{setting}'.{way_out}"
         return f"{self.kind} '{self.name}': {refusal(setting, first, self.schema)}"
 
 

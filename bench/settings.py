@@ -58,10 +58,14 @@ def refusal(setting: str, error: Mapping[str, Any], model: type[BaseModel]) -> s
             break
         field = level.model_fields[part]
         allowed = describe_field(field)
-        kinds = _kinds(field.annotation)
-        level = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        level = next(iter(models_in(field.annotation)), None)
     ranged = f" Allowed: {allowed}." if re.search("[<>]=? ", allowed) else ""
     return f"{setting} = {value} is refused: {reason[:1].lower()}{reason[1:]}.{ranged}"
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models among the types that an annotation is made of."""
+    return [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def shorten(text: str) -> str:
@@ -86,8 +90,11 @@ def _describe(annotation: Any, bounds: Sequence[Any] = ()) -> str:
         text = " | ".join(map(repr, parts))
     elif annotation is NoneType:
         text = "None"
+    elif origin:
+        inside = ("..." if part is ... else re.sub(", [<>]=? [^],| ]+", "", _describe(part)) for part in parts)
+        text = f"{origin.__name__}[{', '.join(inside)}]"
     else:
-        text = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation)
+        text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     return ", ".join((text.replace("typing.", ""), *_limits(bounds)))
 
 

@@ -6,8 +6,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+PANELS = {  # of `bench --help`, with their commands
+    "Train": ("run", "suite", "search", "list", "show"),
+    "Compare": ("leaderboard", "compare", "gate", "power", "rescore", "ensemble", "cascade"),
+    "Use a model": ("predict", "evaluate"),
+    "Share": ("report", "export", "publish", "import"),
+    "Data": ("data",),
+    "Serve": ("ui", "demo"),
+}
+
+
+class Commands(TyperGroup):
+    """The commands in the order of their panels."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        panels = {name: panel for panel, names in PANELS.items() for name in names if name in self.commands}
+        for name, panel in panels.items():
+            self.commands[name].rich_help_panel = panel  # type: ignore[attr-defined]
+        return list(dict.fromkeys((*panels, *self.commands)))
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Benchmark 2D medical image segmentation: honest folds, tracked in MLflow, ranked with intervals.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -20,7 +42,7 @@ app.add_typer(data, name="data")
 URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-OwnDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+OwnDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1; default: auto.")]
 LoggedData = Annotated[Path | None, typer.Option("--data", help="Data folder; default: that of the run.")]
 Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs: model=unet, parameters<5e6.")]
 STRUCTURE_HELP = "Score by this structure alone; default: the mean over structures."

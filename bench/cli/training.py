@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,30 +13,62 @@ from bench.cli._app import DryRun, OwnDevice, Plugin, Quiet, TrackingUri, Verbos
 
 RETRY_HELP = "Also run failed cells again, or only missing ones."
 WORKERS_HELP = "Parallel cells, each in its own process; GPUs are assigned in turn."
+FLAGS = {  # settings that `bench run` has options for
+    "model": "--model",
+    "model.encoder": "--encoder",
+    "model.weights": "--weights",
+    "dataset.folder": "--data",
+    "dataset": "--dataset",
+    "loss": "--loss",
+    "split.folds": "--folds",
+    "train.epochs": "--epochs",
+    "input.image_size": "--image-size",
+    "train.batch_size": "--batch-size",
+    "train.lr": "--lr",
+    "seed": "--seed",
+    "device": "--device",
+    "name": "--name",
+    "train.deterministic": "--deterministic",
+    "plugins": "--plugin",
+}
 LAUNCH_HELP = "Option of the launcher: address=auto, slurm_partition=gpu."
 
 
 @app.command()
 def run(
     ctx: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder of the model; `bench list encoders`.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Encoder weights: imagenet or a safetensors file.")] = None,
+    model: Annotated[str | None, typer.Option(help="Architecture; `bench list models`; default: unet.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder; `bench list encoders`; default: that of the model.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Encoder weights: imagenet or a safetensors file; default: none.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Data folder; default: the synthetic phantom.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set; `bench list datasets`.")] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Number of folds.")] = None,
-    fold: Annotated[int | None, typer.Option(help="Run only this fold, numbered from 0.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training slices.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Train at this size; scores use the original.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Slices per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of training; the split has its own.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Layout of --data; `bench list datasets`; default: lgg.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`; default: bce_dice.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds; default: 5, phantom 3.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Run only this fold, numbered from 0; default: all.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training slices; default: 50, phantom 4.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Train at this size; scores use the original. Default: as packed.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Slices per step; default: 16, phantom 8.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: 0.001.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training; split.seed is another. Default: 0.")] = None,
     device: OwnDevice = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; default: its model, encoder and loss.")
+    ] = None,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Bitwise repeatable; slower.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags override it.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, such as train.clip=none.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any of `bench list settings`, such as train.clip=none.")
+    ] = None,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
     resume: Annotated[str | None, typer.Option(help="Resume this run, as repeating its command does.")] = None,
@@ -66,18 +99,23 @@ def run(
         "train.deterministic": deterministic or None,
         "plugins": [str(p) for p in plugin] if plugin else None,
     }
-    from bench.experiments.run import dry_run as plan
-    from bench.experiments.run import execute, settings_to_resume
     from bench.overrides import configure, load_settings, parse_assignment
 
     if resume is not None:
+        from bench.experiments.run import execute, settings_to_resume
+
         _refuse_settings(ctx)
         settings, only, run_id = settings_to_resume(resume, uri=tracking_uri)
         execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
         return
     # Flags and --set form one layer: in two, choosing a component would silently drop settings of the other.
-    given = without_none(flags) | dict(parse_assignment(a) for a in set_ or [])
-    settings = configure(load_settings(config) if config else {}, given)
+    changes = dict(parse_assignment(a) for a in set_ or [])
+    _refuse_flags(changes)
+    settings = configure(load_settings(config) if config else {}, without_none(flags) | changes)
+    settings.completed()  # refuses wrong settings before anything heavy is imported
+    from bench.experiments.run import dry_run as plan
+    from bench.experiments.run import execute
+
     if dry_run:
         plan(settings, only=fold, quiet=quiet)
     else:
@@ -142,6 +180,16 @@ def suite(
     suite_page.print_suite(cells, found, store, command=command, out=out)
     if any(s.state == FAILED for s in found):
         raise typer.Exit(1)
+
+
+def _refuse_flags(changes: Mapping[str, Any]) -> None:
+    """Raise `BadSetting` if an option of `bench run`, such as epochs, was given as a setting."""
+    from bench.errors import BadSetting
+
+    settings = {flag.removeprefix("--").replace("-", "_"): setting for setting, flag in FLAGS.items()}
+    for key in changes:
+        if settings.get(key, key) != key:
+            raise BadSetting(f"no setting '{key}'. Did you mean {settings[key]}, or {FLAGS[settings[key]]}?")
 
 
 def _refuse_settings(ctx: typer.Context) -> None:

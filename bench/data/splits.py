@@ -18,9 +18,11 @@ from bench.errors import DataError
 from bench.registry import split
 from bench.types import Fold
 
-Share = Annotated[float, Field(ge=1e-3, le=0.5)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Folds = Annotated[int, Field(ge=2, le=10_000)]
+Share = Annotated[
+    float, Field(ge=1e-3, le=0.5, description="share of the patients outside the test set that validate")
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="seed that draws the folds")]
+Folds = Annotated[int, Field(ge=2, le=10_000, description="number of folds")]
 
 
 @split

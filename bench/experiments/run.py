@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.analysis.run_summary import headline, model_card
-from bench.config import RunConfig
+from bench.config import RunConfig, flatten
 from bench.console import Display, console
 from bench.derived.base import update_ranks
 from bench.device import bfloat16_slowdown, has_bfloat16
 from bench.environment import environment_tags
 from bench.errors import BadSetting
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
+from bench.overrides import written
 from bench.reports.tables import board_table
 from bench.tracking import (
     LEAKY,
@@ -157,7 +158,7 @@ def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) 
         experiment = resolve(config, only=only, watch=display)
         _announce(experiment, display)
         config = experiment.config
-        lines = [f"{key} = {value}" for key, value in config.flat().items()]
+        lines = [f"{key} = {written(value)}" for key, value in flatten(config.model_dump(mode="json"))]
         for fold in experiment.folds:
             parts = (("train", fold.train), ("validation", fold.val), ("test", fold.test))
             sizes = ", ".join(f"{name} {_size(experiment, cases)}" for name, cases in parts)

@@ -17,7 +17,9 @@ from pydantic import Field
 from bench.registry import metric
 from bench.types import Stack
 
-Margin: TypeAlias = Annotated[int, Field(ge=0, le=100)]
+Margin: TypeAlias = Annotated[
+    int, Field(ge=0, le=100, description="pixels around truth and prediction that count")
+]
 
 
 def region(stack: Stack, margin: int) -> NDArray[np.bool_]:

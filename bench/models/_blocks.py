@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from bench.errors import BadSetting
 
-Upsampling = Literal["transposed", "nearest", "bilinear"]
+Upsampling = Annotated[
+    Literal["transposed", "nearest", "bilinear"],
+    Field(description="upsampling: a transposed convolution, or a resize and a convolution"),
+]
 Block = Callable[[int, int], nn.Module]  # of input and output channels
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
-from bench.models.encoders import build_over_encoder
+from bench.models.encoders import Encoder, Weights, build_over_encoder
 from bench.registry import model
 
 
@@ -32,8 +32,8 @@ class PooledClassifier(nn.Module):
 def classifier(
     channels: int,
     *,
-    encoder: str = "resnet50",
-    weights: str | None = None,
+    encoder: Encoder = "resnet50",
+    weights: Weights = None,
     hidden: Annotated[int, Field(ge=1, le=65536)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> nn.Module:
@@ -41,8 +41,8 @@ def classifier(
 
     For the presence task (does the slice show tumour, or any of several structures?): trained on slice labels with
     `bce` or `focal`, scored by AUROC and related scores, ranked on a separate board. `hidden` adds a layer of that
-    width between pooling and logit. `encoder` and `weights` are as in the other models. The encoder is `.encoder`
-    and can be frozen.
+    width between pooling and logit, and `dropout` acts before the logit. The encoder is `.encoder` and can be
+    frozen.
     """
 
     def decoder(

@@ -44,8 +44,8 @@ def segresnet(
 
     MONAI's network, without the paper's variational branch. `blocks_down` are the residual blocks of each level,
     from full resolution down; every level of the decoder has one. `init_filters` is the width of the first level,
-    a multiple of 8 for its group norms. `dropout` drops whole channels after the first convolution, as in the
-    paper.
+    a multiple of 8 for its group norms. `up` is the upsampling. `dropout` drops whole channels after the first
+    convolution, as in the paper.
     """
     net: nn.Module = _import_nets("segresnet").SegResNet(
         spatial_dims=2,

@@ -34,7 +34,7 @@ def cosine(progress: float, scores: Sequence[float], *, floor: Share = 0.0) -> f
 
 @schedule
 def poly(progress: float, scores: Sequence[float], *, power: Power = 0.9) -> float:
-    """Polynomial decay (1 - progress) ** power, as in DeepLab (Chen et al. 2018) and nnU-Net."""
+    """Polynomial decay (1 - progress) ** `power`, as in DeepLab (Chen et al. 2018) and nnU-Net."""
     return pow(max(0.0, 1 - progress), power)
 
 
@@ -44,8 +44,8 @@ def one_cycle(
 ) -> float:
     """One cycle: half a cosine up to the base rate, then half a cosine down to almost zero (Smith 2018).
 
-    The peak is the base rate, reached after the share `rise` of the steps. The cycle starts at 1 / start_div of
-    the peak and ends at 1 / (start_div * final_div) of it. Momentum does not change.
+    The peak is the base rate, reached after the share `rise` of the steps. The cycle starts at 1 / `start_div`
+    of the peak and ends at 1 / (`start_div` * `final_div`) of it. Momentum does not change.
     """
     start = 1 / start_div
     if progress < rise:
@@ -65,8 +65,8 @@ def plateau(
 ) -> float:
     """Multiply the rate by `factor` when the validation score has not improved for more than `patience` epochs.
 
-    A score improves if it exceeds best * (1 + threshold), as in torch's ReduceLROnPlateau; NaN does not. The rate
-    stays at or above `floor` times the base rate. All scores are read again at each call, so there is no state.
+    A score improves if it exceeds best * (1 + `threshold`), as in torch's ReduceLROnPlateau; NaN does not. The
+    rate stays at or above `floor` times the base rate. All scores are read again at each call: there is no state.
     """
     rate, best, stale_epochs = 1.0, float("-inf"), 0
     for score in scores:

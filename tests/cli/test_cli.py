@@ -19,10 +19,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from bench.cli import app, main
+from bench.cli._app import PANELS
+from bench.cli.training import FLAGS
+from bench.config import RunConfig, flatten
 from bench.errors import BenchError
+from bench.overrides import configure, override, parse_assignment, written
+from bench.registry import REGISTRIES
 from bench.tracking import connect, download_model, find_run, read_table
 from tests.fakes import write_others
 
@@ -81,6 +87,72 @@ def test_help_needs_no_heavy_import():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "set()\n"
     )
+
+
+def test_list_without_a_kind_lists_the_kinds():
+    kinds = [line.split()[0] for line in bench("list").splitlines()[:10]]
+    assert kinds == [*REGISTRIES, "encoders", "settings"]
+
+
+def test_settings_are_listed_and_shown_with_their_option():
+    assert "train.lr                  learning rate, before the schedule changes it (default: 0.001)" in bench(
+        "list", "settings"
+    )
+    assert bench("show", "train.lr") == (
+        "train.lr\n"
+        "  meaning  learning rate, before the schedule changes it\n"
+        "  takes    float, >= 1e-10, <= 1000.0\n"
+        "  default  0.001\n"
+        "  set it   --set train.lr=VALUE, or --lr of `bench run`\n"
+    )
+
+
+def test_show_explains_columns_of_boards_and_names_that_are_two_components():
+    assert bench("show", "P(1st)").endswith(": probability of leading over resampled patients\n")
+    out = bench("show", "dice")
+    assert out.startswith("2 components are named dice: a loss, a metric.\n")
+    assert "  loss.smooth  default: 1.0  (float, >= 1e-12, <= 1000000.0)" in out
+    assert "margin  default: 5" in bench("show", "brier")
+    assert "Did you mean 'train.epochs'?" in refused("show", "epoch")
+    assert "`bench list` shows what there is" in refused("show", "nonsense")
+
+
+def test_every_command_is_in_a_panel_of_the_help():
+    assert {name for names in PANELS.values() for name in names} == set(get_command(app).commands)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("epochs", "no setting 'epochs'. Did you mean train.epochs, or --epochs?"),
+        ("image_size", "no setting 'image_size'. Did you mean input.image_size, or --image-size?"),
+        ("data", "no setting 'data'. Did you mean dataset.folder, or --data?"),
+    ],
+)
+def test_a_setting_named_like_an_option_is_answered_with_both(key, message):
+    assert refused("run", "--set", f"{key}=5") == message
+
+
+def test_options_of_run_set_what_they_are_listed_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr("bench.experiments.run.execute", lambda config, **_: seen.append(config))
+    values = {flag: "3" for flag in FLAGS.values()} | {"--model": "fpn", "--encoder": "resnet18", "--loss": "dice"}
+    values |= {"--dataset": "lgg", "--image-size": "32", "--device": "cpu", "--lr": "3.0"}
+    del values["--deterministic"], values["--plugin"]
+    bench("run", "--deterministic", *(word for pair in values.items() for word in pair))
+    (config,) = seen
+    settings = {key.removesuffix(".name"): value for key, value in flatten(config.model_dump(mode="json"))}
+    del settings["train.schedule"]
+    for key, flag in FLAGS.items():
+        assert str(settings[key]) == values.get(flag, "True" if flag == "--deterministic" else "[]"), flag
+
+
+def test_the_help_of_run_states_the_defaults_of_the_settings():
+    options = {option: p.help for p in get_command(app).commands["run"].params for option in p.opts}
+    settings = configure({"dataset": "lgg", "dataset.folder": "x"}).completed().model_dump()
+    values = {key.removesuffix(".name"): value for key, value in flatten(settings)}
+    for key in ("model", "dataset", "loss", "split.folds", "train.epochs", "train.batch_size", "train.lr", "seed"):
+        assert re.search(rf"[Dd]efault: {re.escape(written(values[key]))}\b", options[FLAGS[key]]), key
 
 
 @pytest.mark.slow
@@ -302,6 +374,8 @@ def test_predict_takes_one_png_and_one_fold(ran, other, tmp_path):
 
 def test_a_dry_run_trains_and_logs_nothing(home, tmp_path):
     out = bench("run", *TINY, "--dry-run", "--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}")
+    printed = dict(parse_assignment(line) for line in out.splitlines() if " = " in line)
+    assert override(RunConfig(), printed).train.epochs == 2  # every name is one that --set accepts
     assert "train.lr = 0.01" in out
     assert "fold 2: train" in out
     assert re.search(

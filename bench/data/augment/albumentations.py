@@ -47,7 +47,7 @@ def albumentations(
     *,
     transforms: Annotated[tuple[Transform, ...], AfterValidator(check_transforms)] = ("HorizontalFlip",),
 ) -> tuple[Tensor, Tensor]:
-    """A list of albumentations transforms, such as [HorizontalFlip, {Rotate: {limit: 25, p: 0.8}}].
+    """`transforms` of albumentations, such as [HorizontalFlip, {Rotate: {limit: 25, p: 0.8}}].
 
     images: (B, C, H, W) in [0, 1], clamped to that range afterwards; masks: (B, K, H, W). Transforms that contain
     others take them as a list of the same form: {OneOf: {transforms: [Blur, Sharpen]}}. Runs on the CPU, slice by

@@ -61,7 +61,8 @@ def phantom(
 ) -> Source:
     """Synthetic heads with lesions, written on first use: for trials and tests, never for claims.
 
-    `size` is the pixels per side and `slices` the number per patient. The last institution has a single patient,
+    `patients`, `institutions` and `slices` (per patient) are numbers, `size` is the pixels per side, and `seed`
+    draws heads and lesions. The last institution has a single patient,
     and the post-contrast channel of one patient is its FLAIR. With `structures` = 2 a lesion has a core: masks are
     label maps of 1 (rim) and 2 (core), and the structures are tumour and core, which overlap, or with `exclusive`
     = true rim and core. Equal settings give equal bytes.

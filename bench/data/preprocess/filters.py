@@ -45,13 +45,13 @@ Amount = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 @preprocessing
 def median(image: Pixels, *, size: Side = 3) -> Pixels:
-    """Median of size x size pixels: removes single bright and dark pixels, keeps edges (Tukey 1977)."""
+    """Median of `size` x `size` pixels: removes single bright and dark pixels, keeps edges (Tukey 1977)."""
     return each_channel(lambda channel: cv2.medianBlur(channel, size), image)
 
 
 @preprocessing
 def clahe(image: Pixels, *, clip: Amount = 3.0, tiles: Annotated[int, Field(ge=1, le=64)] = 8) -> Pixels:
-    """Contrast-limited adaptive histogram equalisation over tiles x tiles regions (Zuiderveld 1994).
+    """Contrast-limited adaptive histogram equalisation over `tiles` x `tiles` regions (Zuiderveld 1994).
 
     `clip` is OpenCV's clipLimit: no grey level counts more than `clip` times its share of a uniform histogram, and
     the excess is distributed evenly. A larger value gives more contrast and more noise. Black becomes slightly
@@ -62,7 +62,7 @@ def clahe(image: Pixels, *, clip: Amount = 3.0, tiles: Annotated[int, Field(ge=1
 
 @preprocessing
 def sharpen(image: Pixels, *, amount: Amount = 1.0) -> Pixels:
-    """Laplacian sharpening: image - amount * Laplacian, clipped to 0..255 (Gonzalez and Woods 2018, section 3.6).
+    """Laplacian sharpening: image - `amount` * Laplacian, clipped to 0..255 (Gonzalez and Woods 2018, 3.6).
 
     The Laplacian is the sum of the four neighbours minus four times the pixel.
     """

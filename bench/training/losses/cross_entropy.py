@@ -36,7 +36,7 @@ def bce(
 def focal(
     logits: Tensor, target: Tensor, *, alpha: Weight = 0.25, gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
 ) -> Tensor:
-    """Focal loss, -alpha_t (1 - p_t) ** gamma ln p_t: easy pixels hardly count (Lin et al. 2017, equation 5).
+    """Focal loss, -alpha_t (1 - p_t) ** `gamma` ln p_t: easy pixels hardly count (Lin et al. 2017, equation 5).
 
     logits, target: (B, 1, H, W), the target 0 or 1. p_t is the predicted probability of the true class; `alpha` is
     the weight of tumour pixels and 1 - alpha that of the others. Averaged over pixels; the paper divides by the
@@ -52,7 +52,7 @@ def focal(
 def bce_dice(
     logits: Tensor, target: Tensor, *, bce_weight: Weight = 0.5, smooth: Smooth = 1.0, over: Over = "image"
 ) -> Tensor:
-    """bce_weight * cross-entropy + (1 - bce_weight) * Dice loss.
+    """`bce_weight` * cross-entropy + (1 - `bce_weight`) * Dice loss.
 
     logits, target: (B, 1, H, W). At 0.5 it is half of `bce_plus_dice`.
     """
@@ -73,7 +73,7 @@ def bce_plus_dice(logits: Tensor, target: Tensor, *, smooth: Smooth = 1.0, over:
 def ce_dice(
     logits: Tensor, target: Tensor, *, ce_weight: Weight = 0.5, smooth: Smooth = 1.0, over: Over = "image"
 ) -> Tensor:
-    """ce_weight * softmax cross-entropy + (1 - ce_weight) * Dice loss, for exclusive structures.
+    """`ce_weight` * softmax cross-entropy + (1 - `ce_weight`) * Dice loss, for exclusive structures.
 
     logits, target: (B, K, H, W). The softmax is over the K structures and the background, whose logit is 0; the
     cross-entropy is averaged over pixels, and the Dice loss over structures. Twice this with `over` = batch is the
@@ -99,7 +99,7 @@ def combo(
     smooth: Smooth = 1.0,
     over: Over = "image",
 ) -> Tensor:
-    """alpha * weighted cross-entropy - (1 - alpha) * soft Dice (Taghanaki et al. 2019, equation 3).
+    """`alpha` * weighted cross-entropy - (1 - `alpha`) * soft Dice (Taghanaki et al. 2019, equation 3).
 
     logits, target: (B, 1, H, W). The cross-entropy is the mean of -beta t ln p - (1 - beta) (1 - t) ln(1 - p);
     `beta` above 0.5 penalises missed pixels more, below 0.5 false positives. Soft Dice is subtracted, as in the

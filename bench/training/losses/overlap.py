@@ -22,8 +22,8 @@ from torch import Tensor
 from bench.registry import loss
 
 Share = Annotated[float, Field(ge=1e-6, lt=1)]  # at 0 or 1 one kind of error would cost nothing
-Smooth = Annotated[float, Field(ge=1e-12, le=1e6)]
-Over = Literal["image", "batch"]  # what the sums run over
+Smooth = Annotated[float, Field(ge=1e-12, le=1e6, description="added to numerator and denominator")]
+Over = Annotated[Literal["image", "batch"], Field(description="pixels that are summed before dividing")]
 
 
 def tversky_index(probability: Tensor, target: Tensor, *, fn_weight: float, smooth: float, over: Over) -> Tensor:
