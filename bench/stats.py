@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Statistic = Callable[[NDArray[np.float64]], float]
+BLOCK = 100  # rows that are resampled at once, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,16 @@ class FoldComparison:
 
 def interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Interval:
     """Return the BCa bootstrap interval of the mean of independent units (Efron 1987)."""
-    x = _finite(values)
-    return clustered_interval(x, np.arange(x.size), level=level, resamples=resamples, seed=seed)
+    return intervals_of_rows(_finite(values)[None], level=level, resamples=resamples, seed=seed)[0]
+
+
+def intervals_of_rows(
+    rows: ArrayLike, *, level: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> list[Interval]:
+    """Return `interval` of each row (M, N); the units are drawn once for all rows."""
+    x = np.asarray(rows, np.float64)
+    _finite(x.ravel())
+    return _intervals_of_means(x, np.ones_like(x), level, resamples, seed)
 
 
 def clustered_interval(
@@ -83,15 +93,7 @@ def clustered_interval(
     sizes = np.bincount(cluster, minlength=len(names)).astype(np.float64)
     ascending = np.argsort(x)  # a fixed order of summation: rounding does not depend on the order of the rows
     sums = np.bincount(cluster[ascending], weights=x[ascending], minlength=len(names)).astype(np.float64)
-    if len(sums) < 2:
-        return Interval(np.nan, np.nan)
-    means = sums / sizes
-    if np.ptp(means) <= 1e-12 * np.abs(means).max():  # BCa needs some spread
-        return Interval(float(means.min()), float(means.max()))
-    order = np.lexsort((sizes, sums))  # the interval must not depend on the order of the units
-    options = {"paired": True, "vectorized": True, "batch": 1000} | _bca(level, resamples, seed)
-    ends = stats.bootstrap((sums[order], sizes[order]), _pooled_mean, **options).confidence_interval
-    return Interval(float(ends.low), float(ends.high))
+    return _intervals_of_means(sums[None], sizes[None], level, resamples, seed)[0]
 
 
 def clustered_statistic_interval(
@@ -195,9 +197,40 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     return x
 
 
-def _pooled_mean(sums: NDArray[np.float64], sizes: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = sums.sum(axis) / sizes.sum(axis)
-    return mean
+def _intervals_of_means(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], level: float, resamples: int, seed: int
+) -> list[Interval]:
+    """Return the BCa interval of the mean of each row, from the sum and the size (M, N) of each of its units."""
+    if sums.shape[1] < 2:
+        return [Interval(np.nan, np.nan)] * len(sums)
+    means = sums / sizes
+    found = [Interval(float(low), float(high)) for low, high in zip(means.min(1), means.max(1), strict=True)]
+    spread = np.flatnonzero(np.ptp(means, axis=1) > 1e-12 * np.abs(means).max(1))  # BCa needs some
+    order = np.lexsort((sizes, sums))  # the interval must not depend on the order of the units
+    sums, sizes = (np.take_along_axis(each, order, 1) for each in (sums, sizes))
+    units = np.arange(sums.shape[1], dtype=np.float64)
+    for rows in np.split(spread, range(BLOCK, len(spread), BLOCK)) if len(spread) else ():
+        of_drawn = partial(_pooled_means, sums[rows], sizes[rows])
+        made = stats.bootstrap((units,), of_drawn, vectorized=True, batch=1000, **_bca(level, resamples, seed))
+        for row, (low, high) in zip(rows, np.column_stack(made.confidence_interval), strict=True):
+            found[row] = Interval(float(low), float(high))
+    return found
+
+
+def _pooled_means(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], drawn: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    """Return the means (M, ...) of the units drawn (..., N), which are positions in the rows (M, N).
+
+    One row after another: NumPy's order of summation, and so its rounding, does not depend on the other rows.
+    """
+    places = drawn.astype(np.intp)
+    means, buffer = np.empty((len(sums), *places.shape[:-1])), np.empty(places.shape)
+    for row, (total, size) in enumerate(zip(sums, sizes, strict=True)):
+        equal = bool((size == size[0]).all())
+        count = size[0] * places.shape[-1] if equal else size.take(places).sum(axis)
+        means[row] = total.take(places, out=buffer, mode="clip").sum(axis) / count
+    return means
 
 
 def _bca(level: float, resamples: int, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Slow truths: every metric written once more from its definition, in plain loops over pixels.
+"""Slow truths: every metric from its definition, in plain loops over pixels, and tests of one pair at a time.
 
 `METRICS` maps a metric's name to `f(truth, probability, threshold) -> float` with the metric's default settings.
 Nothing here may import `bench`.
@@ -7,11 +7,12 @@ Nothing here may import `bench`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import product
+from itertools import combinations, product
 from math import ceil, exp, floor, log, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 Pixel = tuple[int, int]
 Spacing = tuple[float, float]  # from row to row and from column to column
@@ -235,3 +236,31 @@ def bca(values: list[float], level: float, resamples: int, seed: int) -> tuple[f
         return percentile(replicates, 100 * normal.cdf(z0 + z / (1 - acceleration * z)))
 
     return end((1 - level) / 2), end((1 + level) / 2)
+
+
+def scipy_bca(values: np.ndarray, *, resamples: int, seed: int) -> tuple[float, float]:
+    """BCa interval of the mean of one sample in ascending order, as SciPy draws and computes it."""
+    options = {"n_resamples": resamples, "batch": 1000, "vectorized": True, "rng": seed}
+    ends = stats.bootstrap((np.sort(values),), lambda x, axis: x.sum(axis) / x.shape[axis], **options)
+    return ends.confidence_interval.low, ends.confidence_interval.high
+
+
+def wilcoxon_pairs(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p-values and signed-rank sums of all pairs of rows, with one SciPy call each."""
+    p, sums = np.ones((len(scores), len(scores))), np.zeros((len(scores), len(scores)))
+    for a, b in combinations(range(len(scores)), 2):
+        d = np.round(scores[a] - scores[b], 12)
+        if d.any():
+            p[a, b] = p[b, a] = stats.wilcoxon(d).pvalue
+            sums[a, b] = np.sign(d[d != 0]) @ stats.rankdata(np.abs(d[d != 0]))
+            sums[b, a] = -sums[a, b]
+    return p, sums
+
+
+def bootstrap_p_values(values: np.ndarray, resampled: np.ndarray, patients: int) -> np.ndarray:
+    """Two-sided p-values of t-tests of all pairs, one by one; the errors are spreads over resamples."""
+    p = np.ones((len(values), len(values)))
+    for a, b in combinations(range(len(values)), 2):
+        error = np.std(resampled[a] - resampled[b]) * sqrt(patients / (patients - 1))
+        p[a, b] = p[b, a] = 2 * stats.t.sf(abs(values[a] - values[b]) / error, patients - 1)
+    return p

@@ -42,6 +42,19 @@ def test_interval_is_the_bca_interval_of_the_mean(level: float) -> None:
     assert interval == pytest.approx(tuple(direct.confidence_interval), abs=0.005)
 
 
+@pytest.mark.parametrize("n", [2, 9, 150])
+def test_intervals_of_many_rows_equal_one_bootstrap_each(n: int) -> None:
+    """Bit for bit, in more rows than are resampled at once; one row has no spread."""
+    rows = np.random.default_rng(3).beta(5, 2, (stats.BLOCK + 3, n))
+    rows[1] = 0.5
+    found = stats.intervals_of_rows(rows, resamples=99, seed=7)
+    assert found[1] == Interval(0.5, 0.5)
+    for at in (0, 2, stats.BLOCK + 2):
+        assert (found[at].low, found[at].high) == reference.scipy_bca(rows[at], resamples=99, seed=7)
+        assert found[at] == stats.interval(rows[at], resamples=99, seed=7)
+    assert all(isnan(ends.low) for ends in stats.intervals_of_rows(rows[:, :1]))
+
+
 def test_interval_extends_further_towards_the_long_tail() -> None:
     tail = [1.0] * 40 + [0.0, 0.1, 0.3]
     low, high = ends(stats.interval(tail))

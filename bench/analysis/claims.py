@@ -9,7 +9,7 @@ from functools import partial
 
 import pandas as pd
 
-from bench.analysis.ranking import ALPHA
+from bench.analysis.pairs import ALPHA
 from bench.formatting import between
 from bench.stats import FoldComparison, PairedComparison
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from bench.analysis.cohort import CohortSpread
-from bench.analysis.ranking import ALPHA
+from bench.analysis.pairs import ALPHA
 from bench.errors import BadSetting
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,8 @@ import pandas as pd
 
 from bench import registry
 from bench.analysis import ranking
-from bench.analysis.ranking import RankedModel, percentile_interval
+from bench.analysis.pairs import bootstrap_p_values, percentile_interval
+from bench.analysis.ranking import RankedModel
 from bench.metrics.aggregate import NOT_METRICS
 from bench.metrics.classification import HIGHER, SCORES, Calls
 from bench.stats import Interval
@@ -127,7 +128,7 @@ class PresenceRules:
         differences = [percentile_interval(d - draws[leader]) for d in draws]
         if len(cases) < 2:  # a single patient has no spread
             intervals = differences = [Interval(math.nan, math.nan)] * len(means)
-        p = ranking.bootstrap_p_values(means, draws, len(cases))
+        p = bootstrap_p_values(means, draws, len(cases))
         ranked = ranking.rank_from_resamples(means, draws, p, intervals, differences, higher=higher)
         return (), _with_unranked(scored, ranked)
 

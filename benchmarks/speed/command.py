@@ -14,7 +14,7 @@ from bench.environment import environment
 from bench.errors import UnknownName, did_you_mean
 from bench.tracking import connect, open_run
 from bench.tracking.tags import Tag
-from benchmarks.speed import epochs, loading, nnunet, recording, scoring, training, warping
+from benchmarks.speed import epochs, loading, nnunet, ranking, recording, scoring, training, warping
 from benchmarks.speed.figure import SpeedFigure, dump
 from benchmarks.speed.problem import SpeedProblem, make_problem
 from benchmarks.speed.scaling import measure_scaling
@@ -32,6 +32,7 @@ DEFAULT: dict[str, Measure] = {
     "folds": epochs.measure_folds,
     "eval": scoring.measure,
     "track": recording.measure,
+    "rank": ranking.measure,
 }
 BY_NAME: dict[str, Measure] = {"nnunet": nnunet.measure}  # takes a minute: measured only when named
 SCALING = "scaling"  # curves instead of comparisons

@@ -11,20 +11,24 @@ import scikit_posthocs
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bench.analysis.ranking import (
-    bootstrap_means,
+from bench.analysis.pairs import (
     bootstrap_p_values,
-    distinguish_models,
     distinguish_pairs,
     holm_pairs,
     percentile_interval,
     rank_columns,
+    signed_ranks,
+    wilcoxon_pairs,
+)
+from bench.analysis.ranking import (
+    bootstrap_means,
+    distinguish_models,
     rank_from_resamples,
     rank_models,
     tie_groups,
-    wilcoxon_pairs,
 )
 from bench.stats import Interval, interval
+from tests import reference
 
 COHORT = 88
 
@@ -176,6 +180,45 @@ def test_p_values_of_all_pairs_agree_with_other_libraries() -> None:
     assert (sums[1, 4], sums[4, 1], sums[2, 2]) == (2 * above - COHORT * (COHORT + 1) / 2, -sums[1, 4], 0)
 
 
+@pytest.mark.parametrize(("patients", "digits"), [(6, 1), (20, 12), (20, 1), (COHORT, 12), (COHORT, 1)])
+def test_all_pairs_at_once_have_the_numbers_of_one_scipy_call_each(patients: int, digits: int) -> None:
+    """With one digit, many differences are equal or zero; the last two models do not differ."""
+    scores = np.round(dice_of(np.random.default_rng(22), 4, patients=patients), digits)
+    scores[2, : patients // 2] = scores[1, : patients // 2]
+    scores[3] = scores[2]
+    for found, expected in zip(wilcoxon_pairs(scores), reference.wilcoxon_pairs(scores), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_signed_ranks_by_hand() -> None:
+    """-2, 2 and 2 share the ranks 2 to 4, so 3 each: 1 - 3 + 3 + 3 + 5; three equal values make 3^3 - 3."""
+    sums, counts, ties, plain = signed_ranks(np.array([[0, 2, 1, -2, 7, 2], [-1, 2, -3, 4, -5, 6.0]]))
+    assert sums.tolist() == [9, 3]
+    assert counts.tolist() == [5, 6]
+    assert ties.tolist() == [24, 0]
+    assert plain.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("tied", [0, 3])
+def test_counted_signs_distinguish_as_the_interval_of_the_differences(tied: int) -> None:
+    """Of 199 differences, 1 to 9 are negative: the interval leaves out 4.95 at each end."""
+    rng, decided = np.random.default_rng(23), set()
+    p, sums = np.array([[1, 0.01], [0.01, 1]]), np.array([[0, 1], [-1, 0]])
+    for negative in range(1, 10):
+        d = rng.uniform(0.001, 1, 199) * np.where(np.arange(199) < negative, -1, 1)
+        d[negative : negative + tied] = 0
+        draws = np.stack([d, np.zeros(199)])
+        ends = percentile_interval(d)
+        expected = not ends.low <= 0 <= ends.high
+        assert distinguish_pairs(np.array([0.9, 0.8]), draws, p, sums).tolist() == [
+            [False, expected],
+            [expected, False],
+        ]
+        assert distinguish_pairs(np.array([0.8, 0.9]), draws[::-1], p, -sums)[0, 1] == expected
+        decided.add(expected)
+    assert decided == {True, False}
+
+
 def test_bootstrap_p_values_agree_with_a_paired_t_test() -> None:
     """For means the error is known: the t-test uses that of 12 pairs, which 10,000 resamples estimate to 1%."""
     scores = dice_of(np.random.default_rng(21), 3, patients=12) - np.array([[0.0], [0.05], [0.2]])
@@ -184,6 +227,7 @@ def test_bootstrap_p_values_agree_with_a_paired_t_test() -> None:
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert p[a, b] == pytest.approx(stats.ttest_rel(scores[a], scores[b]).pvalue, rel=0.15)
     assert np.array_equal(p, p.T)
+    assert np.array_equal(p, reference.bootstrap_p_values(scores.mean(1), draws, 12))
     assert np.diag(p).tolist() == [1] * 3
     values = np.array([0.9, 0.5])
     assert (
@@ -256,6 +300,8 @@ def test_a_rank_counts_the_better_models_of_each_column() -> None:
     draws = np.random.default_rng(6).integers(0, 4, (5, 40)) / 10
     expected = [[1 + sum(draws[o, b] > draws[m, b] for o in range(5)) for b in range(40)] for m in range(5)]
     assert rank_columns(draws).tolist() == expected
+    many = np.random.default_rng(24).normal(size=(300, 5))  # more ranks than a byte holds
+    assert np.array_equal(rank_columns(many), stats.rankdata(-many, method="min", axis=0))
     assert rank_columns(np.array([[0.3], [0.1 + 0.2]])).tolist() == [[1], [1]]  # different only by rounding
 
 

@@ -15,10 +15,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from bench import registry
+from bench.analysis.pairs import wilcoxon_pairs
+from bench.analysis.ranking import rank_models
 from bench.device import keep_memory
 from bench.errors import UnknownName
 from bench.tracking import connect
-from benchmarks.speed import epochs, scoring, training, warping
+from benchmarks.speed import epochs, ranking, scoring, training, warping
 from benchmarks.speed.__main__ import app
 from benchmarks.speed.command import DEFAULT, check_names
 from benchmarks.speed.figure import SpeedFigure, dump, load, one_thread, race
@@ -101,8 +103,17 @@ def test_every_figure_has_finite_positive_values(name: str, small: SpeedProblem)
     for figure in figures:
         assert figure.name == name
         assert len(figure.ours) == 2
-        assert len(figure.theirs) == (0 if figure.note == scoring.MISSING else 1 if name == "roof" else 2)
+        alone = not figure.peer or figure.note == scoring.MISSING
+        assert len(figure.theirs) == (0 if alone else 1 if name == "roof" else 2)
         assert all(isfinite(v) and v > 0 for v in figure.ours + figure.theirs)
+
+
+def test_the_peer_of_ranking_computes_the_same_numbers() -> None:
+    scores = ranking.draw_scores(3)
+    p, ends = ranking.rank_one_by_one(scores, resamples=99)
+    ranked = rank_models(scores, resamples=99)
+    assert p.tolist() == wilcoxon_pairs(scores)[0][np.triu_indices(3, 1)].tolist()
+    assert ends[:3] == pytest.approx(np.array([(row.interval.low, row.interval.high) for row in ranked]))
 
 
 def test_a_missing_peer_is_noted_and_stops_nothing(small: SpeedProblem) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from bench.analysis.ranking import ALPHA
+from bench.analysis.pairs import ALPHA
 from bench.analysis.run_summary import headline
 from bench.config import RunConfig
 from bench.console import console, frame_table
