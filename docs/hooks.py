@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 RESULTS = {".md", ".png", ".jpg", ".csv"}
@@ -80,64 +79,36 @@ def parameter_row(parameter: Any) -> tuple[str, str, str] | None:
 
 
 def setting_sections() -> Iterator[str]:
-    """Yield one section for each group of settings, the settings of the run itself last."""
-    from bench.config import RunConfig
+    """Yield one section for each group of the settings that every run has."""
+    from bench.reference import Setting, run_settings
 
-    own = []
-    for name, field in RunConfig.model_fields.items():
-        kind = nested(field.annotation)
-        if kind is None:
-            own.append(setting_row(name, field))
-        else:
-            yield f"## {name}\n\n{help_text(kind.__doc__ or '')}\n"
-            yield table(("setting", "takes", "default", "meaning"), list(setting_rows(kind, name)))
-    yield "## Others\n"
-    yield table(("setting", "takes", "default", "meaning"), own)
-
-
-def setting_rows(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
-    for name, field in kind.model_fields.items():
-        yield setting_row(f"{prefix}.{name}", field)
-        if (inner := nested(field.annotation)) is not None:
-            yield from setting_rows(inner, f"{prefix}.{name}")
-
-
-def nested(annotation: Any) -> type[BaseModel] | None:
-    """Return the group of settings that a setting is, or may be; a component is a name."""
-    from bench.config import Component
-
-    for part in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(part, type) and issubclass(part, BaseModel) and part is not Component:
-            return part
-    return None
-
-
-def setting_row(name: str, field: Any) -> tuple[str, ...]:
-    from bench.config import Component
-    from bench.settings import describe_field
-
-    default = field.default
-    is_component = field.annotation is Component
-    shown = default.name if is_component else "" if isinstance(default, BaseModel) else repr(default)
-    takes = "a component" if is_component else describe_field(field)
-    return f"`{name}`", takes, f"`{shown}`" if shown else "", field.description or ""
+    groups: dict[str, list[Setting]] = {}
+    for setting in run_settings():
+        group, dot, _ = setting.name.partition(".")
+        groups.setdefault(group if dot else "Choices, and the run itself", []).append(setting)
+    for group, settings in groups.items():
+        yield f"## {group}\n"
+        rows = [(f"`{s.name}`", s.takes, default_of(s), s.meaning) for s in settings]
+        yield table(("setting", "takes", "default", "meaning"), rows)
 
 
 def component_sections() -> Iterator[str]:
     """Yield one section for each kind of component, with a part for each component."""
+    from bench.reference import component_settings
     from bench.registry import REGISTRIES
-    from bench.settings import describe_field
 
     for kind, registry in REGISTRIES.items():
         yield f"## {kind}\n"
         for name in registry:
-            entry = registry[name]
-            yield f"### {name}\n\n{help_text(entry.doc)}\n"
-            rows = [
-                (f"`{key}`", describe_field(field), "required" if field.is_required() else f"`{field.default!r}`")
-                for key, field in entry.schema.model_fields.items()
-            ]
+            yield f"### {name}\n\n{help_text(registry[name].doc)}\n"
+            rows = [(f"`{s.name}`", s.takes, default_of(s)) for s in component_settings(registry[name])]
             yield table(("setting", "takes", "default"), rows)
+
+
+def default_of(setting: Any) -> str:
+    from bench.overrides import written
+
+    return "required" if setting.default is ... else f"`{written(setting.default)}`"
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from bench import registry
 from bench.cli import app
-from bench.config import RunConfig
 from bench.data.datasets.phantom import write_phantom
+from bench.reference import run_settings
 from tests.fakes import SMALL, write_others, write_volume
 
 ROOT = Path(__file__).parents[1]
@@ -131,10 +131,7 @@ def test_the_reference_has_every_command_setting_and_component():
     pages = load_hooks().reference_pages()
     assert {"## bench run", "## bench data check", "## bench import"} <= set(pages["commands"].splitlines())
     assert "| `--epochs` |" in pages["commands"]
-    settings = {key.replace("run.", "") for key in RunConfig().flat()}
-    groups = ("dataset.", "split.", "model.", "loss.", "augment.", "train.schedule.")
-    plain = {key for key in settings if not key.startswith(groups)}
-    assert {key for key in plain if f"| `{key}` |" not in pages["settings"]} == set()
+    assert {s.name for s in run_settings() if f"| `{s.name}` |" not in pages["settings"]} == set()
     headings = set(pages["components"].splitlines())
     assert {f"### {name}" for kind in registry.REGISTRIES.values() for name in kind} <= headings
 
