@@ -54,15 +54,14 @@ def leaderboard(
 
     Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
     """
-    from bench.analysis.leaderboard import build_boards
+    from bench import api
     from bench.outputs import check_outputs, write_output
     from bench.reports import tables
-    from bench.tracking import connect, read_records
 
     check_outputs([cases] if cases else [])
-    found = read_records(connect(tracking_uri))
     options = {"primary": primary, "sort": sort, "pareto": pareto, "structure": structure}
-    made = build_boards(found, **options, group_by=group_by, where=where or ())
+    ranked = api.leaderboard(**options, group_by=group_by, where=where or (), tracking_uri=tracking_uri)
+    made, found = ranked.boards, ranked.records
     if cases is not None:
         write_output(cases, tables.cases_csv(made, found))
     match format:
@@ -98,9 +97,13 @@ def compare(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Compare two runs patient by patient, and print one sentence on what the comparison supports."""
-    from bench.reports.comparison import compare as command
+    from bench import api
+    from bench.reports.comparison import print_comparison
 
-    command(a, b, primary=primary, structure=structure, data=data, out=out, uri=tracking_uri)
+    options = {"primary": primary, "structure": structure, "data": data, "out": out}
+    print_comparison(api.compare(a, b, **options, tracking_uri=tracking_uri))
+    if out is not None:
+        typer.echo(f"comparison.json and comparison.png are in {out}")
 
 
 @app.command()
@@ -253,6 +256,7 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Predict masks and overlays (PNG). Masks of images are TIFF of 0 and 255, masks of volumes hold 0 and 1."""
-    from bench.experiments.predict import predict_folder
+    from bench import api
 
-    predict_folder(run, input, out, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+    options = {"fold": fold, "threshold": threshold, "device": device, "tracking_uri": tracking_uri}
+    typer.echo(api.predict(run, input, out, **options))

@@ -9,28 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.api import SETTINGS
 from bench.cli._app import DryRun, OwnDevice, Plugin, Quiet, TrackingUri, Verbose, app, without_none
 
 RETRY_HELP = "Also run failed cells again, or only missing ones."
 WORKERS_HELP = "Parallel cells, each in its own process; GPUs are assigned in turn."
-FLAGS = {  # settings that `bench run` has options for
-    "model": "--model",
-    "model.encoder": "--encoder",
-    "model.weights": "--weights",
-    "dataset.folder": "--data",
-    "dataset": "--dataset",
-    "loss": "--loss",
-    "split.folds": "--folds",
-    "train.epochs": "--epochs",
-    "input.image_size": "--image-size",
-    "train.batch_size": "--batch-size",
-    "train.lr": "--lr",
-    "seed": "--seed",
-    "device": "--device",
-    "name": "--name",
-    "train.deterministic": "--deterministic",
-    "plugins": "--plugin",
-}
+FLAGS = {setting: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()} | {"plugins": "--plugin"}
 LAUNCH_HELP = "Option of the launcher: address=auto, slurm_partition=gpu."
 
 
@@ -81,45 +65,25 @@ def run(
 
     Example: `bench run --model unet --encoder resnet50 --data ~/lgg`
     """
-    flags = {
-        "model": model,
-        "model.encoder": encoder,
-        "model.weights": weights,
-        "dataset.folder": data,
-        "dataset": dataset or ("lgg" if data else None),
-        "loss": loss,
-        "split.folds": folds,
-        "train.epochs": epochs,
-        "input.image_size": image_size,
-        "train.batch_size": batch_size,
-        "train.lr": lr,
-        "seed": seed,
-        "device": device,
-        "name": name,
-        "train.deterministic": deterministic or None,
-        "plugins": [str(p) for p in plugin] if plugin else None,
-    }
-    from bench.overrides import configure, load_settings, parse_assignment
+    from bench import api
+    from bench.overrides import parse_assignment
 
     if resume is not None:
-        from bench.experiments.run import execute, settings_to_resume
-
         _refuse_settings(ctx)
-        settings, only, run_id = settings_to_resume(resume, uri=tracking_uri)
-        execute(settings, only=only, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
-        return
-    # Flags and --set form one layer: in two, choosing a component would silently drop settings of the other.
     changes = dict(parse_assignment(a) for a in set_ or [])
     _refuse_flags(changes)
-    settings = configure(load_settings(config) if config else {}, without_none(flags) | changes)
-    settings.completed()  # refuses wrong settings before anything heavy is imported
-    from bench.experiments.run import dry_run as plan
-    from bench.experiments.run import execute
-
+    given = {k: v for k, v in ctx.params.items() if k not in ("dry_run", "set_")}
+    given |= {"settings": changes, "plugin": plugin or ()}
     if dry_run:
-        plan(settings, only=fold, quiet=quiet)
-    else:
-        execute(settings, only=fold, uri=tracking_uri, fresh=fresh, quiet=quiet, verbose=verbose)
+        settings = api.configure_run(given)
+        from bench.experiments.run import dry_run as print_plan  # slow, so after the settings were checked
+
+        print_plan(settings, only=fold, quiet=quiet)
+        return
+    finished = api.run(**given)
+    from bench.experiments.run import print_finished
+
+    print_finished(finished)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from bench.console import Display, console
+from bench.console import Display
 from bench.data.pack import display_channel
 from bench.data.readers import itk
 from bench.data.readers.images import (
@@ -50,9 +50,27 @@ class _PatientInput:
     write: Callable[[Path, Pixels, Mask], None]
 
 
+@dataclass(frozen=True, repr=False)
+class Predictions:
+    """What was predicted, and a sentence that says where it is.
+
+    `images` has one row per image or slice: image, probability (the highest), called (whether anything is
+    predicted).
+    """
+
+    images: pd.DataFrame
+    summary: str
+
+    def to_pandas(self) -> pd.DataFrame:
+        return self.images
+
+    def __repr__(self) -> str:
+        return self.summary
+
+
 def predict_folder(
     wanted: str, path: Path, out: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
-) -> None:
+) -> Predictions:
     """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
 
     A mask of several exclusive structures holds their values in the data set; structures that may overlap get a
@@ -93,12 +111,13 @@ def predict_folder(
     positive = sum(bool(row["called"]) for row in called)
     count = f"{total} image{'s' * (total != 1)}"
     what = f"{models.structures.noun} at threshold {list_thresholds(thresholds)}"
+    images = pd.DataFrame(called)
     if models.presence:
-        write_output(table, pd.DataFrame(called).to_csv(index=False))
+        write_output(table, images.to_csv(index=False))
         result = f"{table} lists {count}"
     else:
         result = f"masks and overlays of {count} are in {out}"
-    console().print(f"{result}; {positive} of them with {what}", markup=False)
+    return Predictions(images, f"{result}; {positive} of them with {what}")
 
 
 def _images(path: Path, models: FoldModels) -> list[_PatientInput]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.analysis.board import Board
 from bench.analysis.run_summary import headline, model_card
 from bench.config import RunConfig, flatten
 from bench.console import Display, console
@@ -14,6 +16,7 @@ from bench.derived.base import update_ranks
 from bench.device import bfloat16_slowdown, has_bfloat16
 from bench.environment import environment_tags
 from bench.errors import BadSetting
+from bench.experiments.expected_time import say_expected_time
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
 from bench.overrides import written
 from bench.reports.tables import board_table
@@ -48,6 +51,23 @@ from bench.training.cross_validation import cross_validate, estimate_time
 from bench.training.experiment import Experiment, resolve
 
 
+@dataclass(frozen=True, repr=False)
+class FinishedRun:
+    """A finished run: its id and name, its scores by logged name, and the board that it is ranked on.
+
+    A run with a leaky split is on no board.
+    """
+
+    run_id: str
+    name: str
+    scores: Mapping[str, float]
+    board: Board | None
+
+    def __repr__(self) -> str:
+        warning = "" if self.board else f"\n{LEAKY_WARNING}"
+        return f"{self.name} ({self.run_id[:8]}): {headline(self.scores)}{warning}"
+
+
 def execute(
     config: RunConfig,
     *,
@@ -58,8 +78,8 @@ def execute(
     resume: str | None = None,
     quiet: bool = False,
     verbose: bool = False,
-) -> str:
-    """Run one configuration, log it with these tags, print its board, and return the run's id.
+) -> FinishedRun:
+    """Run one configuration, log it with these tags, and rank it.
 
     An interrupted run of the same configuration, data and code is resumed, or abandoned if `fresh`. `resume` is
     the id of the run that must be resumed. `only` is the number of a fold to run alone. Raises `BenchError`.
@@ -80,6 +100,8 @@ def execute(
             return _rank(store, experiment, earlier.info.run_id, earlier.data.metrics)
         if earlier is not None:
             display.say(f"resuming the interrupted run {earlier.info.run_id[:8]}")
+        elif not (quiet or experiment.pack.manifest.synthetic or Tag.SUITE in own):
+            say_expected_time(experiment, only, display)
         title = experiment.config.title
         with tracked_run(store, title, experiment, own, display, earlier) as (recorder, workspace):
             save_code_hashes(workspace, code)
@@ -138,18 +160,23 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
     return config, None if only is None else int(only), run.info.run_id
 
 
-def _rank(store: Store, experiment: Experiment, run_id: str, values: Mapping[str, float]) -> str:
-    """Rank a finished run, print its board, remove its checkpoints, and return its id.
+def _rank(store: Store, experiment: Experiment, run_id: str, values: Mapping[str, float]) -> FinishedRun:
+    """Rank a finished run and remove its checkpoints.
 
     The workspace is removed last: while it exists, the same command repeats these steps.
     """
-    if experiment.leaky:
-        text = f"{experiment.config.title}: LEAKY, on no leaderboard\n{headline(values)}\n{LEAKY_WARNING}"
+    board = None if experiment.leaky else update_ranks(store, run_id)
+    remove_workspace(workspace_folder(store, run_id))
+    return FinishedRun(run_id, experiment.config.title, values, board)
+
+
+def print_finished(run: FinishedRun) -> None:
+    """Print the board of a finished run, or the scores of a leaky one with a warning."""
+    if run.board is None:
+        text = f"{run.name}: LEAKY, on no leaderboard\n{headline(run.scores)}\n{LEAKY_WARNING}"
         console().print(text, markup=False)
     else:
-        console().print(board_table(update_ranks(store, run_id)))
-    remove_workspace(workspace_folder(store, run_id))
-    return run_id
+        console().print(board_table(run.board))
 
 
 def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) -> None:

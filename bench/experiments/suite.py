@@ -23,7 +23,7 @@ from bench.console import console
 from bench.derived.cascade import cascade
 from bench.errors import BenchError
 from bench.experiments.launch import InProcess, Launcher, WorkItem, run_items
-from bench.experiments.run import execute
+from bench.experiments.run import execute, print_finished
 from bench.experiments.suite_file import Cell, Parts, Suite
 from bench.tracking import Run, Store, connect_to_write, log_failure, search_runs
 from bench.tracking.resume import abandon, is_active, is_ranked, workspace_folder
@@ -156,7 +156,7 @@ def run_cell(suite: Suite, name: str, uri: str, retry: bool, quiet: bool, verbos
 def _run(suite: Suite, cell: Cell, store: Store, *, quiet: bool, verbose: bool) -> None:
     tags = suite.tags(cell)
     if isinstance(cell.what, RunConfig):
-        execute(cell.what, uri=store.uri, tags=tags, quiet=quiet, verbose=verbose)
+        print_finished(execute(cell.what, uri=store.uri, tags=tags, quiet=quiet, verbose=verbose))
         return
     parts = {c.name: cell_state(c, store) for c in suite.cells}
     gate, model = parts[cell.what.presence], parts[cell.what.segmentation]

@@ -52,7 +52,7 @@ def compare(
     out: Path | None = None,
     uri: str | None = None,
 ) -> Comparison:
-    """Compare two logged runs and print the result; write comparison.json and comparison.png to `out`.
+    """Compare two logged runs, and write comparison.json and comparison.png to `out`.
 
     `primary` is any metric that both have logged per patient; `structure` is the only one that counts, by default
     the mean over structures does. `data` is the folder of the data set, by default
@@ -77,12 +77,10 @@ def compare(
     comparison = compare_cases(*cases, sides=sides, primary=primary, structure=structure, groups=groups)
     if runs[0].data.tags.get(Tag.SYNTHETIC) == "true":
         comparison = replace(comparison, claim=f"{comparison.claim} {SYNTHETIC_WARNING}")
-    print_comparison(comparison)
     if out is not None:
         write_output(files[0], json.dumps(comparison.as_json(), indent=1, allow_nan=False))
         with new_output(files[1]) as png:
             draw_comparison(comparison).savefig(png, dpi=150)
-        console().print(f"comparison.json and comparison.png are in {plain(str(out))}", markup=False)
     return comparison
 
 

@@ -219,14 +219,19 @@ def frame_markdown(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def board_csv(boards: Sequence[Board]) -> str:
-    """Return all rows as CSV at full precision; the column `board` numbers the boards."""
-    out = io.StringIO()
+def board_rows(boards: Sequence[Board]) -> list[dict[str, object]]:
+    """Return all rows as plain values at full precision; `board` numbers the boards."""
     rows: list[dict[str, object]] = []
     for number, b in enumerate(boards, 1):
         shared = {"board": number, "task": b.task, "primary": b.primary, "post_hoc": b.post_hoc}
         shared |= {"structure": b.structure} if b.structure else {}
         rows += [{**shared, "left_out": len(b.left_out), **row.flat()} for row in b.rows]
+    return rows
+
+
+def board_csv(boards: Sequence[Board]) -> str:
+    """Return `board_rows` as CSV."""
+    out, rows = io.StringIO(), board_rows(boards)
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(out, list(names) or ["board"], lineterminator="\n")
     writer.writeheader()
@@ -234,8 +239,8 @@ def board_csv(boards: Sequence[Board]) -> str:
     return out.getvalue()
 
 
-def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
-    """Return the scores of every patient by each run behind the rows as CSV, to six digits."""
+def case_rows(boards: Sequence[Board], records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return the scores of every patient by each run behind the rows; an empty table without any."""
     by_id = {record.run_id: record for record in records}
     parts = []
     for number, row in ((number, row) for number, board in enumerate(boards, 1) for row in board.rows):
@@ -243,7 +248,13 @@ def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
             own: dict[str, int | str] = {"board": number, "rank": row.rank, "name": row.name}
             own |= {"run_id": record.run_id, "seed": record.settings.get("run.seed", "")}
             parts.append(record.cases.assign(**own)[[*own, *record.cases]])
-    return pd.concat(parts).to_csv(index=False, float_format="%.6g") if parts else ""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
+    """Return `case_rows` as CSV, to six digits."""
+    rows = case_rows(boards, records)
+    return "" if rows.empty else rows.to_csv(index=False, float_format="%.6g")
 
 
 def board_json(boards: Sequence[Board]) -> str:

@@ -62,7 +62,7 @@ def logged(store: Store, model: Path) -> str:
 
 
 def predict(model: Path, images: Path, out: Path, *, threshold: float | None = None) -> None:
-    predict_folder(str(model), images, out, fold=None, threshold=threshold, device="cpu", uri=None)
+    print(predict_folder(str(model), images, out, fold=None, threshold=threshold, device="cpu", uri=None))
 
 
 def evaluate(store: Store, run: str, folder: Path) -> str:

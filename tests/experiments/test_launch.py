@@ -467,7 +467,7 @@ def check_survival(folder: Path, template: Path, launcher: Launcher, entries: st
             assert [metric.step for metric in history] == list(range(1, 9))
     lost = next(s for s in states if s.run.info.run_id == killed[0])
     other = connect(f"sqlite:///{folder / 'undisturbed' / 'mlflow.db'}")
-    undisturbed = other.client.get_run(execute(lost.cell.what, uri=other.uri, quiet=True))
+    undisturbed = other.client.get_run(execute(lost.cell.what, uri=other.uri, quiet=True).run_id)
     assert read_table(store, lost.run, "cases").equals(read_table(other, undisturbed, "cases"))
 
 

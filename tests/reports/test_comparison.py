@@ -21,7 +21,7 @@ from bench.data.datasets.phantom import write_phantom
 from bench.data.pack import Pack, load_or_pack
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.formatting import SYNTHETIC_WARNING
-from bench.reports.comparison import compare, draw_comparison
+from bench.reports.comparison import compare, draw_comparison, print_comparison
 from bench.stats import FoldComparison, Interval, PairedComparison
 from bench.tracking import Store, find_run, open_run
 from tests.fakes import pack_of
@@ -403,6 +403,7 @@ def test_compare_prints_and_writes_two_logged_runs(store: Store, pack: Pack, tmp
     log(store, pack, NASTY, 0.2, images=250)
     log(store, pack, "plain")
     comparison = compare(NASTY, "plain", out=tmp_path / "new" / "out", uri=store.uri)
+    print_comparison(comparison)
     out, _ = capsys.readouterr()
     assert "\x1b" not in out
     assert "A: [red]a?[31m$x^$ (" in out

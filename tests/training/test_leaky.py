@@ -20,7 +20,7 @@ from bench.data.loader import SliceLoader
 from bench.data.pack import Pack, load_or_pack, one_case_per_slice
 from bench.data.splits import leaky_slices, patients, split_table
 from bench.errors import BadSetting, DataError, LeakageError
-from bench.experiments.run import dry_run, execute
+from bench.experiments.run import dry_run, execute, print_finished
 from bench.masks import load_masks
 from bench.metrics.aggregate import summarise
 from bench.models.io import load_model
@@ -254,14 +254,15 @@ def test_the_logged_model_is_one_of_patients(ran, tmp_path):
 
 @pytest.mark.slow
 def test_a_leaky_run_is_logged_marked_and_on_no_board(store: Store, pack, capsys):
-    leaky = execute(config(name="leaky", train__epochs=1), uri=store.uri)
+    finished = execute(config(name="leaky", train__epochs=1), uri=store.uri)
+    print_finished(finished)
     said = capsys.readouterr()
     assert "leaky: LEAKY, on no leaderboard\nDice 0." in said.out
     assert "LEAKY SPLIT" in said.out
     assert "LEAKY SPLIT" in said.err
     assert "6 patients, 36 slices" in said.err
     run = find_run(store, "leaky")
-    assert (run.info.run_id, run.info.status, run.data.tags[Tag.KIND]) == (leaky, "FINISHED", LEAKY)
+    assert (run.info.run_id, run.info.status, run.data.tags[Tag.KIND]) == (finished.run_id, "FINISHED", LEAKY)
     assert "LEAKY" in run.data.tags["mlflow.note.content"]
     assert '"patients": 6' in run.inputs.dataset_inputs[0].dataset.profile
     cases = read_table(store, run, "cases")

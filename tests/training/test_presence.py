@@ -18,7 +18,7 @@ from bench.analysis.leaderboard import build_boards
 from bench.config import Evaluate, RunConfig
 from bench.data.loader import SliceLoader
 from bench.errors import BadSetting, UnknownName
-from bench.experiments.run import execute
+from bench.experiments.run import execute, print_finished
 from bench.inference.fold_models import FoldModels
 from bench.inference.predict import Predictor
 from bench.metrics.classification import best_threshold, confusion_matrix
@@ -453,15 +453,16 @@ def test_draws_of_patients_for_whom_a_score_is_not_defined_do_not_count():
 
 @pytest.mark.slow
 def test_a_logged_classifier_stands_on_its_board_with_its_slices(store: Store, capsys):
-    run_id = execute(config(train__epochs=1, name="mine", seed=3), uri=store.uri, quiet=True)
+    finished = execute(config(train__epochs=1, name="mine", seed=3), uri=store.uri, quiet=True)
+    print_finished(finished)
     (found,) = read_records(store)
-    assert (found.run_id, found.tags["bench.task"]) == (run_id, "presence")
+    assert (found.run_id, found.tags["bench.task"]) == (finished.run_id, "presence")
     (board,) = build_boards([found])
     assert (board.task, order(board), board.patients) == ("presence", ["mine"], 6)
     shown = capsys.readouterr().out
     assert "presence of tumour" in shown
     assert f"{found.metrics['auroc']:.3f}" in shown
-    slices = read_table(store, store.client.get_run(run_id), "slices")
+    slices = read_table(store, store.client.get_run(finished.run_id), "slices")
     assert found.metrics["auroc"] == pytest.approx(metrics.roc_auc_score(slices["truth"], slices["probability"]))
     assert slices["called"].dtype == bool
     assert isinstance(resolve(config()).task, Presence)
