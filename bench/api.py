@@ -7,6 +7,7 @@ Nothing is printed but progress, on standard error or in the notebook. Whatever 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:  # a function imports what it needs, so that `bench --help` is
     from bench.experiments.predict import Predictions
     from bench.experiments.run import FinishedRun
     from bench.types import RunRecord
+
+# Libraries look for the widgets of a notebook when they are imported; nothing here needs them.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 AnyPath = str | os.PathLike[str]
 SETTINGS = {  # of the parameters of `run`
@@ -152,12 +156,16 @@ def leaderboard(
     arguments are the options of `bench leaderboard`. Raises `BenchError`.
     """
     from bench.analysis.leaderboard import build_boards
+    from bench.console import Display
     from bench.tracking import connect, read_records
 
-    records = read_records(connect(tracking_uri))
     where = [where] if isinstance(where, str) else where
     options = {"primary": primary, "sort": sort, "pareto": pareto, "structure": structure}
-    return Leaderboard(tuple(build_boards(records, **options, group_by=group_by, where=where)), tuple(records))
+    with Display() as display:
+        records = read_records(connect(tracking_uri), tick=display.reading)
+        with display.doing("ranking"):
+            boards = build_boards(records, **options, group_by=group_by, where=where)
+    return Leaderboard(tuple(boards), tuple(records))
 
 
 def compare(

@@ -108,6 +108,12 @@ class Display(Watch):
         finally:
             self.progress.remove_task(task)
 
+    def reading(self, done: int, of: int) -> None:
+        self.bar(done, of, "reading", "runs")
+
+    def scoring(self, done: int, of: int) -> None:
+        self.bar(done, of, "scoring", "patients")
+
     def packing(self, done: int, of: int) -> None:
         self.bar(done, of, "packing")
 

@@ -5,6 +5,7 @@ MkDocs calls `on_files` and `on_page_markdown`. Links to benchmarks/ are written
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, text in reference_pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
         if path.suffix in RESULTS:
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
@@ -34,6 +37,30 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Point links to results at the copies in the site."""
     return re.sub(r"\]\(\.\./((?:\.\./)*)benchmarks/", r"](\1benchmarks/", markdown)
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as Markdown, with its stored outputs and a link to the file."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if is_code else source)
+        parts += [shown for output in cell.get("outputs", ()) if (shown := notebook_output(output))]
+    title, *others = parts
+    return "\n\n".join((title, f"[The notebook as a file]({path.name})", *others)) + "\n"
+
+
+def notebook_output(output: dict[str, Any]) -> str:
+    """Return an output as a picture, as a table, or else as text; '' if it is empty."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="output of the cell above" src="data:image/png;base64,{data["image/png"].strip()}">'
+    page = "".join(data.get("text/html", ""))
+    if "<table" in page:
+        return re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
+    text = "".join(data.get("text/plain", output.get("text", ""))).strip()
+    return f"```text\n{text}\n```" if text else ""
 
 
 def reference_pages() -> dict[str, str]:

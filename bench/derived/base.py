@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from bench.analysis.board_rows import search_trials
 from bench.analysis.leaderboard import board_of_run, rank_metrics
 from bench.analysis.run_summary import headline, model_card
 from bench.console import Display, console
-from bench.data.pack import Pack
+from bench.data.pack import Pack, Tick
 from bench.masks import Mask, Masks
 from bench.metrics.aggregate import summarise
 from bench.metrics.confusion import dice_of
@@ -82,16 +83,19 @@ def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) 
                 recorder.image(name, pixels)
         recorder.tags({"mlflow.note.content": model_card(run.title, run.facts, values)})
     if Tag.POST_HOC not in tags:  # what was chosen after scores were seen gets no rank among the others
-        update_ranks(store, recorder.run_id)
+        update_ranks(store, recorder.run_id, display)
     console().print("\n".join((run.title, headline(values), *run.comparisons)), markup=False)
     return recorder.run_id
 
 
-def update_ranks(store: Store, run_id: str) -> Board:
+def update_ranks(store: Store, run_id: str, display: Display) -> Board:
     """Rank the board of a finished run again, log the rank of every run as metrics, and return the board."""
     tags = store.client.get_run(run_id).data.tags
-    board = board_of_run(read_records(store, tags={tag: tags[tag] for tag in (Tag.DATA, Tag.SPLIT)}), run_id)
-    log_ranks(store, rank_metrics(board))
+    same = {tag: tags[tag] for tag in (Tag.DATA, Tag.SPLIT)}
+    records = read_records(store, tags=same, tick=display.reading)
+    with display.doing("ranking"):
+        board = board_of_run(records, run_id)
+    log_ranks(store, rank_metrics(board), partial(display.bar, what="logging ranks", unit="runs"))
     return board
 
 
@@ -100,8 +104,10 @@ def derive_fingerprint(*parts: str) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> list[CaseScore]:
-    """Score every patient by all metrics that need no probability."""
+def score_masks(
+    task: Segmentation, pack: Pack, masks: Mapping[str, Mask], tick: Tick = lambda done, of: None
+) -> list[CaseScore]:
+    """Score every patient by all metrics that need no probability; `tick(done, of)` follows each."""
     numbers = pack.index["slice"].to_numpy()
     scores = []
     for case, mask in masks.items():
@@ -110,6 +116,7 @@ def score_masks(task: Segmentation, pack: Pack, masks: Mapping[str, Mask]) -> li
         truth, mask = pack.truth(rows)[own], mask[own]
         of_rows = case, numbers[rows].tolist(), pack.structures.names
         scores.append(task.score_mask(*of_rows, truth, mask, pack.spacing(rows)))
+        tick(len(scores), len(masks))
     return scores
 
 

@@ -49,7 +49,7 @@ def cascade(
         masks = Masks(
             (case, mask & _called(pack, calls, case)[:, None, None, None]) for case, mask in before.items()
         )
-        scores = score_masks(Segmentation(), pack, masks)
+        scores = score_masks(Segmentation(), pack, masks, display.scoring)
         change = describe_change(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
         run = DerivedRun(
             kind="cascade",

@@ -35,7 +35,8 @@ PATHS = ("dataset.folder", "run.plugins")  # settings that are paths on the mach
 def publish_runs(out: Path, *, where: Sequence[str] = (), uri: str | None = None) -> None:
     """Write the finished runs that meet these conditions to `out`; runs in it are kept. Raises `BenchError`."""
     store = connect(uri)
-    found = filter_records(read_records(store), where)[::-1]
+    with Display() as display:
+        found = filter_records(read_records(store, tick=display.reading), where)[::-1]
     if not found:
         raise BadSetting(f"no finished run in {store.address} matches. `bench leaderboard` shows all runs.")
     before = read_published(out) if (out / RUNS).exists() else Published((), {})
@@ -75,8 +76,8 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
             if Tag.POST_HOC not in tags:  # a choice made after test scores were seen has no rank
                 boards[(*map(tags.get, BOARD), frozenset(record.cases["case"]))] = recorder.run_id
             display.bar(done, len(new), "importing", "runs")
-    for run_id in boards.values():
-        update_ranks(store, run_id)
+        for run_id in boards.values():
+            update_ranks(store, run_id, display)
     known = len(published.runs) - len(new)
     before = f"; {_runs(known)} already there" * bool(known)
     console().print(f"{_runs(len(new))} imported into {store.address}{before}", markup=False)

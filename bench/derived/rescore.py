@@ -51,7 +51,7 @@ def rescore(
     with Display() as display:
         pack = load_run_pack(source, data, display)
         masks = _masks(store, source, threshold, postprocess, exclusive=pack.structures.exclusive)
-        scores = score_masks(Segmentation(), pack, masks)
+        scores = score_masks(Segmentation(), pack, masks, display.scoring)
         cases = case_rows(scores)
         change = describe_change(cases, read_table(store, source, "cases"), "the run as it was")
         run = DerivedRun(

@@ -97,7 +97,7 @@ def execute(
             display.say(
                 f"run {earlier.info.run_id[:8]} was interrupted after its end: only its ranks are computed"
             )
-            return _rank(store, experiment, earlier.info.run_id, earlier.data.metrics)
+            return _rank(store, experiment, earlier.info.run_id, earlier.data.metrics, display)
         if earlier is not None:
             display.say(f"resuming the interrupted run {earlier.info.run_id[:8]}")
         elif not (quiet or experiment.pack.manifest.synthetic or Tag.SUITE in own):
@@ -113,7 +113,7 @@ def execute(
                 raise
             card = model_card(title, _card(experiment, only), {**result.values, **result.costs})
             recorder.tags({"mlflow.note.content": card})
-    return _rank(store, experiment, recorder.run_id, result.values)
+        return _rank(store, experiment, recorder.run_id, result.values, display)
 
 
 @contextmanager
@@ -160,12 +160,14 @@ def settings_to_resume(name_or_id: str, *, uri: str | None = None) -> tuple[RunC
     return config, None if only is None else int(only), run.info.run_id
 
 
-def _rank(store: Store, experiment: Experiment, run_id: str, values: Mapping[str, float]) -> FinishedRun:
+def _rank(
+    store: Store, experiment: Experiment, run_id: str, values: Mapping[str, float], display: Display
+) -> FinishedRun:
     """Rank a finished run and remove its checkpoints.
 
     The workspace is removed last: while it exists, the same command repeats these steps.
     """
-    board = None if experiment.leaky else update_ranks(store, run_id)
+    board = None if experiment.leaky else update_ranks(store, run_id, display)
     remove_workspace(workspace_folder(store, run_id))
     return FinishedRun(run_id, experiment.config.title, values, board)
 

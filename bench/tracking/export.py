@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from bench.console import console
+from bench.console import Display, console
 from bench.errors import BadSetting, DataError
 from bench.models.io import DESCRIPTION, load_model, read_description, save_model
 from bench.tracking import connect, download_models, find_parent, find_run
@@ -37,10 +37,11 @@ def export_run(
     parent = find_parent(store, run)
     patients = read_participants(store, parent).anonymise()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as workspace:
+    with Display() as display, tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as workspace:
         made = Path(workspace) / "made"  # a part of the folds must not look like an export
-        folders = download_models(store, run, Path(workspace), fold=fold)
-        for folder in folders:
+        with display.doing("reading models"):
+            folders = download_models(store, run, Path(workspace), fold=fold)
+        for number, folder in enumerate(folders, 1):
             model, description = load_model(folder)
             if half:
                 for weights in model.parameters():
@@ -51,6 +52,7 @@ def export_run(
                 model,
                 description | {"patients": patients, "models": len(folders)},
             )
+            display.bar(number, len(folders), "writing", "models")
         card = parent.data.tags.get("mlflow.note.content", f"**{run.info.run_name}**")
         count = f"{len(folders)} model{'s' * (len(folders) > 1)}, one per fold"
         use = f"`bench predict {out.name} IMAGES --out DIR` averages their probabilities. "

@@ -31,18 +31,25 @@ class UnreadableTable(StoreError):
     """A table that is not where the store says, or is not a table."""
 
 
-def read_records(store: Store, *, tags: Mapping[str, str] | None = None) -> list[RunRecord]:
+def read_records(
+    store: Store,
+    *,
+    tags: Mapping[str, str] | None = None,
+    tick: Callable[[int, int], None] = lambda done, of: None,
+) -> list[RunRecord]:
     """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`.
 
-    A run whose tables cannot be read is left out, and a line on the error output names it.
+    A run whose tables cannot be read is left out, and a line on the error output names it. `tick(done, of)` follows
+    each run.
     """
     records = []
-    for run in search_runs(store, {Tag.KIND: PARENT, **(tags or {})}):
-        if is_finished(run):
-            try:
-                records.append(_read_record(store, run))
-            except UnreadableTable as error:
-                to_stderr(f"left out: {error}")
+    runs = [run for run in search_runs(store, {Tag.KIND: PARENT, **(tags or {})}) if is_finished(run)]
+    for number, run in enumerate(runs, 1):
+        try:
+            records.append(_read_record(store, run))
+        except UnreadableTable as error:
+            to_stderr(f"left out: {error}")
+        tick(number, len(runs))
     return records
 
 

@@ -259,16 +259,21 @@ def log_failure(store: Store, name: str, experiment: str, tags: Mapping[str, str
     store.client.set_terminated(run.info.run_id, "FAILED")
 
 
-def log_ranks(store: Store, ranks: Mapping[str, Mapping[str, float]]) -> None:
-    """Log metrics of finished runs, by run id, that change when other runs finish.
+def log_ranks(
+    store: Store,
+    ranks: Mapping[str, Mapping[str, float]],
+    tick: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Log metrics of finished runs, by run id, that change when other runs finish; `tick(done, of)` follows each.
 
     MLflow shows the value with the latest time, so the time is later than that of every earlier value, even if the
     clock was set back.
     """
-    for run_id, values in ranks.items():
+    for number, (run_id, values) in enumerate(ranks.items(), 1):
         earlier = store.client.get_metric_history(run_id, "rank")  # the others have the same times
         later = max([int(time.time() * 1000), *(1 + metric.timestamp for metric in earlier)])
         store.client.log_batch(run_id, [Metric(k, v, later, 0) for k, v in _finite(values).items()])
+        tick(number, len(ranks))
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

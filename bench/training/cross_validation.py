@@ -153,11 +153,14 @@ def estimate_time(experiment: Experiment, only: int | None = None, *, limit: flo
     predictor = experiment.predictor([experiment.model(0)], loader)
     case = min(experiment.folds[0].val)
     rows = pack.rows([case])
-    started = time.perf_counter()
-    predictor.probabilities(rows[:1], experiment.task.output_shape)
-    per_slice, slices = time.perf_counter() - started, 1
-    if per_slice * len(rows) < limit:
-        started, slices = time.perf_counter(), len(rows)
+    predictor.probabilities(rows[:1], experiment.task.output_shape)  # the first one is slower than all others
+    started, slices = time.perf_counter(), 0
+    while slices < len(rows) and time.perf_counter() - started < limit:
+        predictor.probabilities(rows[slices : slices + 1], experiment.task.output_shape)
+        slices += 1
+    per_slice = (time.perf_counter() - started) / slices
+    if slices == len(rows):  # so scoring the patient is quick, too
+        started = time.perf_counter()
         list(experiment.task.score(predictor, [case], (0.5,) * len(experiment.structures)))
         per_slice = (time.perf_counter() - started) / slices
     seconds = sum(

@@ -65,7 +65,8 @@ def write_report(
         raise BadSetting(f"{out} is a folder. Give the name of a file, such as {out / 'report.html'}.")
     check_outputs([out])
     store = connect(uri)
-    runs = {record.run_id: record for record in read_records(store)}
+    with Display() as display:
+        runs = {record.run_id: record for record in read_records(store, tick=display.reading)}
     boards = build_boards(list(runs.values()), primary=primary, where=where)
     if not boards:
         condition = f" for which {' and '.join(where)}" if where else ""
@@ -73,7 +74,9 @@ def write_report(
     largest = boards[0]
     with Display() as display:
         data_of_boards = [read_board_data(store, board, runs, data, display) for board in boards]
-        write_output(out, render_report(title or f"Leaderboard: {largest.dataset}", data_of_boards))
+        with display.doing("drawing the page"):
+            page = render_report(title or f"Leaderboard: {largest.dataset}", data_of_boards)
+        write_output(out, page)
         console().print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         if store.refusal:
             display.say(f"the page is not logged: {store.refusal}")
