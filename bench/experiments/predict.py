@@ -111,13 +111,13 @@ def predict_folder(
     positive = sum(bool(row["called"]) for row in called)
     count = f"{total} image{'s' * (total != 1)}"
     what = f"{models.structures.noun} at threshold {list_thresholds(thresholds)}"
-    images = pd.DataFrame(called)
+    found = pd.DataFrame(called)
     if models.presence:
-        write_output(table, images.to_csv(index=False))
+        write_output(table, found.to_csv(index=False))
         result = f"{table} lists {count}"
     else:
         result = f"masks and overlays of {count} are in {out}"
-    return Predictions(images, f"{result}; {positive} of them with {what}")
+    return Predictions(found, f"{result}; {positive} of them with {what}")
 
 
 def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
