@@ -39,8 +39,8 @@ def read_records(
 ) -> list[RunRecord]:
     """Return all finished cross-validations with these tags, and their tables of patients. Raises `StoreError`.
 
-    A run whose tables cannot be read is left out, and a line on the error output names it. `tick(done, of)` follows
-    each run.
+    A run whose tables cannot be read is left out, and a line on the error output names it. `tick(done, of)`
+    follows each run.
     """
     records = []
     runs = [run for run in search_runs(store, {Tag.KIND: PARENT, **(tags or {})}) if is_finished(run)]
