@@ -100,8 +100,10 @@ def compare(
     from bench import api
     from bench.reports.comparison import print_comparison
 
-    options = {"primary": primary, "structure": structure, "data": data, "out": out}
-    print_comparison(api.compare(a, b, **options, tracking_uri=tracking_uri))
+    comparison = api.compare(
+        a, b, primary=primary, structure=structure, data=data, out=out, tracking_uri=tracking_uri
+    )
+    print_comparison(comparison)
     if out is not None:
         typer.echo(f"comparison.json and comparison.png are in {out}")
 
@@ -258,5 +260,7 @@ def predict(
     """Predict masks and overlays (PNG). Masks of images are TIFF of 0 and 255, masks of volumes hold 0 and 1."""
     from bench import api
 
-    options = {"fold": fold, "threshold": threshold, "device": device, "tracking_uri": tracking_uri}
-    typer.echo(api.predict(run, input, out, **options))
+    predictions = api.predict(
+        run, input, out, fold=fold, threshold=threshold, device=device, tracking_uri=tracking_uri
+    )
+    typer.echo(predictions)
