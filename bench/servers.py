@@ -33,6 +33,12 @@ class Address:
     def url(self) -> str:
         return f"http://{self.url_host}:{self.port}"
 
+    def answers(self) -> bool:
+        """Return whether a server listens there."""
+        with suppress(OSError), socket.create_connection((self.host, self.port), timeout=5):
+            return True
+        return False
+
     def announce(self, what: str, risk: str, say: Callable[[str], None]) -> None:
         """Say where the page is, and who can open it."""
         say(f"{what} is at {self.url} (Ctrl-C ends it)")
@@ -58,10 +64,19 @@ def check_address(host: str, port: int) -> Address:
     return Address(host, port, not ip_address(place[0]).is_loopback)
 
 
-def run_server(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run a server until interrupted, and end all of its processes. Raises `BenchError` if it ends by itself."""
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+def run_server(
+    command: Sequence[str], environment: Mapping[str, str], address: Address, ready: Callable[[], None]
+) -> None:
+    """Run a server until interrupted, and end all of its processes; `ready` is called once it answers.
+
+    Of its output, only errors are shown. Raises `BenchError` if it ends by itself.
+    """
+    server = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
+        while server.poll() is None and not address.answers():
+            time.sleep(0.1)
+        if server.poll() is None:
+            ready()
         code = server.wait()
     finally:
         with suppress(ProcessLookupError):  # none of its processes is left

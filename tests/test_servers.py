@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
@@ -22,11 +23,6 @@ def taken() -> Iterator[int]:
     """A port at which another server listens."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
@@ -60,24 +56,39 @@ def test_an_ipv6_address_is_in_brackets_in_a_url(host):
     assert (address.host, address.url, address.is_public) == ("::1", f"http://[::1]:{port}", False)
 
 
-def test_a_server_that_ends_by_itself_is_an_error():
+def test_a_server_that_ends_by_itself_is_an_error_and_never_ready():
+    address, ready = check_address("127.0.0.1", free_port()), []
     with pytest.raises(BenchError, match="ended by itself, with exit code 0"):
-        run_server([sys.executable, "-c", ""], os.environ)
+        run_server([sys.executable, "-c", ""], os.environ, address, lambda: ready.append(True))
+    assert ready == []
+
+
+def test_a_server_is_ready_once_it_answers():
+    address, ready = check_address("127.0.0.1", free_port()), []
+    code = f"import socket; socket.create_server(('127.0.0.1', {address.port})).accept()"
+    with pytest.raises(BenchError, match="ended by itself"):
+        run_server([sys.executable, "-c", code], os.environ, address, lambda: ready.append(True))
+    assert ready == [True]
 
 
 @pytest.mark.slow
 def test_ending_the_ui_ends_mlflow_and_frees_its_port(store):
     port = free_port()
+    store.experiment("lgg")
+    address = check_address("127.0.0.1", port)
     command = [sys.executable, "-m", "bench", "ui", "--port", str(port), "--tracking-uri", store.uri]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, text=True, **pipes) as ui:
-        for _ in range(600):
-            if answers(port) or ui.poll() is not None:
+        for _ in range(3000):
+            if address.answers() or ui.poll() is not None:
                 break
             time.sleep(0.1)
+        urlopen(f"{address.url}/health").close()
         again = subprocess.run(command, text=True, check=False, capture_output=True)
         ui.send_signal(signal.SIGTERM)
         output = ui.communicate(timeout=30)[0]
     assert f"is at http://127.0.0.1:{port}" in output
+    assert output.splitlines()[-1].startswith(f"leaderboard of lgg: {address.url}/#/experiments/")
+    assert "GET /health" not in output
     assert (again.returncode, "Address already in use" in again.stderr) == (2, True)
-    assert not answers(port)
+    assert not address.answers()

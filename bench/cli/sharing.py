@@ -16,21 +16,36 @@ ALLOW_HELP = "Further name by which the page may be opened, such as that of a pr
 def ui(
     host: Host = "127.0.0.1",
     port: Port = 5000,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the leaderboard in a browser.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Serve MLflow's UI for the tracking store."""
+    """Serve MLflow's UI for the tracking store, and print the links to its leaderboards once it answers."""
+    import webbrowser
+
     from bench.servers import check_address, run_server
-    from bench.tracking import connect, ui_command
+    from bench.tracking import connect, leaderboards, ui_command
 
     store = connect(tracking_uri)
+
+    def show(url: str) -> None:
+        links = {name: f"{url}{path}" for name, path in leaderboards(store).items()}
+        for name, link in reversed(links.items()):  # the newest last, where it is seen
+            typer.echo(f"leaderboard of {name}: {link}")
+        if open_browser:
+            webbrowser.open(next(iter(links.values()), url))
+
     if store.uri.startswith("http"):
         typer.echo(f"the store is already a server: open {store.address}")
+        show(store.address.rstrip("/"))
         return
     address = check_address(host, port)
-    address.announce(f"MLflow's UI of {store.address}", "see and change these runs", typer.echo)
-    for experiment, path in store.views().items():
-        typer.echo(f"  leaderboard of {experiment}: {address.url}{path}")
-    run_server(*ui_command(store, address.host, port))
+    typer.echo(f"starting MLflow's UI of {store.address} ...")
+
+    def ready() -> None:
+        address.announce("MLflow's UI", "see and change these runs", typer.echo)
+        show(address.url)
+
+    run_server(*ui_command(store, address.host, port), address, ready)
 
 
 @app.command()

@@ -62,7 +62,8 @@ def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) 
     cases = folds.merge(case_rows(run.scores), on="case")
     slices = slice_table(run.scores)
     values = summarise(cases)
-    tags = {tag: source.data.tags[tag] for tag in (*SHARED, Tag.DATASET, Tag.SYNTHETIC)}
+    kept = (*SHARED, Tag.DATASET, Tag.SYNTHETIC, Tag.LICENCE)  # older runs have no licence
+    tags = {tag: source.data.tags[tag] for tag in kept if tag in source.data.tags}
     tags |= {Tag.TASK: task.name, Tag.FINGERPRINT: run.fingerprint, Tag.KIND: PARENT, Tag.DERIVED: run.kind}
     tags |= {Tag.SOURCE: source.data.tags.get(Tag.SOURCE, source.info.run_id), **run.tags}
     experiment = store.client.get_experiment(source.info.experiment_id).name

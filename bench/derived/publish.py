@@ -29,6 +29,7 @@ from bench.tracking import (
 )
 from bench.types import RunRecord
 
+SOURCE = "bench import"  # what MLflow's UI names as the source of an imported run
 PATHS = ("dataset.folder", "run.plugins")  # settings that are paths on the machine of the run
 
 
@@ -65,9 +66,10 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
     boards: dict[tuple[object, ...], str] = {}
     with Display() as display:
         for done, record in enumerate(new, 1):
-            tags = {**record.tags, Tag.KIND: PARENT, Tag.IMPORTED: record.run_id}
+            tags = {**record.tags, Tag.KIND: PARENT, Tag.IMPORTED: record.run_id, "mlflow.source.name": SOURCE}
             with open_run(store, record.name, tags[Tag.DATASET], tags, say=display.say) as recorder:
                 recorder.settings(record.settings)
+                recorder.data(tags[Tag.DATASET], tags[Tag.DATA], _profile(record))
                 recorder.metrics(record.metrics)
                 recorder.table("cases", record.cases)
                 recorder.table("split", published.splits[tags[Tag.SPLIT]])
@@ -85,6 +87,12 @@ def import_runs(folder: Path, *, uri: str | None = None) -> None:
 
 def _runs(count: int) -> str:
     return "1 run is" if count == 1 else f"{count} runs are"
+
+
+def _profile(record: RunRecord) -> dict[str, object]:
+    """Return what is known of the data set of a published run, which does not hold the data itself."""
+    licence = {"licence": record.tags[Tag.LICENCE]} if Tag.LICENCE in record.tags else {}
+    return {"patients": len(record.cases), "synthetic": record.tags.get(Tag.SYNTHETIC) == "true", **licence}
 
 
 def _public(record: RunRecord) -> RunRecord:

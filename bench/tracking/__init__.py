@@ -26,10 +26,11 @@ from bench.tracking.store import check_reachable as check_reachable
 from bench.tracking.store import connect as connect
 from bench.tracking.store import connect_to_write as connect_to_write
 from bench.tracking.store import store_uri as store_uri
-from bench.tracking.store import ui_command as ui_command
 from bench.tracking.store import without_password as without_password
 from bench.tracking.tags import EVALUATION as EVALUATION
 from bench.tracking.tags import FOLD as FOLD
 from bench.tracking.tags import LEAKY as LEAKY
 from bench.tracking.tags import PARENT as PARENT
 from bench.tracking.tags import Tag as Tag
+from bench.tracking.ui import leaderboards as leaderboards
+from bench.tracking.ui import ui_command as ui_command

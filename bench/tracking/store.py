@@ -1,9 +1,8 @@
-"""Opening a tracking store, an MLflow client that copes with locks and lost servers, and MLflow's own UI."""
+"""Opening a tracking store, and an MLflow client that copes with locks and lost servers."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -37,7 +36,7 @@ from bench.tracking.sqlite import (
     is_in_use,
     sqlite_file,
 )
-from bench.tracking.tags import PARENT, Tag
+from bench.tracking.ui import experiment_tags, outdated
 
 # MLflow reads these at every request. Six attempts of 30 seconds, not eight of 120: a server has a minute to
 # come back. What has to be quick (a first contact, metrics, the end of a run) gets two attempts of 10 seconds.
@@ -53,13 +52,6 @@ NOT_UNIQUE = ("UNIQUE constraint failed", "duplicate key value", "Duplicate entr
 UNAVAILABLE = "TEMPORARILY_UNAVAILABLE"  # what MLflow calls every failed operation of a database
 READING = ("get_", "search_", "download_")  # methods that write nothing
 UNWRITABLE = ("disk is full", "readonly database", "disk I/O error", "unable to open database")  # SQLite
-VIEW = "leaderboard"
-VIEW_COLUMNS = (
-    *(f"params.`{p}`" for p in ("model.name", "model.encoder", "loss.name")),
-    *(f"metrics.`{m}`" for m in ("rank", "rank_first", "dice", "dice_low", "dice_high")),
-    *(f"metrics.`{m}`" for m in ("dice_median", "dice_positive_slices", "hd95", "missed_slices")),
-    *(f"metrics.`cost/{m}`" for m in ("parameters", "flops", "device_seconds", "latency_p50_ms")),
-)
 
 
 def to_stderr(text: str) -> None:
@@ -81,12 +73,11 @@ class Store:
 
     def experiment(self, name: str, say: Callable[[str], None] = to_stderr) -> str:
         """Return the id of the experiment `name`. Create or, which `say` tells, restore it if necessary."""
-        experiment = self.client.get_experiment_by_name(name)
+        experiment, tags = self.client.get_experiment_by_name(name), experiment_tags(name)
         if experiment is None:
             place = (self.folder / "artifacts" / _folder_name(name)).as_uri() if self.folder else None
-            view = {f"mlflow.sharedViewState.{VIEW}": _leaderboard_view()}
             try:
-                return str(self.client.create_experiment(name, artifact_location=place, tags=view))
+                return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
             except MlflowException:  # another process has just created it
                 experiment = self.client.get_experiment_by_name(name)
                 if experiment is None:
@@ -101,6 +92,8 @@ class Store:
             for run in deleted:  # MLflow restores them with their experiment
                 self.client.delete_run(run)
             say(f"experiment {name} was deleted and is restored; its {len(deleted)} earlier runs stay deleted")
+        for tag, value in outdated(tags, experiment.tags).items():
+            self.client.set_experiment_tag(experiment.experiment_id, tag, value)
         return str(experiment.experiment_id)
 
     def _deleted_runs(self, experiment_id: str) -> list[str]:
@@ -122,14 +115,6 @@ class Store:
         """The folder of a SQLite store; None for a server."""
         path = sqlite_file(self.uri, "--tracking-uri")
         return path and path.parent
-
-    def views(self) -> dict[str, str]:
-        """Return `{experiment: path of its leaderboard in MLflow's UI}`."""
-        return {
-            e.name: f"/#/experiments/{e.experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
-            for e in self.client.search_experiments()
-            if f"mlflow.sharedViewState.{VIEW}" in e.tags
-        }
 
 
 def connect(uri: str | None = None) -> Store:
@@ -188,17 +173,11 @@ def _open_to_read(path: Path, uri: str, reason: str) -> Store:
 
 
 def _make_database(uri: str) -> None:
-    """Create MLflow's tables and its default experiment, whose artifacts are beside the database, too."""
+    """Create MLflow's tables, and delete the empty default experiment that MLflow creates with them."""
     place = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
     database = SqlAlchemyStore(uri, place)  # type: ignore[no-untyped-call]
+    database.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
     database.engine.dispose()
-
-
-def ui_command(store: Store, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command that serves MLflow's UI on this store, and its environment."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.client.tracking_uri]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    return command, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def check_reachable(uri: str, option: str) -> None:
@@ -339,26 +318,3 @@ def _folder_name(experiment: str) -> str:
         return experiment
     readable = re.sub(r"[^\w-]+", "-", experiment)[:60]
     return f"{readable}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
-
-
-def _leaderboard_view() -> str:
-    """Return a saved view, as JSON, with our metric columns, the best run first and no folds.
-
-    Without it, MLflow's UI shows no metric columns. The format is not documented: this is what the UI of MLflow
-    3.17 writes when a view is saved by hand.
-    """
-    state = {
-        "searchFilter": f"tags.`{Tag.KIND}` = '{PARENT}'",
-        "orderByKey": "metrics.`dice`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": list(VIEW_COLUMNS),
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-    }
-    now = int(time.time() * 1000)
-    return json.dumps({"name": "Leaderboard", "createdAt": now, "updatedAt": now, "state": json.dumps(state)})

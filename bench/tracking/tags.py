@@ -17,6 +17,7 @@ class Tag:
     SPLIT = "bench.split"  # hash of the folds
     CONVENTION = "bench.convention"  # version of the metrics' definitions
     SYNTHETIC = "bench.synthetic"  # true or false
+    LICENCE = "bench.licence"  # of the data
     POST_HOC = "bench.post_hoc"  # what was chosen after test scores were seen
 
     # What the run is
@@ -74,6 +75,7 @@ def data_tags(manifest: Manifest) -> dict[str, str]:
         Tag.DATA: manifest.key,
         Tag.CONVENTION: CONVENTION,
         Tag.SYNTHETIC: str(manifest.synthetic).lower(),
+        Tag.LICENCE: manifest.licence,
     }
 
 

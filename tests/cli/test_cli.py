@@ -31,6 +31,7 @@ from bench.overrides import configure, override, parse_assignment, written
 from bench.registry import REGISTRIES
 from bench.tracking import connect, download_model, find_run, read_table
 from tests.fakes import write_others
+from tests.servers import free_port
 
 
 def sets(**values: object) -> list[str]:
@@ -66,6 +67,18 @@ def refused(*words: object) -> str:
     with pytest.raises(BenchError) as caught:
         bench(*words)
     return str(caught.value)
+
+
+def test_the_ui_opens_the_newest_leaderboard_once_it_answers(home, store, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("bench.servers.run_server", lambda command, environment, address, ready: ready())
+    first, second = store.experiment("older"), store.experiment("newer")
+    port = free_port()
+    last = bench("ui", "--open", "--port", port, "--tracking-uri", store.uri).splitlines()[-1]
+    assert opened == [last.removeprefix("leaderboard of newer: ")]
+    assert opened[0].startswith(f"http://127.0.0.1:{port}/#/experiments/{second}/runs?")
+    assert first != second
 
 
 @pytest.fixture(scope="module")

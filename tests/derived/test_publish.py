@@ -101,6 +101,17 @@ def test_boards_are_the_same_in_another_store(published, store: Store) -> None:
             )
 
 
+def test_imported_runs_name_their_source_and_their_data_set_in_the_ui(published, store: Store) -> None:
+    _, folder = published
+    import_runs(folder, uri=store.uri)
+    for record in read_records(store):
+        run = store.client.get_run(record.run_id)
+        (data,) = (entry.dataset for entry in run.inputs.dataset_inputs)
+        assert run.data.tags["mlflow.source.name"] == "bench import"
+        assert (data.name, data.digest) == ("phantom", record.tags["bench.data"])
+        assert json.loads(data.profile) == {"patients": 6, "synthetic": True, "licence": "CC0-1.0 (synthetic)"}
+
+
 def test_a_suite_finds_imported_cells_done_and_runs_the_rest(published, store: Store, tmp_path: Path) -> None:
     _, folder = published
     import_runs(folder, uri=store.uri)

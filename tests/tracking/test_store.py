@@ -49,12 +49,6 @@ def test_store_uri_prefers_the_argument_then_the_environment(monkeypatch, tmp_pa
     assert store_uri("sqlite:///other.db") == "sqlite:///other.db"
 
 
-def test_every_experiment_has_its_leaderboard_in_the_ui(store):
-    store.experiment("lgg")
-    assert list(store.views()) == ["lgg"]
-    assert "viewStateShareKey=leaderboard" in store.views()["lgg"]
-
-
 def test_the_same_experiment_is_used_again(store):
     assert store.experiment("lgg") == store.experiment("lgg")
 
