@@ -176,7 +176,7 @@ def _make_database(uri: str) -> None:
     """Create MLflow's tables, and delete the empty default experiment that MLflow creates with them."""
     place = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
     database = SqlAlchemyStore(uri, place)  # type: ignore[no-untyped-call]
-    database.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))
+    database.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))  # type: ignore[no-untyped-call]
     database.engine.dispose()
 
 
