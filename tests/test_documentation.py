@@ -37,6 +37,7 @@ OTHERS = ("python", ".", "pip", "pytest")  # programs that a block may call besi
 SERVERS = (("ui",), ("demo",), ("data", "download"))  # never end, or need a network: their options are checked
 
 # What makes a command small: an option that is given twice has the last value. FOLDERS are those in the home.
+PHANTOM = SMALL | {"institutions": 3}
 RUN = ["--epochs", "1", "--image-size", "32", "--batch-size", "4"]
 SEARCH = ["--trials", "2", "--inner", "2", "--set", "train.epochs=1", "--set", "split.folds=3"]
 SMALL_UNET = ["--set", "model.base=4", "--set", "model.depth=2"]
@@ -218,7 +219,7 @@ def made_small(words: list[str]) -> list[str]:
         case "run":
             words += RUN
             if not {"--data", "--dataset"} & has:
-                words += [word for key, value in SMALL.items() for word in ("--set", f"dataset.{key}={value}")]
+                words += [word for key, value in PHANTOM.items() for word in ("--set", f"dataset.{key}={value}")]
             if "split=institutions" not in has:
                 words += ["--folds", "3"]
             if not {"--encoder", "--plugin", "classifier"} & has:
@@ -238,7 +239,8 @@ def run_command(words: list[str], home: Path) -> None:
         if not (home / name).exists():
             FOLDERS[name](home / name)
     result = CliRunner().invoke(app, [re.sub("^~/", f"{home}/", word) for word in made_small(words[1:])])
-    assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}\n{result.exception!r}"
+    judged = words[1] == "gate" and isinstance(result.exception, SystemExit)  # 1: the candidate is worse
+    assert result.exit_code == 0 or judged, f"{shlex.join(words)}\n{result.output}\n{result.exception!r}"
 
 
 @pytest.mark.slow
