@@ -66,7 +66,8 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         raise DataError(f"{html} is a folder. Give --html the name of a file, such as {html / 'data.html'}.")
     check_outputs([html] if html else [])
     pack = _packed(config)
-    description = describe(pack)
+    with Display() as display, display.doing("measuring every patient"):
+        description = describe(pack)
     screen, noun = console(), description.noun
     for name, frame in (
         ("counts", description.counts),
@@ -82,7 +83,8 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
     if out is None and html is None:
         screen.print("For the table of patients and the figures, add --out FOLDER, or --html FILE for one page.")
         return
-    figures = draw_figures(pack, description)
+    with Display() as display, display.doing("drawing figures"):
+        figures = draw_figures(pack, description)
     if out is not None:
         csvs = {out / f"{name}.csv": frame for name, frame in description.tables.items()}
         pngs = {out / f"{name}.png": figure for name, figure in figures.items()}
@@ -102,7 +104,8 @@ def show_pack(config: RunConfig, *, verify: bool) -> None:
     """Pack a data set, or find its existing pack, and print a summary. `verify` compares checksums."""
     pack = _packed(config)
     if verify:
-        open_pack(pack.folder, verify=True)
+        with Display() as display:
+            open_pack(pack.folder, verify=True, tick=partial(display.bar, what="verifying"))
     size = (pack.images.nbytes + pack.masks.nbytes) / 2**20
     shape = "x".join(map(str, pack.images.shape[1:]))
     text = f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB"
