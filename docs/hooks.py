@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +48,24 @@ def notebook_page(path: Path) -> str:
         source = "".join(cell["source"])
         is_code = cell["cell_type"] == "code"
         parts.append(f"```python\n{source}\n```" if is_code else source)
-        parts += [shown for output in cell.get("outputs", ()) if (shown := notebook_output(output))]
+        shown = filter(None, map(notebook_output, cell.get("outputs", ())))
+        for is_page, outputs in groupby(shown, lambda text: text.startswith("<")):
+            text = "\n".join(outputs)
+            parts.append(text if is_page else f"```text\n{text}\n```")
     title, *others = parts
     return "\n\n".join((title, f"[The notebook as a file]({path.name})", *others)) + "\n"
 
 
 def notebook_output(output: dict[str, Any]) -> str:
-    """Return an output as a picture, as a table, or else as text; '' if it is empty."""
+    """Return an output as a picture or table in HTML, or else as lines of text; '' if it is empty."""
     data = output.get("data", {})
     if "image/png" in data:
         return f'<img alt="output of the cell above" src="data:image/png;base64,{data["image/png"].strip()}">'
     page = "".join(data.get("text/html", ""))
-    if "<table" in page:
-        return re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
+    if "<table" in page:  # without its own style
+        return re.sub(r"<table.*?>", "<table>", page[page.index("<table") : page.rindex("</table>")]) + "</table>"
     text = "".join(data.get("text/plain", output.get("text", ""))).strip()
-    return f"```text\n{text}\n```" if text else ""
+    return "\n".join(textwrap.fill(line, 96) for line in text.splitlines())
 
 
 def reference_pages() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def test_a_notebook_is_small_warns_of_nothing_and_names_no_folder_of_a_machine(p
     text = path.read_text()
     assert len(text) < 250_000
     assert not re.search(r"Warning|(/home|/tmp|/root|/Users)/", text)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_site_shows_a_notebook_with_its_code_outputs_and_pictures(path: Path) -> None:
+    spec = spec_from_file_location("hooks", FOLDER.parent / "hooks.py")
+    hooks = module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = hooks.notebook_page(path)
+    assert page.startswith("# A ")
+    for part in (
+        "```python\n",
+        "bench.run(",
+        "```text\nSYNTHETIC DATA",
+        "fold 0: test Dice 0.",
+        "<table>",
+        "png;base64,",
+    ):
+        assert part in page
+    assert f"]({path.name})" in page
 
 
 @pytest.mark.slow
