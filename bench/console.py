@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -50,6 +50,13 @@ def progress_line(what: str, done: float, of: float, unit: str, seconds: float) 
     return f"{what}: {done:.0f} of {of:.0f} {unit}{left}"
 
 
+class _Count(MofNCompleteColumn):
+    """How many are done of how many; nothing for what cannot be counted."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 class _Own(local):
     """The bar of one thread: parallel folds have one each."""
 
@@ -66,7 +73,7 @@ class Display(Watch):
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(table_column=Column(ratio=1)),
-            MofNCompleteColumn(),
+            _Count(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             expand=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import count
 from types import ModuleType
@@ -105,3 +106,4 @@ def test_a_terminal_shows_the_bar_and_what_has_no_steps(monkeypatch, capsys) -> 
     shown = capsys.readouterr().err
     for part in ("evaluating", "1/2", "patients", "ranking"):
         assert part in shown
+    assert "?" not in re.sub(r"\x1b\[\?", "", shown)  # what has no steps has no count
