@@ -129,7 +129,6 @@ def configure_run(given: Mapping[str, Any]) -> RunConfig:
 
     plugins = _load(given.get("plugin") or ())
     flags = {setting: given.get(argument) for argument, setting in SETTINGS.items()}
-    flags["dataset"] = flags["dataset"] or ("lgg" if flags["dataset.folder"] else None)
     flags["train.deterministic"] = flags["train.deterministic"] or None
     flags["plugins"] = plugins or None
     flags = {key: _plain(value) for key, value in flags.items() if value is not None}

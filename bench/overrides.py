@@ -154,13 +154,26 @@ def override(config: RunConfig, *layers: Mapping[str, Any]) -> RunConfig:
 def configure(*layers: Mapping[str, Any]) -> RunConfig:
     """Return the defaults, changed by what the chosen data set and model suggest, then by each layer in turn.
 
-    Plugins are loaded first. Raises `BenchError`.
+    The data set of a folder that is given without one is recognised by its subfolders. Plugins are loaded first.
+    Raises `BenchError`.
     """
     first = override(RunConfig(), *layers)
     for plugin in first.plugins:
         registry.load_plugin(Path(plugin))
+    given = {key: value for layer in layers for key, value in flatten(layer)}
+    if "dataset.folder" in given and not given.keys() & {"dataset", "dataset.name"}:
+        layers = {"dataset": recognise_dataset(Path(str(given["dataset.folder"])))}, *layers
+        first = override(RunConfig(), *layers)
     chosen = registry.dataset[first.dataset.name], registry.model[first.model.name]
     return override(RunConfig(), *(entry.facts.get("defaults", {}) for entry in chosen), *layers)
+
+
+def recognise_dataset(folder: Path) -> str:
+    """Return the name of the data set whose subfolders (`folders` of its decorator) a folder has, else 'lgg'."""
+    root = folder.expanduser()
+    expected = {name: registry.dataset[name].facts.get("folders", ()) for name in registry.dataset}
+    fitting = (name for name, parts in expected.items() if parts and all((root / p).is_dir() for p in parts))
+    return next(fitting, "lgg")
 
 
 def _ordered(keys: Collection[str]) -> list[str]:

@@ -13,7 +13,7 @@ from bench import registry
 from bench.config import Input, RunConfig, flatten
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.files import read_json
-from bench.overrides import load_settings, override, parse_assignment, read_yaml
+from bench.overrides import configure, load_settings, override, parse_assignment, read_yaml
 from bench.overrides import written as as_written
 
 DEFAULT = RunConfig()
@@ -512,3 +512,20 @@ def test_settings_that_are_written_can_be_set_again(assignments):
     config = given(*assignments).completed()
     settings = [f"{key}={as_written(value)}" for key, value in flatten(config.model_dump(mode="json"))]
     assert given(*settings).completed() == config
+
+
+@pytest.mark.parametrize(
+    ("folders", "name"),
+    [
+        (["images", "masks"], "pairs"),
+        (["imagesTr", "labelsTr", "imagesTs"], "volumes"),
+        (["images"], "lgg"),
+        (["TCGA_CS_4941_19960909"], "lgg"),
+    ],
+)
+def test_the_data_set_of_a_folder_is_recognised_by_its_subfolders(folders, name, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    assert configure({"dataset.folder": str(tmp_path)}).dataset.name == name
+    assert configure({"dataset.folder": str(tmp_path), "dataset": "lgg"}).dataset.name == "lgg"
+    assert configure({"dataset": {"name": "lgg", "folder": str(tmp_path)}}).dataset.name == "lgg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,17 @@ Plugin = Annotated[list[Path] | None, typer.Option("--plugin", callback=load_plu
 def without_none(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that have a value."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def refuse_options(ctx: typer.Context, option: str, source: str, allowed: Collection[str]) -> None:
+    """Raise `BadSetting` if settings were given beside an option that uses those of another `source`."""
+    from bench.errors import BadSetting
+    from bench.formatting import join_and
+
+    options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in allowed}
+    sources = {shown: ctx.get_parameter_source(name) for name, shown in options.items()}
+    if extra := [shown for shown, given in sources.items() if given and given.name == "COMMANDLINE"]:
+        raise BadSetting(f"{option} uses the settings {source}: leave out {join_and(extra)}.")
 
 
 def say(text: str) -> None:

@@ -7,30 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli._app import Plugin, data
+from bench.cli._app import Plugin, data, without_none
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
 
 Folder = Annotated[Path, typer.Argument(help="Data folder.")]
-DataSet = Annotated[str, typer.Option("--dataset", help="Layout of the folder; `bench list datasets`.")]
+LAYOUT_HELP = "Layout of the folder, of `bench list datasets`; default: lgg, pairs or volumes, by its folders."
+DataSet = Annotated[str | None, typer.Option("--dataset", help=LAYOUT_HELP)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as dataset.resize=256.")]
 PhantomSet = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as patients=40.")]
 
 
-def _config(folder: Path, dataset: str, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
+def _config(folder: Path, dataset: str | None, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
     """Return the configuration that `bench run` would use."""
     from bench.overrides import configure, parse_assignment
 
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
-    given = {"dataset": dataset, "dataset.folder": str(folder), **plugins}
+    given = without_none({"dataset": dataset, "dataset.folder": str(folder)}) | plugins
     return configure(given | dict(parse_assignment(a) for a in set_ or []))
 
 
 @data.command("check")
 def check(
     folder: Folder,
-    dataset: DataSet = "lgg",
+    dataset: DataSet = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print each finding on a line of its own.")] = False,
     set_: Set = None,
     plugin: Plugin = None,
@@ -50,7 +51,7 @@ def describe(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Folder to write figures (PNG) and tables (CSV) to.")] = None,
     html: Annotated[Path | None, typer.Option(help="File to write everything to as one HTML page.")] = None,
-    dataset: DataSet = "lgg",
+    dataset: DataSet = None,
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
@@ -64,7 +65,7 @@ def describe(
 def pack(
     folder: Folder,
     verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of the pack.")] = False,
-    dataset: DataSet = "lgg",
+    dataset: DataSet = None,
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:

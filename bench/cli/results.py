@@ -25,6 +25,7 @@ from bench.cli._app import (
 GROUP_HELP = "What one row is: configuration (seeds averaged), run, or a setting such as loss.name."
 PARETO_HELP = "Only rows that no other row beats in both score and this cost: parameters, flops ..."
 ENSEMBLE_HELP = "Default: that of a single run, chosen on validation patients for several runs."
+EVALUATE_SET_HELP = "Where its layout differs from that of the run: dataset.images=scans."
 PRIMARY_HELP = "Score to rank by; default: Dice, AUROC for presence runs."
 Threshold = Annotated[float | None, typer.Option(help="Default: the threshold that the run chose.")]
 Primary = Annotated[str | None, typer.Option("--primary", help=PRIMARY_HELP)]
@@ -219,6 +220,7 @@ def report(
 def evaluate(
     run: RunOrExport,
     data: Annotated[Path, typer.Option(help="Folder of another data set in the same layout.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help=EVALUATE_SET_HELP)] = None,
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
@@ -227,8 +229,10 @@ def evaluate(
 ) -> None:
     """Score a logged model on another data set (an external test set), and log that as a child of the run."""
     from bench.experiments.evaluate import evaluate_external
+    from bench.overrides import parse_assignment
 
-    evaluate_external(run, data, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+    changes = dict(parse_assignment(a) for a in set_ or [])
+    evaluate_external(run, data, changes=changes, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli._app import OwnDevice, Plugin, Quiet, TrackingUri, app, check_name, without_none
+from bench.cli._app import OwnDevice, Plugin, Quiet, TrackingUri, app, check_name, refuse_options, without_none
 
 SPACE_HELP = "What to search: train.lr='1e-4..1e-2 log', loss=[dice,bce_dice]; overrides the file."
 PRUNER_HELP = "none, median or hyperband (after epochs), wilcoxon (patients, after folds)."
@@ -18,6 +18,7 @@ STORAGE_HELP = "Optuna storage, such as postgresql://...; default: optuna.db bes
 
 @app.command()
 def search(
+    ctx: typer.Context,
     file: Annotated[Path | None, typer.Argument(help="Search file, such as benchmarks/search/unet.yaml.")] = None,
     space: Annotated[list[str] | None, typer.Option(help=SPACE_HELP)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; the same name resumes it.")] = None,
@@ -46,17 +47,20 @@ def search(
     """
     from bench.errors import BadSetting
     from bench.experiments import search as searching
-    from bench.overrides import parse_assignment
+    from bench.overrides import parse_assignment, recognise_dataset
 
     machine = without_none({"dataset.folder": data and str(data.resolve()), "device": device})
     if join is not None:
+        refuse_options(
+            ctx, "--join", "of the study", ("join", "data", "device", "storage", "plugin", "tracking_uri", "quiet")
+        )
         searching.join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
         return
     if nested and (out or against_default):
         raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
     content = searching.read_search_file(file) if file else searching.SearchFile()
     names_dataset = any(key.partition(".")[0] == "dataset" for key in content.base)
-    flags: dict[str, Any] = {"dataset": "lgg"} if data and not names_dataset else {}
+    flags: dict[str, Any] = {"dataset": recognise_dataset(data)} if data and not names_dataset else {}
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
     settings = flags | plugins | dict(parse_assignment(a) for a in set_ or [])
     plan = searching.make_plan(

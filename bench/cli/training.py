@@ -10,10 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from bench.api import SETTINGS
-from bench.cli._app import DryRun, OwnDevice, Plugin, Quiet, TrackingUri, Verbose, app, without_none
+from bench.cli._app import (
+    DryRun,
+    OwnDevice,
+    Plugin,
+    Quiet,
+    TrackingUri,
+    Verbose,
+    app,
+    refuse_options,
+    without_none,
+)
 
 RETRY_HELP = "Also run failed cells again, or only missing ones."
 WORKERS_HELP = "Parallel cells, each in its own process; GPUs are assigned in turn."
+DATASET_HELP = "Layout of --data, of `bench list datasets`; default: lgg, pairs or volumes, by its folders."
 FLAGS = {setting: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()} | {"plugins": "--plugin"}
 LAUNCH_HELP = "Option of the launcher: address=auto, slurm_partition=gpu."
 
@@ -29,9 +40,7 @@ def run(
         str | None, typer.Option(help="Encoder weights: imagenet or a safetensors file; default: none.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data folder; default: the synthetic phantom.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Layout of --data; `bench list datasets`; default: lgg.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP)] = None,
     loss: Annotated[str | None, typer.Option(help="Loss; `bench list losses`; default: bce_dice.")] = None,
     folds: Annotated[int | None, typer.Option(help="Number of folds; default: 5, phantom 3.")] = None,
     fold: Annotated[int | None, typer.Option(help="Run only this fold, numbered from 0; default: all.")] = None,
@@ -69,7 +78,7 @@ def run(
     from bench.overrides import parse_assignment
 
     if resume is not None:
-        _refuse_settings(ctx)
+        refuse_options(ctx, "--resume", "of the run", ("resume", "plugin", "tracking_uri", "quiet", "verbose"))
     changes = dict(parse_assignment(a) for a in set_ or [])
     _refuse_flags(changes)
     given = {k: v for k, v in ctx.params.items() if k not in ("dry_run", "set_")}
@@ -154,15 +163,3 @@ def _refuse_flags(changes: Mapping[str, Any]) -> None:
     for key in changes:
         if settings.get(key, key) != key:
             raise BadSetting(f"no setting '{key}'. Did you mean {settings[key]}, or {FLAGS[settings[key]]}?")
-
-
-def _refuse_settings(ctx: typer.Context) -> None:
-    """Raise `BadSetting` if settings were given beside --resume, which uses those of the run."""
-    from bench.errors import BadSetting
-    from bench.formatting import join_and
-
-    allowed = ("resume", "plugin", "tracking_uri", "quiet", "verbose")
-    options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in allowed}
-    sources = {option: ctx.get_parameter_source(name) for name, option in options.items()}
-    if extra := [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]:
-        raise BadSetting(f"--resume uses the settings of the run: leave out {join_and(extra)}.")

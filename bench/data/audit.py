@@ -99,6 +99,7 @@ def audit_source(source: Source, *, tick: Callable[[int, int], None] = lambda do
             audited.add_image(path, image)
             audited.add_mask(mask, entry.mask)
     warnings = [Finding("note", note) for note in source.notes]
+    warnings += _merged_labels(source)
     if not any(entry.size for entry in source.slices):  # those are padded to one size
         warnings += _unusual_sizes(cases)
     warnings += [finding for audited in cases for finding in audited.warnings()]
@@ -237,6 +238,18 @@ def _unusual_sizes(cases: list[_CaseAudit]) -> Iterator[Finding]:
         "Set dataset.resize to resize all images to one size."
     )
     yield Finding("image-size", message, tuple(others))
+
+
+def _merged_labels(source: Source) -> Iterator[Finding]:
+    """Find masks of several labels that all count as the only structure, because nothing names them."""
+    values = sorted(set().union(*source.mask_values.values()) - {0})
+    if source.structures.values == ((),) and len(values) > 1:
+        named = ", ".join(f"name{number}: {value}" for number, value in enumerate(values[:3], 1))
+        message = (
+            f"the masks hold the labels {join_first(values)}, which count as one structure, "
+            f"{source.structures.names[0]}. To score each, name them: --set 'dataset.structures={{{named}}}'."
+        )
+        yield Finding("several-labels", message)
 
 
 def _shared_images(cases: list[_CaseAudit]) -> Iterator[Finding]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Source:
     structures: Structures = TUMOUR
     axis: int = 2  # of a volume, along which it is cut into slices
     extra_files: tuple[Path, ...] = ()  # files that `read` opens and no slice names, such as further channels
+    mask_values: Mapping[Path, Collection[int]] = field(default_factory=dict)  # that `read` has found so far
 
 
 class BadFile(DataError):
@@ -93,11 +94,23 @@ def check_folder(folder: Path) -> Path:
     root = folder.expanduser()
     if root.is_file():
         archive = root.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"))
-        what = "is an archive. Unpack it and pass" if archive else "is a file. Set dataset.folder to"
+        what = "is an archive. Unpack it and pass" if archive else "is a file. Pass"
         raise DataError(f"{folder} {what} the folder that holds the data.")
     if not root.is_dir():
-        raise DataError(f"the data folder {folder} does not exist. Set dataset.folder to the folder of the data.")
+        raise DataError(
+            f"the data folder {folder} does not exist. Check the path (--data, or the setting dataset.folder)."
+        )
     return root
+
+
+def check_subfolders(root: Path, names: Sequence[str], way_out: str) -> None:
+    """Raise `DataError` with the way out if a folder of data lacks one of its subfolders."""
+    missing = [name for name in names if not (root / name).is_dir()]
+    if not missing:
+        return
+    if root.resolve().name in names and all((root.resolve().parent / name).is_dir() for name in names):
+        way_out = f"Give the folder above it, {root.resolve().parent}."
+    raise DataError(f"{root} has no folder '{missing[0]}'. {way_out}")
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,9 +28,18 @@ from bench.types import CaseScore
 
 
 def evaluate_external(
-    wanted: str, folder: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
+    wanted: str,
+    folder: Path,
+    *,
+    fold: int | None,
+    threshold: float | None,
+    device: str,
+    uri: str | None,
+    changes: Mapping[str, Any] | None = None,
 ) -> str:
     """Score the models of a run, or of an exported folder, on the patients of another folder.
+
+    `changes` are settings of the data set in which the folder differs from that of the run.
 
     The result, with overlays of the best, the median and the worst patient, is logged as a child of the run, or as
     a run of its own, whose id is returned. Raises `DataError` if patients took part in the run that the models
@@ -42,7 +53,7 @@ def evaluate_external(
         if run is not None:
             folders = download_models(store, run, Path(workspace), fold=fold)
         models = FoldModels(folders, str(find_device(device)))
-        pack = load_or_pack(source_like(models.config, folder), tick=display.packing)
+        pack = load_or_pack(source_like(models.config, folder, changes), tick=display.packing)
         tags: dict[str, str] = {Tag.KIND: EVALUATION, **data_tags(pack.manifest)}
         if run is None:
             participants = read_exported_participants(models.descriptions[0])

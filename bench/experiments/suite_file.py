@@ -104,11 +104,15 @@ def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | Non
             continue
         cells[name] = []
         for cell, own in _per_seed(path, name, changes):
-            config = configure(file.base, own, layer, own_layers.get(name, {}), given or {}, {"name": name})
+            try:
+                config = configure(file.base, own, layer, own_layers.get(name, {}), given or {}, {"name": name})
+                fingerprint = config.fingerprint()
+            except (BadSetting, UnknownName) as error:
+                raise type(error)(f"{path}: entries: {name}: {error}") from None
             source = config.dataset.model_dump_json()
             if source not in manifests:
                 manifests[source] = raw_pack(config).manifest
-            cells[name].append(Cell(cell, config, config.fingerprint(), manifests[source]))
+            cells[name].append(Cell(cell, config, fingerprint, manifests[source]))
     for published in file.published:
         _check_entry(published.entry, cells, f"{path}: published")
     every = [cells[name] for name in file.entries]  # each entry once before any second seed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from bench.device import find_device
 from bench.errors import BadSetting, UnknownName
 from bench.inference.predict import Predictor
 from bench.models.io import build_model
+from bench.overrides import override
 from bench.training.checks import check_batch, check_folds, check_settings, try_input, try_model
 from bench.training.loop import Augment, Recipe, steps_per_epoch
 from bench.training.step import Loss, mean_over_structures
@@ -140,8 +142,14 @@ def source_of(config: RunConfig) -> Source:
     return source
 
 
-def source_like(config: RunConfig, folder: Path) -> Source:
-    """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder."""
+def source_like(config: RunConfig, folder: Path, changes: Mapping[str, Any] | None = None) -> Source:
+    """Other patients, found and read as those of a configuration; as LGG's, where these came from no folder.
+
+    `changes` are settings of the data set, such as {"dataset.images": "scans"}. Raises `BenchError`.
+    """
+    if wrong := [key for key in changes or {} if not key.startswith("dataset.")]:
+        raise BadSetting(f"{wrong[0]} cannot be set here: only settings of the data set, such as dataset.images.")
+    config = override(config, changes or {})
     chosen, how = registry.dataset[config.dataset.name], config.dataset.params
     if "folder" not in chosen.schema.model_fields:
         chosen, how = registry.dataset["lgg"], {}

@@ -596,3 +596,8 @@ def test_no_command_replaces_the_file_of_someone_else(words, file, tmp_path, mon
     Path(file).write_text("theirs")
     assert f"{Path(file).name} exists, and bench did not write it" in refused(*words)
     assert Path(file).read_text() == "theirs"
+
+
+def test_joining_a_study_refuses_settings_of_a_new_one():
+    message = "--join uses the settings of the study: leave out --trials and --set."
+    assert refused("search", "--join", "unet", "--trials", 5, "--set", "train.lr=1") == message

@@ -362,3 +362,13 @@ def test_other_data_is_named_after_its_folder_without_a_licence(tmp_path):
     kaggle = lgg(folder=tmp_path / "kaggle_3m")
     assert (other.name, other.licence) == ("hospital", "not stated")
     assert (kaggle.name, kaggle.licence) == ("lgg", "CC BY-NC-SA 4.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"), [("pairs", ["images", "masks"]), ("volumes", ["imagesTr", "labelsTr"])]
+)
+def test_a_subfolder_of_the_data_is_answered_with_the_folder_above_it(name, folders, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=re.escape(f"Give the folder above it, {tmp_path}.")):
+        registry.dataset[name].bind({"folder": tmp_path / folders[0]})()

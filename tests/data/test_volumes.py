@@ -505,3 +505,18 @@ def test_hidden_and_other_files_are_not_volumes(tmp_path):
     for name in (".a.nii.gz", "a.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert find_volumes(tmp_path) == find_volumes(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [({}, True), ({"structures": {"rim": 1, "core": 2}}, False), ({"label": 1}, False)],
+)
+def test_an_audit_says_that_unnamed_labels_count_as_one_structure(two, settings, warned):
+    findings = [
+        f.message for f in audit_source(load_source(two, **settings)).warnings if f.code == "several-labels"
+    ]
+    message = (
+        "the masks hold the labels 1, 2, which count as one structure, tumour. To score each, name them: "
+        "--set 'dataset.structures={name1: 1, name2: 2}'."
+    )
+    assert findings == [message] * warned

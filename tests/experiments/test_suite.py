@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -418,3 +419,17 @@ def test_the_command_plans_and_refuses_an_unknown_launcher(store, tmp_path, monk
     assert isinstance(unknown, BadSetting)
     assert "nonsense" in str(unknown)
     assert search_runs(store, {"bench.kind": "cv"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"train.lr": -1}, "train.lr = -1 is refused"),
+        ({"model": "unnet"}, "no model named 'unnet'"),
+        ({"model.bse": 3}, "model 'unet' has no setting 'bse'"),
+    ],
+)
+def test_an_error_in_a_suite_names_the_file_and_the_entry(changes, problem, tmp_path):
+    file = write(tmp_path / "tiny.yaml", entries={"wrong": changes}, published=[])
+    with pytest.raises((BadSetting, UnknownName), match=re.escape(f"{file}: entries: wrong: {problem}")):
+        read_suite(file)

@@ -32,6 +32,7 @@ from bench.data.source import (
     by_name,
     check_folder,
     check_mask_size,
+    check_subfolders,
     report_orphans,
     without_problems,
 )
@@ -43,7 +44,7 @@ SPLIT_FOLDERS = "train", "training", "val", "valid", "validation", "test", "test
 CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
-@dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
+@dataset(folders=("images", "masks"), defaults={"train.epochs": 50, "train.batch_size": 16})
 def pairs(
     *,
     folder: Path,
@@ -105,12 +106,8 @@ def pairs(
 
 def _pair_files(root: Path, images: str, masks: str, report: Report) -> tuple[dict[str, Path], dict[str, Path]]:
     """Return images and masks by the path of the image below its folder, without suffix. Raises `DataError`."""
-    for name in (images, masks):
-        if not (root / name).is_dir():
-            raise DataError(
-                f"{root} has no folder '{name}'. Set dataset.images and dataset.masks to the two folders, "
-                "or both to '.' if masks are beside their images."
-            )
+    way_out = "Set dataset.images and dataset.masks to the two folders, or both to '.' if masks are beside images."
+    check_subfolders(root, (images, masks), way_out)
     side_by_side = (root / images).resolve() == (root / masks).resolve()
     in_images, in_masks = (
         [(relative_name(folder, path), path) for path in list_images(folder)]

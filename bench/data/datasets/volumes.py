@@ -35,6 +35,7 @@ from bench.data.source import (
     Source,
     check_folder,
     check_mask_size,
+    check_subfolders,
     format_shape,
     report_orphans,
     without_problems,
@@ -48,7 +49,7 @@ from bench.structures import Structures, make_structures
 Level = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
-@dataset(defaults={"train.epochs": 50, "train.batch_size": 16})
+@dataset(folders=("imagesTr", "labelsTr"), defaults={"train.epochs": 50, "train.batch_size": 16})
 def volumes(
     *,
     folder: Path,
@@ -125,6 +126,7 @@ def volumes(
         structures=found.structures,
         axis=along,
         extra_files=tuple(path for case in grids for path in scans[case][1:]),
+        mask_values=found.seen,
     )
     return without_problems(source, problems)
 
@@ -156,18 +158,17 @@ def _pair_files(
     root: Path, images: str, labels: str, problems: list[DataError]
 ) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path]]:
     """Return the image files and the label file of each case. Raises `DataError`."""
-    if missing := [name for name in (images, labels) if not (root / name).is_dir()]:
-        way = "Set dataset.images and dataset.labels to the two folders."
-        folders = [
-            path for path in sorted(root.iterdir()) if path.is_dir() and any(map(volume_suffix, path.iterdir()))
-        ]
-        if folders and len(missing) == 2:
-            way = (
-                f"It holds {len(folders)} folder(s) of volumes, such as {folders[0].name}. Copy or link those "
-                f"of each patient to {images}/<patient>_0000.nii.gz, {images}/<patient>_0001.nii.gz ..., one for "
-                f"each channel, and its label to {labels}/<patient>.nii.gz."
-            )
-        raise DataError(f"{root} has no folder '{missing[0]}'. {way}")
+    way = "Set dataset.images and dataset.labels to the two folders."
+    folders = [
+        path for path in sorted(root.iterdir()) if path.is_dir() and any(map(volume_suffix, path.iterdir()))
+    ]
+    if folders and not any((root / name).is_dir() for name in (images, labels)):
+        way = (
+            f"It holds {len(folders)} folder(s) of volumes, such as {folders[0].name}. Copy or link those "
+            f"of each patient to {images}/<patient>_0000.nii.gz, {images}/<patient>_0001.nii.gz ..., one for "
+            f"each channel, and its label to {labels}/<patient>.nii.gz."
+        )
+    check_subfolders(root, (images, labels), way)
     masks = find_volumes(root / labels, problems.append)
     scans = group_channels(find_volumes(root / images, problems.append), masks, problems.append)
     if not scans and not problems:

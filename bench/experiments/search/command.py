@@ -60,6 +60,7 @@ def search(
             lines = [
                 f"{name}: {study_run.describe_counts(study)}",
                 f"best: {study_run.describe_trial(best, resolved.plan)}",
+                *study_run.describe_ties(study, resolved.plan),
                 f"(mean over {plan.inner} inner folds, optimistic: the same patients chose settings and epochs)",
                 *score_best(resolved, run, best.number, config, against_default=against_default),
                 f"the study in a browser: optuna-dashboard {without_password(session.storage.url)}",
@@ -132,7 +133,8 @@ def join_study(
         resolved = resolve_search(plan, folder | dict(machine), session.display)
         check_dependencies(study, resolved.plan, resolved.dependencies)
         resolved.set_sampler_and_pruner(study)
-        known = {trial.number for trial in finished_trials(study, set())}
+        before = {trial.number for trial in finished_trials(study, set())}
+        known = set(before)
 
         def describe_new_trials() -> None:
             for trial in finished_trials(study, known):
@@ -142,7 +144,9 @@ def join_study(
         objective = resolved.make_objective(evaluator, session.display)
         run_trials(study, resolved.plan, objective, owner=False, after_trial=describe_new_trials)
         counts = study_run.describe_counts(study)
-    console().print(f"{name}: {counts}; the process that started the study continues it", markup=False)
+    new = len(known - before)
+    did = f"{new} of them since this worker joined" if new else "no trial was left for this worker"
+    console().print(f"{name}: {counts}; {did}; the process that started the study continues it", markup=False)
 
 
 def log_best(

@@ -39,6 +39,7 @@ from bench.experiments.search.storage import (
     trials_of,
 )
 from bench.experiments.search.workers import queue_grid, run_trials
+from bench.formatting import join_first
 from bench.tracking import MlflowRecorder, Run, Store, Tag, connect_to_write, is_finished, search_runs
 from bench.tracking.tags import data_tags
 from bench.training.experiment import Experiment
@@ -177,6 +178,16 @@ def describe_counts(study: Study) -> str:
     complete, pruned = (len(trials_of(study, state)) for state in COUNTED)
     failed = f", {count} failed" if (count := len(failed_trials(study))) else ""
     return f"{complete + pruned} trials ({complete} complete, {pruned} pruned){failed}"
+
+
+def describe_ties(study: Study, plan: SearchPlan) -> list[str]:
+    """Return a line if several complete trials share the best score: the choice among them is arbitrary."""
+    trials = ranked(study, trials_of(study, TrialState.COMPLETE))
+    tied = [str(trial.number) for trial in trials if trial.values[0] == trials[0].values[0]]
+    if len(tied) < 2:
+        return []
+    which = f"all {len(tied)} complete trials" if len(tied) == len(trials) else f"trials {join_first(tied)}"
+    return [f"{which} have the same {plan.objectives[0]}: that trial {tied[0]} is called best is arbitrary"]
 
 
 def describe_trial(trial: FrozenTrial, plan: SearchPlan) -> str:

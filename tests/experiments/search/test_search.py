@@ -136,14 +136,16 @@ def test_a_command_killed_while_opening_its_run_resumes_that_run(searched, optio
     assert searching.search(small_plan(trials=1), name="cut", **options) == opened.info.run_id
 
 
-def test_a_helper_joins_a_study_by_its_name_alone(searched, options, experiment) -> None:
+def test_a_helper_joins_a_study_by_its_name_alone(searched, options, experiment, capsys) -> None:
     evaluator = options["evaluator"]
     searching.join_study("one", **options)
     assert evaluator.calls == 0  # the budget is used up
+    assert "no trial was left for this worker" in capsys.readouterr().out
     with open_storage(searched.storage) as storage:
         load_study(storage, "one")[0].set_user_attr("trials", 4)
     searching.join_study("one", **options)
     assert evaluator.calls == 2
+    assert "1 of them since this worker joined" in capsys.readouterr().out
     assert evaluator.patients == experiment.folds[0].train | experiment.folds[0].val
     with open_storage(searched.storage) as storage:
         study, plan = load_study(storage, "one")

@@ -20,7 +20,7 @@ from bench.errors import BadSetting, StoreError, TrainingError, UnknownName
 from bench.experiments.search.plan import SearchPlan, make_sampler
 from bench.experiments.search.space import build_space
 from bench.experiments.search.storage import PROBLEM, load_study, open_storage
-from bench.experiments.search.study_run import is_logged, log_trial, open_session
+from bench.experiments.search.study_run import describe_ties, is_logged, log_trial, open_session
 from bench.experiments.search.workers import SurplusTrial, fail_unclaimed, queue_grid, run_trials
 from bench.tracking import open_run, search_runs
 from tests.experiments.search.fakes import draw_x, points, scripted, small_plan
@@ -337,3 +337,20 @@ def test_the_run_of_a_trial_says_how_the_trial_ended(store, state, attributes, s
         log_trial(run, trial, small_plan())
     (logged,) = search_runs(store, {"bench.kind": "trial"})
     assert (logged.info.status, is_logged(logged)) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "lines"),
+    [
+        ([0.5, 0.5], ["all 2 complete trials have the same dice: that trial 0 is called best is arbitrary"]),
+        ([0.1, 0.5, 0.5], ["trials 1, 2 have the same dice: that trial 1 is called best is arbitrary"]),
+        ([0.1, 0.5], []),
+        ([0.5], []),
+        ([], []),
+    ],
+)
+def test_a_study_says_when_its_best_trial_is_arbitrary(scores, lines):
+    study = optuna.create_study(direction="maximize")
+    for score in scores:
+        study.add_trial(optuna.trial.create_trial(value=score))
+    assert describe_ties(study, small_plan(objectives=["dice"])) == lines
