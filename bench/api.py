@@ -193,7 +193,7 @@ def compare(
 
 def predict(
     run: str | FinishedRun,
-    input: AnyPath,
+    input: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
     fold: int | None = None,
@@ -202,7 +202,7 @@ def predict(
     plugin: AnyPath | Sequence[AnyPath] = (),
     tracking_uri: str | None = None,
 ) -> Predictions:
-    """Predict an image, a volume, or a folder of them, and write masks and overlays to the folder `out`.
+    """Predict images, volumes, or folders of them, and write masks and overlays to the folder `out`.
 
     `run` is the result of `bench.run`, the name or id of a run, or a folder that `bench export` wrote. The mean of
     its fold models predicts, or the model of one `fold`. Raises `BenchError`.
@@ -211,7 +211,8 @@ def predict(
 
     _load(plugin)
     options: dict[str, Any] = {"fold": fold, "threshold": threshold, "device": device, "uri": tracking_uri}
-    return predict_folder(_run_name(run), Path(input), Path(out), **options)
+    inputs = [input] if isinstance(input, str | os.PathLike) else input
+    return predict_folder(_run_name(run), [Path(each) for each in inputs], Path(out), **options)
 
 
 def _run_name(run: str | FinishedRun) -> str:

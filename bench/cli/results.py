@@ -253,7 +253,7 @@ def cascade(
 @app.command()
 def predict(
     run: RunOrExport,
-    input: Annotated[Path, typer.Argument(help="An image or a volume, or a folder of them.")],
+    input: Annotated[list[Path], typer.Argument(help="Images, volumes, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")],
     fold: OneFold = None,
     threshold: Threshold = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from bench.data.readers.images import (
     find_images,
     group_by_patient,
     is_mask_name,
+    last_number,
+    list_images,
     read_mask_beside,
     read_slice,
 )
@@ -69,9 +71,18 @@ class Predictions:
 
 
 def predict_folder(
-    wanted: str, path: Path, out: Path, *, fold: int | None, threshold: float | None, device: str, uri: str | None
+    wanted: str,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    fold: int | None,
+    threshold: float | None,
+    device: str,
+    uri: str | None,
 ) -> Predictions:
-    """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image, keeping subfolders.
+    """Write `<name>_mask.tif` and `<name>_overlay.png` under `out` for every image of the inputs.
+
+    An input is an image, a volume, or a folder of them, whose subfolders are kept.
 
     A mask of several exclusive structures holds their values in the data set; structures that may overlap get a
     file each, `<name>_<structure>_mask.tif`.
@@ -86,12 +97,13 @@ def predict_folder(
             folders = download_models(store, find_run(store, wanted), Path(workspace), fold=fold)
         models = FoldModels(folders, str(find_device(device)))
         thresholds = models.thresholds if threshold is None else (threshold,) * len(models.thresholds)
-        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise BadSetting(
-                f"--out {out} is inside {path}: masks would lie among the images that they were made from. "
-                "Give a folder outside of it."
-            )
-        patients = _volumes(path, models) or _images(path, models)
+        for path in inputs:
+            if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+                raise BadSetting(
+                    f"--out {out} is inside {path}: masks would lie among the images that they were made from. "
+                    "Give a folder outside of it."
+                )
+        patients = _find_patients(inputs, models)
         table = out / "presence.csv"
         check_outputs([table] if models.presence else (out / name for p in patients for name in p.outputs))
         total = sum(len(patient.names) for patient in patients)
@@ -120,8 +132,38 @@ def predict_folder(
     return Predictions(found, f"{result}; {positive} of them with {what}")
 
 
-def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
-    root = path.parent if path.is_file() else path
+def _find_patients(inputs: Sequence[Path], models: FoldModels) -> list[_PatientInput]:
+    """Return the patients of all inputs. Single images of one folder are one patient. Raises `DataError`."""
+    patients: list[_PatientInput] = []
+    single: dict[Path, list[Path]] = {}
+    for path in dict.fromkeys(inputs):
+        if volumes := _volumes(path, models):
+            patients += volumes
+        elif path.is_dir():
+            _refuse_folder_of_volumes(path)
+            patients += _images(path, find_images(path), models)
+        else:
+            for folder, files in find_images(path).items():
+                single.setdefault(folder, []).extend(files)
+    for folder, files in single.items():
+        patients += _images(folder, {folder: sorted(files, key=lambda p: (last_number(p.stem), p.name))}, models)
+    return patients
+
+
+def _refuse_folder_of_volumes(path: Path) -> None:
+    """Raise `DataError` if a folder holds no images, but folders of volumes: it names the one to pass."""
+    folders = [
+        each for each in sorted(path.iterdir()) if each.is_dir() and any(map(itk.volume_suffix, each.iterdir()))
+    ]
+    if folders and not list_images(path):
+        scans = next((each for each in folders if not is_mask_name(f"{each.name}/a")), folders[0])
+        names = join_first(each.name for each in folders)
+        raise DataError(
+            f"{path} holds its volumes in the folders {names}. Pass the one of the scans, such as {scans}."
+        )
+
+
+def _images(root: Path, found: Mapping[Path, list[Path]], models: FoldModels) -> list[_PatientInput]:
     structures, ends = models.structures, _ends(models.structures)
     params = models.config.dataset.params
     table = params.get("patients")
@@ -156,7 +198,7 @@ def _images(path: Path, models: FoldModels) -> list[_PatientInput]:
             partial(load, folder, files),
             partial(write, files),
         )
-        for folder, images in find_images(path).items()
+        for folder, images in found.items()
         for files in group_by_patient(images, root, params.get("patient"), table)
     ]
 

@@ -224,7 +224,7 @@ def test_predicted_structures_are_written_in_the_values_and_on_the_grid_of_the_v
 
     predict_folder(
         str(tmp_path / "model"),
-        tmp_path / "scans",
+        [tmp_path / "scans"],
         tmp_path / "out",
         fold=None,
         threshold=None,

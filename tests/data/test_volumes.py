@@ -428,7 +428,7 @@ def save(folder: Path, name: str, channels: tuple[str, ...], **params: object) -
 
 
 def predict(model: Path, path: Path, out: Path, threshold: float = 0.5) -> None:
-    predict_folder(str(model), path, out, fold=None, threshold=threshold, device="cpu", uri=None)
+    predict_folder(str(model), [path], out, fold=None, threshold=threshold, device="cpu", uri=None)
 
 
 def test_a_predicted_mask_has_the_position_of_its_volume(two, tmp_path):

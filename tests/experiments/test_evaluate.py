@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isnan
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from bench import registry
 from bench.data.readers.images import find_images, read_slice
-from bench.errors import BadSetting, DataError
+from bench.errors import BadSetting, BenchError, DataError
 from bench.experiments.evaluate import evaluate_external
 from bench.experiments.predict import predict_folder
 from bench.inference.fold_models import FoldModels
@@ -26,6 +27,7 @@ from bench.outputs import LIST
 from bench.overrides import configure
 from bench.tracking import EVALUATION, Store, find_run, open_run, read_records, read_table
 from bench.tracking.tags import Tag
+from bench.training.experiment import source_like
 from tests.fakes import image_of, mask_of, write, write_case
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -62,7 +64,7 @@ def logged(store: Store, model: Path) -> str:
 
 
 def predict(model: Path, images: Path, out: Path, *, threshold: float | None = None) -> None:
-    print(predict_folder(str(model), images, out, fold=None, threshold=threshold, device="cpu", uri=None))
+    print(predict_folder(str(model), [images], out, fold=None, threshold=threshold, device="cpu", uri=None))
 
 
 def evaluate(store: Store, run: str, folder: Path) -> str:
@@ -103,6 +105,52 @@ def test_an_overlay_shows_the_prediction_beside_the_truth(tmp_path):
     _, right = overlay(tmp_path / "out" / "a" / "a_2_overlay.png")
     assert near(right, PREDICTION).any()
     assert near(right, TRUTH).any()
+
+
+def test_several_inputs_are_predicted_and_images_of_one_folder_together(tmp_path):
+    folder, other = write_case(tmp_path / "scans", "a", (1, 2)), write_case(tmp_path / "more", "b", (1,))
+    model = saved(tmp_path / "model", UNET)
+    inputs = [folder / "a_2.tif", other, folder / "a_1.tif"]
+    predict_folder(str(model), inputs, tmp_path / "out", fold=None, threshold=None, device="cpu", uri=None)
+    predict(model, folder, tmp_path / "together")
+    assert {path.name for path in (tmp_path / "out").glob("*_mask.tif")} == {
+        f"{n}_mask.tif" for n in ("a_1", "a_2", "b_1")
+    }
+    for name in ("a_1_mask.tif", "a_2_mask.tif"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+
+
+def test_inputs_that_would_write_the_same_file_are_refused(tmp_path):
+    folders = [write_case(tmp_path / name, "a", (1,)) for name in ("scans", "more")]
+    with pytest.raises(BenchError, match=r"a_1_mask\.tif"):
+        predict_folder(
+            str(saved(tmp_path / "model", UNET)),
+            folders,
+            tmp_path / "out",
+            fold=None,
+            threshold=None,
+            device="cpu",
+            uri=None,
+        )
+
+
+def test_a_folder_of_folders_of_volumes_is_answered_with_the_one_to_pass(tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "scans" / folder).mkdir(parents=True)
+        (tmp_path / "scans" / folder / "a.nii.gz").touch()
+    message = (
+        f"in the folders imagesTr, labelsTr. Pass the one of the scans, such as {tmp_path / 'scans/imagesTr'}."
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
+        predict(saved(tmp_path / "model", UNET), tmp_path / "scans", tmp_path / "out")
+
+
+def test_an_evaluation_takes_settings_of_the_data_set_alone():
+    config = configure({"dataset": "pairs", "dataset.folder": "x"})
+    with pytest.raises(DataError, match="has no folder 'scans'"):
+        source_like(config, Path(), {"dataset.images": "scans"})
+    with pytest.raises(BadSetting, match=r"train\.lr cannot be set here: only settings of the data set"):
+        source_like(config, Path(), {"train.lr": 1})
 
 
 def test_masks_by_any_name_and_hidden_files_are_no_scans(tmp_path):
@@ -198,7 +246,9 @@ def test_a_presence_model_leaves_one_table_and_no_masks(tmp_path, capsys):
 def test_a_presence_model_of_the_store_judges_by_the_threshold_of_its_run(store, tmp_path, lean, called):
     write_case(tmp_path / "scans", "a", (1, 2))
     name = logged(store, saved(tmp_path / "model", CLASSIFIER, lean=lean, threshold=0.3))
-    predict_folder(name, tmp_path / "scans", tmp_path / "out", fold=0, threshold=None, device="cpu", uri=store.uri)
+    predict_folder(
+        name, [tmp_path / "scans"], tmp_path / "out", fold=0, threshold=None, device="cpu", uri=store.uri
+    )
     assert pd.read_csv(tmp_path / "out" / "presence.csv")["called"].sum() == called
 
 
