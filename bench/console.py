@@ -1,11 +1,12 @@
 """The terminal: progress and messages on standard error, results on standard output.
 
 Progress is a bar on a terminal and in a notebook, elsewhere a line now and then; with --quiet only results are
-shown. rich honours `NO_COLOR`.
+shown.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import nan
@@ -13,10 +14,9 @@ from threading import local
 from time import monotonic
 from typing import Any, Self
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from bench.formatting import NAMES, duration, plain
@@ -26,22 +26,22 @@ FIRST = 10.0  # seconds until the first line of progress where there is no termi
 REFRESH = 0.5  # seconds between updates of a notebook
 
 
-def console() -> Console:
-    """Return standard output, 200 columns wide if it is not a terminal."""
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=200)
+def console(*, stderr: bool = False) -> Console:
+    """Return standard output or standard error, without colours and bold letters if `NO_COLOR` is set.
+
+    Where it is not a terminal it has the width `COLUMNS`, by default 200.
+    """
+    plain_text = bool(os.environ.get("NO_COLOR"))
+    screen = Console(stderr=stderr, highlight=False, color_system=None if plain_text else "auto")
+    if not screen.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        screen.width = 200
+    return screen
 
 
-def frame_table(title: str, frame: pd.DataFrame) -> Table:
-    """Return a data frame as a table: numbers right-aligned with four digits, text without markup."""
-    table = Table(title=Text(plain(title), "table.title"), title_justify="left")
-    flat = frame.reset_index() if frame.index.name or frame.index.dtype == object else frame
-    for column in flat.columns:
-        number = pd.api.types.is_numeric_dtype(flat[column])
-        table.add_column(Text(plain(str(column))), justify="right" if number else "left", overflow="fold")
-    for row in flat.itertuples(index=False):
-        table.add_row(*(Text(plain(f"{v:.4g}" if isinstance(v, float) else str(v))) for v in row))
-    return table
+def print_text(text: str, screen: Console | None = None) -> None:
+    """Print a sentence: wrapped between words on a terminal, on one line elsewhere."""
+    screen = screen or console()
+    screen.print(Text(plain(text)), soft_wrap=not screen.is_terminal)
 
 
 def progress_line(what: str, done: float, of: float, unit: str, seconds: float) -> str:
@@ -96,7 +96,7 @@ class Display(Watch):
 
     def say(self, text: str) -> None:
         """Print one line, unless quiet."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
 
     def bar(self, done: int, of: int, what: str, unit: str = "slices") -> None:
         """Show progress from the first to the last step."""

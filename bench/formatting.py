@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 SYNTHETIC = " [synthetic]"
 SYNTHETIC_WARNING = (
@@ -85,3 +87,22 @@ def join_first(items: Iterable[object], most: int = 5) -> str:
     """Join at most this many items as 'a, b, c', and count the others as in 'a, b, c and 12 more'."""
     texts = [str(item) for item in items]
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def to_json(value: object) -> str:
+    """Return plain values as JSON. Numbers that JSON does not have (NaN and infinity) are null."""
+    return json.dumps(finite_or_none(value), indent=1, allow_nan=False, default=_plain_value)
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return the values with None for every number that is undefined or infinite."""
+    if isinstance(value, Mapping):
+        return {str(key): finite_or_none(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a number of NumPy as one of Python, and anything else, such as a path, as text."""
+    return finite_or_none(value.item()) if hasattr(value, "item") else str(value)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bench.analysis.ranking import LEADER, MEAN_ONLY, TIED
 from bench.analysis.task_rules import TaskRules, rules_of
 from bench.structures import noun_of, structures_in
 
@@ -59,7 +60,14 @@ class BoardRow:
     runs: tuple[str, ...] = ()
     repeats: tuple[str, ...] = ()  # runs whose seed is already represented by another run
     imported: bool = False  # at least one of its runs was scored elsewhere
+    verdict: str = ""  # how it stands to the leader, in words
+    letters: str = ""  # of a compact letter display; `group` is the number of the first
     scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the row leads, or cannot be distinguished from the leader."""
+        return self.verdict in (LEADER, TIED, MEAN_ONLY)
 
     def flat(self) -> dict[str, Any]:
         """Return every column by its name."""
@@ -130,7 +138,9 @@ class Board:
         if len(self.rows) > 1:
             single = all(row.seeds == 1 for row in self.rows)
             seeds = "With one seed per row" if single else "Whatever the number of seeds"
-            notes.append(f"{seeds}, p is about these trained models; after training again, ranks may change.")
+            notes.append(
+                f"{seeds}, verdicts are about these trained models; after training again, ranks may change."
+            )
         if searched := [row.name for row in self.rows if row.searched]:
             names = self._names(searched)
             notes.append(f"Found by a search: {names}. Unless nested, it may have used patients tested here.")

@@ -11,6 +11,7 @@ from bench.analysis.board import BoardRow
 from bench.analysis.ranking import RankedModel
 from bench.analysis.score_facts import COSTS
 from bench.analysis.structure_view import score_names
+from bench.formatting import letter
 from bench.tracking.tags import Tag, is_derived
 from bench.types import RunRecord
 
@@ -64,6 +65,8 @@ def build_row(
         difference_high=ranked.difference_interval.high,
         p=ranked.p,
         group=ranked.group,
+        letters="".join(letter(number) for number in range(ranked.letters[0], ranked.letters[1] + 1)),
+        verdict=ranked.verdict,
         first=ranked.first,
         rank_low=ranked.ranks[0],
         rank_high=ranked.ranks[1],

@@ -20,6 +20,7 @@ from bench.analysis.claims import MetricScale, Side, claim, describe_healthy, li
 from bench.analysis.score_facts import digits_of
 from bench.analysis.strata import size_groups
 from bench.errors import BadSetting
+from bench.formatting import finite_or_none
 from bench.stats import (
     FoldComparison,
     Interval,
@@ -91,7 +92,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values, with None for NaN."""
         values = asdict(self) | {"ties": self.ties, "patients": self.patients.to_dict("records")}
-        return dict(nan_to_none(values))
+        return dict(finite_or_none(values))
 
 
 def compare_cases(
@@ -212,12 +213,3 @@ def _compare_group(kind: str, name: str, members: pd.DataFrame, scale: MetricSca
     a, b, difference = (float(members[column].mean()) for column in ("a", "b", "difference"))
     wins = float((scale.sign * d > 0).mean())
     return GroupDifference(kind, name, len(members), a, b, difference, interval(d), wins)
-
-
-def nan_to_none(value: Any) -> Any:
-    """Return plain values with None for NaN, as JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: nan_to_none(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [nan_to_none(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

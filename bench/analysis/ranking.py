@@ -23,15 +23,19 @@ from bench.analysis.pairs import (
 )
 from bench.stats import Interval, intervals_of_rows
 
+LEADER, TIED, BEHIND = "leader", "tied with the leader", "behind"
+MEAN_ONLY = "behind in the mean only"
+
 
 @dataclass(frozen=True)
 class RankedModel:
     """The rank of one model and how certain it is.
 
     `difference` is its mean minus the leader's, over the same patients. `p` is the Wilcoxon p-value of that
-    difference, Holm-corrected over all pairs of models, since the leader was not known beforehand. Models of one
-    `group` cannot be distinguished from the best model of the group (see `tie_groups`). `first` is the probability
-    of being the best model on resampled patients, and `ranks` the interval of the rank.
+    difference, Holm-corrected over all pairs of models, since the leader was not known beforehand. `verdict` says
+    in words what `difference_interval` and `p` show (see `verdict_of`). `letters` are the numbers of the first and
+    the last letter of a model in a compact letter display (see `letter_ranges`), and `group` is the first. `first`
+    is the probability of being the best model on resampled patients, and `ranks` the interval of the rank.
     """
 
     rank: int
@@ -40,9 +44,14 @@ class RankedModel:
     difference: float
     difference_interval: Interval
     p: float
-    group: int
+    letters: tuple[int, int]
     first: float
     ranks: tuple[int, int]
+    verdict: str
+
+    @property
+    def group(self) -> int:
+        return self.letters[0]
 
 
 def rank_models(scores: Sequence[ArrayLike], *, higher: bool = True, resamples: int = 9999) -> list[RankedModel]:
@@ -50,8 +59,8 @@ def rank_models(scores: Sequence[ArrayLike], *, higher: bool = True, resamples: 
 
     The scores of a model are (runs, patients) or (patients,), where runs are seeds of one configuration. The score
     of a patient is the mean of its runs; a resample draws patients and, with several runs, also runs. Intervals
-    are BCa for single runs and percentiles of the resamples for several (Davison and Hinkley 1997). Raises
-    `ValueError` for unequal patients or undefined scores.
+    of means are BCa for single runs and percentiles of the resamples for several (Davison and Hinkley 1997). Those
+    of differences are percentiles. Raises `ValueError` for unequal patients or undefined scores.
     """
     runs = [np.atleast_2d(np.asarray(s, np.float64)) for s in scores]
     if len(counts := {r.shape[1] for r in runs}) > 1:
@@ -62,25 +71,23 @@ def rank_models(scores: Sequence[ArrayLike], *, higher: bool = True, resamples: 
     means, leader = patients.mean(1), int(np.argmax(patients.mean(1) * (1 if higher else -1)))
     resampled = bootstrap_means(runs, resamples=resamples)
     single = np.array([len(each) == 1 for each in runs])
-    differences = np.round(patients - patients[leader], 12), resampled - resampled[leader]
+    of_single = iter(intervals_of_rows(patients[single], resamples=resamples))  # BCa
+    intervals = [
+        next(of_single) if one else percentile_interval(row) for one, row in zip(single, resampled, strict=True)
+    ]
+    differences = resampled - resampled[leader]
+    if patients.shape[1] < 2:  # one patient has no spread
+        differences = np.full_like(differences, np.nan)
     p, rank_sums = wilcoxon_pairs(patients)
     return rank_from_resamples(
         means,
         resampled,
         p,
-        _intervals(patients, resampled, single, resamples),
-        _intervals(*differences, single & single[leader], resamples),
+        intervals,
+        [percentile_interval(row) for row in differences],
         rank_sums=rank_sums,
         higher=higher,
     )
-
-
-def _intervals(values: Floats, resampled: Floats, single: Flags, resamples: int) -> list[Interval]:
-    """Return the interval of the mean of each row (M, patients): BCa where `single`, else of the resamples."""
-    of_single = iter(intervals_of_rows(values[single], resamples=resamples))
-    return [
-        next(of_single) if one else percentile_interval(row) for one, row in zip(single, resampled, strict=True)
-    ]
 
 
 def rank_from_resamples(
@@ -109,7 +116,7 @@ def rank_from_resamples(
     wins = (resampled_ranks == 1) / (resampled_ranks == 1).sum(0)  # models that share first place share the win
     direction = np.subtract.outer(means, means) if rank_sums is None else rank_sums
     distinct = distinguish_pairs(means, resampled, corrected, direction, ranks=resampled_ranks)
-    group = tie_groups(sign * means, distinct)
+    letters = letter_ranges(rank, distinct)
     return [
         RankedModel(
             rank=int(rank[m]),
@@ -118,9 +125,10 @@ def rank_from_resamples(
             difference=float(means[m] - means[leader]),
             difference_interval=differences[m],
             p=float(corrected[m, leader]),
-            group=int(group[m]),
+            letters=letters[m],
             first=float(wins[m].mean()),
             ranks=(int(low[m]), int(high[m])),
+            verdict=verdict_of(int(rank[m]), differences[m], bool(distinct[leader, m])),
         )
         for m in range(len(means))
     ]
@@ -155,13 +163,30 @@ def distinguish_models(scores: Sequence[Floats], *, resamples: int = 9999) -> Fl
     return distinguish_pairs(patients.mean(1), resampled, holm_pairs(p), rank_sums)
 
 
-def tie_groups(goodness: Floats, distinct: Flags) -> NDArray[np.int64]:
-    """Number groups from 1: the best model and all not distinguished from it, then the same for the rest."""
-    group = np.zeros(len(goodness), np.int64)
-    number = 0
-    while (remaining := np.flatnonzero(group == 0)).size:
-        number += 1
-        best = remaining[np.argmax(goodness[remaining])]
-        group[remaining[~distinct[best, remaining]]] = number
-        group[best] = number
-    return group
+def verdict_of(rank: int, difference: Interval, distinct: bool) -> str:
+    """Return in words how a model stands to the leader, from the interval of its difference from the leader.
+
+    It is tied if the interval contains 0, and behind if not. It is behind in the mean only if the test on ranks
+    does not confirm that, so that the two are not `distinct`: then a few patients may explain the difference.
+    """
+    if rank == 1:
+        return LEADER
+    if distinct:
+        return BEHIND
+    return MEAN_ONLY if difference.low > 0 or difference.high < 0 else TIED
+
+
+def letter_ranges(rank: NDArray[np.int64], distinct: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the numbers, from 1, of the first and last letter of each model in a compact letter display.
+
+    A letter spans neighbouring ranks: from a model to the last that cannot be distinguished from it. Models
+    without a common letter can be distinguished, and so can all models that are as far apart or farther. Letters
+    never run backwards down the ranks (the rule of multiple range tests: no pair inside a tie is separated).
+    """
+    ranks = np.unique(rank)
+    tied = [int(rank[(~distinct[rank == r]).any(0) | (rank == r)].max()) for r in ranks]
+    ends = np.maximum.accumulate(tied)
+    opens = np.concatenate([[True], np.diff(ends) > 0])
+    starts, ends = ranks[opens], ends[opens]
+    first, last = np.searchsorted(ends, rank), np.searchsorted(starts, rank, side="right") - 1
+    return [(int(a) + 1, int(b) + 1) for a, b in zip(first, last, strict=True)]

@@ -157,4 +157,5 @@ def _with_unranked(scored: Iterable[bool], ranked: Sequence[RankedModel]) -> lis
 
 def _unranked(rank: int) -> RankedModel:
     nan = math.nan
-    return RankedModel(rank, nan, Interval(nan, nan), nan, Interval(nan, nan), nan, rank, nan, (rank, rank))
+    nowhere = Interval(nan, nan)
+    return RankedModel(rank, nan, nowhere, nan, nowhere, nan, (0, 0), nan, (rank, rank), "no score")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ __all__ = ["app", "components", "datasets", "main", "results", "searching", "sha
 
 
 def main() -> None:
-    """Run the app. An error that the user can fix exits with 2, and an interrupt with 130 (by typer)."""
+    """Run the app. Exits with 2 for an error that the user can fix, 3 for any other, and 130 for an interrupt."""
     interrupt_on_signals()
     with temporary_files():
         try:
@@ -30,6 +31,9 @@ def main() -> None:
             # No name from a file or a folder can command the terminal.
             say("error: " + "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in said))
             sys.exit(2)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(3)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +34,14 @@ class Commands(TyperGroup):
         return list(dict.fromkeys((*panels, *self.commands)))
 
 
+EXIT_CODES = """
+Exit codes: 0 success; 1 the answer is no (a failed gate, unusable data, failed cells of a suite); 2 an error that
+you can fix, in one sentence; 3 an error of bench itself, with a traceback; 130 interrupted.
+"""
 app = typer.Typer(
     cls=Commands,
     help="Benchmark 2D medical image segmentation: honest folds, tracked in MLflow, ranked with intervals.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -49,6 +59,15 @@ Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs
 STRUCTURE_HELP = "Score by this structure alone; default: the mean over structures."
 Structure = Annotated[str | None, typer.Option("--structure", help=STRUCTURE_HELP)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
+
+
+class Output(StrEnum):
+    table = "table"
+    json = "json"
+
+
+Format = Annotated[Output, typer.Option("--format", help="table, or json for programs.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, in parts that fit the terminal.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every epoch.")]
 RunOrExport = Annotated[str, typer.Argument(help="Name or id of a run, or a folder that `bench export` wrote.")]
@@ -99,5 +118,38 @@ def refuse_options(ctx: typer.Context, option: str, source: str, allowed: Collec
         raise BadSetting(f"{option} uses the settings {source}: leave out {join_and(extra)}.")
 
 
+@contextmanager
+def text_aside(format: Output) -> Iterator[None]:
+    """Send what a command prints for people to standard error if its result is printed as JSON."""
+    if format is Output.json:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def print_json(value: object) -> None:
+    """Print plain values as JSON."""
+    from bench.formatting import to_json
+
+    typer.echo(to_json(value))
+
+
+def print_run(format: Output, run_id: str, uri: str | None) -> None:
+    """Print what a run has logged, if JSON is wanted."""
+    if format is Output.json:
+        from bench.tracking import connect
+        from bench.tracking.reader import run_values
+
+        print_json(run_values(connect(uri), run_id))
+
+
 def say(text: str) -> None:
+    """Print a message on standard error: wrapped between words on a terminal, unchanged elsewhere."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = (
+            textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
+        )
+        text = "\n".join("\n".join(each) for each in lines)
     typer.echo(text, err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli._app import Plugin, data, without_none
+from bench.cli._app import Format, Output, Plugin, Wide, data, print_json, without_none
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
@@ -33,6 +33,7 @@ def check(
     folder: Folder,
     dataset: DataSet = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print each finding on a line of its own.")] = False,
+    format: Format = Output.table,
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
@@ -40,9 +41,14 @@ def check(
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
-    from bench.reports.dataset.printing import show_audit
+    from bench.reports.dataset.printing import audit_config, print_audit
 
-    if not show_audit(_config(folder, dataset, set_, plugin), verbose=verbose):
+    report = audit_config(_config(folder, dataset, set_, plugin))
+    if format is Output.json:
+        print_json({"usable": not report.errors, **vars(report)})
+    else:
+        print_audit(report, verbose=verbose)
+    if report.errors:
         raise typer.Exit(1)
 
 
@@ -52,13 +58,19 @@ def describe(
     out: Annotated[Path | None, typer.Option(help="Folder to write figures (PNG) and tables (CSV) to.")] = None,
     html: Annotated[Path | None, typer.Option(help="File to write everything to as one HTML page.")] = None,
     dataset: DataSet = None,
+    format: Format = Output.table,
+    wide: Wide = False,
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
     """Describe a data set: counts, class balance, institutions, tumour sizes and grey levels."""
-    from bench.reports.dataset.printing import show_description
+    from bench.reports.dataset.printing import describe_config, description_values, print_description
 
-    show_description(_config(folder, dataset, set_, plugin), out, html)
+    description = describe_config(_config(folder, dataset, set_, plugin), out, html)
+    if format is Output.json:
+        print_json(description_values(description))
+    else:
+        print_description(description, out, html, wide=wide)
 
 
 @data.command("pack")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +11,22 @@ import typer
 
 from bench.cli._app import (
     Device,
+    Format,
     LoggedData,
     OneFold,
+    Output,
     Plugin,
     RunName,
     RunOrExport,
     Structure,
     TrackingUri,
     Where,
+    Wide,
     app,
+    print_json,
+    print_run,
     say,
+    text_aside,
 )
 
 GROUP_HELP = "What one row is: configuration (seeds averaged), run, or a setting such as loss.name."
@@ -31,7 +38,7 @@ Threshold = Annotated[float | None, typer.Option(help="Default: the threshold th
 Primary = Annotated[str | None, typer.Option("--primary", help=PRIMARY_HELP)]
 
 
-class Format(StrEnum):
+class BoardFormat(StrEnum):
     table = "table"
     csv = "csv"
     json = "json"
@@ -47,7 +54,8 @@ def leaderboard(
     where: Where = None,
     pareto: Annotated[str | None, typer.Option(help=PARETO_HELP)] = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by; the ranks do not change.")] = None,
-    format: Annotated[Format, typer.Option(help="Output format.")] = Format.table,
+    format: Annotated[BoardFormat, typer.Option(help="Output format.")] = BoardFormat.table,
+    wide: Wide = False,
     cases: Annotated[Path | None, typer.Option(help="CSV file for the scores of every patient and run.")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -66,15 +74,17 @@ def leaderboard(
     if cases is not None:
         write_output(cases, tables.cases_csv(made, found))
     match format:
-        case Format.csv:
+        case BoardFormat.csv:
             typer.echo(tables.board_csv(made), nl=False)
-        case Format.json:
-            typer.echo(tables.board_json(made))
-        case Format.markdown:
+        case BoardFormat.json:
+            print_json([tables.board_values(board) for board in made])
+        case BoardFormat.markdown:
             typer.echo(tables.board_markdown(made), nl=False)
-        case Format.html:
-            typer.echo("\n".join(map(tables.board_html, made)))
-        case Format.table:
+        case BoardFormat.html:
+            from bench.reports.html.board_page import boards_page
+
+            typer.echo(boards_page(made))
+        case BoardFormat.table:
             from bench.console import console
 
             if not found:
@@ -82,8 +92,7 @@ def leaderboard(
             elif not made:
                 say(f"none of {len(found)} runs matches {' and '.join(where or ())}.")
             for board in made:
-                console().print(tables.widest_table(board, console()))
-                console().print(tables.board_table(board, tables.cost_columns(board)))
+                tables.print_board(console(), board, wide=wide)
 
 
 @app.command()
@@ -94,6 +103,8 @@ def compare(
     structure: Structure = None,
     data: LoggedData = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a figure (PNG) and all numbers (JSON).")] = None,
+    format: Format = Output.table,
+    wide: Wide = False,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -104,7 +115,10 @@ def compare(
     comparison = api.compare(
         a, b, primary=primary, structure=structure, data=data, out=out, tracking_uri=tracking_uri
     )
-    print_comparison(comparison)
+    if format is Output.json:
+        print_json(comparison.as_json())
+        return
+    print_comparison(comparison, wide=wide)
     if out is not None:
         typer.echo(f"comparison.json and comparison.png are in {out}")
 
@@ -116,6 +130,7 @@ def gate(
     margin: Annotated[float | None, typer.Option(help="Accepted loss; default: 0.01 (Dice) or 1 pixel.")] = None,
     primary: Annotated[str, typer.Option(help="Metric of patients; `bench list metrics`.")] = "dice",
     structure: Structure = None,
+    format: Format = Output.table,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Exit with 1 if the candidate is worse than the baseline by a margin, with 2 if they cannot be compared.
@@ -125,7 +140,10 @@ def gate(
     from bench.reports.gate import gate as judge
 
     result = judge(baseline, candidate, margin=margin, primary=primary, structure=structure, uri=tracking_uri)
-    typer.echo(result.message)
+    if format is Output.json:
+        print_json(asdict(result))
+    else:
+        typer.echo(result.message)
     if result.worse:
         raise typer.Exit(1)
 
@@ -139,6 +157,7 @@ def rescore(
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
     data: LoggedData = None,
     name: RunName = None,
+    format: Format = Output.table,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -151,7 +170,9 @@ def rescore(
     from bench.inference.postprocess import Postprocess
 
     chosen = Postprocess(largest=largest, min_size=min_size, fill_holes=fill_holes)
-    command(run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
+    with text_aside(format):
+        run_id = command(run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
+    print_run(format, run_id, tracking_uri)
 
 
 @app.command()
@@ -162,6 +183,7 @@ def ensemble(
     data: LoggedData = None,
     name: RunName = None,
     device: Device = "auto",
+    format: Format = Output.table,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -171,7 +193,9 @@ def ensemble(
     """
     from bench.derived.ensemble import ensemble as command
 
-    command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
+    with text_aside(format):
+        run_id = command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
+    print_run(format, run_id, tracking_uri)
 
 
 @app.command()
@@ -184,12 +208,14 @@ def power(
     models: Annotated[int, typer.Option(min=2, max=1000, help="Models to compare.")] = 2,
     power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of finding the difference.")] = 0.8,
     structure: Structure = None,
+    format: Format = Output.table,
+    wide: Wide = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Print the smallest Dice difference that a study can detect, simulated from the runs in the store."""
-    from bench.reports.power import show_power
+    from bench.reports.power import print_power, study_power
 
-    show_power(
+    study = study_power(
         tracking_uri,
         patients=patients,
         folds=folds,
@@ -198,6 +224,10 @@ def power(
         power=power,
         structure=structure,
     )
+    if format is Output.json:
+        print_json(vars(study) | {"table": study.table.to_dict("records")})
+    else:
+        print_power(study, wide=wide)
 
 
 @app.command()
@@ -224,6 +254,7 @@ def evaluate(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
+    format: Format = Output.table,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -232,7 +263,10 @@ def evaluate(
     from bench.overrides import parse_assignment
 
     changes = dict(parse_assignment(a) for a in set_ or [])
-    evaluate_external(run, data, changes=changes, fold=fold, threshold=threshold, device=device, uri=tracking_uri)
+    options = {"fold": fold, "threshold": threshold, "device": device, "uri": tracking_uri}
+    with text_aside(format):
+        run_id = evaluate_external(run, data, changes=changes, **options)
+    print_run(format, run_id, tracking_uri)
 
 
 @app.command()
@@ -241,13 +275,16 @@ def cascade(
     segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
     data: LoggedData = None,
     name: RunName = None,
+    format: Format = Output.table,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Segment only the slices that a classifier calls positive, and compare with segmentation alone."""
     from bench.derived.cascade import cascade as command
 
-    command(presence, segmentation, data=data, name=name, uri=tracking_uri)
+    with text_aside(format):
+        run_id = command(presence, segmentation, data=data, name=name, uri=tracking_uri)
+    print_run(format, run_id, tracking_uri)
 
 
 @app.command()
@@ -258,6 +295,7 @@ def predict(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
+    format: Format = Output.table,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -267,4 +305,7 @@ def predict(
     predictions = api.predict(
         run, input, out, fold=fold, threshold=threshold, device=device, tracking_uri=tracking_uri
     )
-    typer.echo(predictions)
+    if format is Output.json:
+        print_json({"out": out, "images": predictions.images.to_dict("records")})
+    else:
+        typer.echo(predictions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +12,20 @@ import typer
 from bench.api import SETTINGS
 from bench.cli._app import (
     DryRun,
+    Format,
+    Output,
     OwnDevice,
     Plugin,
     Quiet,
     TrackingUri,
     Verbose,
+    Wide,
     app,
+    print_json,
+    print_run,
     refuse_options,
+    say,
+    text_aside,
     without_none,
 )
 
@@ -67,6 +74,7 @@ def run(
     resume: Annotated[str | None, typer.Option(help="Resume this run, as repeating its command does.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again, and abandon an interrupted run.")] = False,
     dry_run: DryRun = False,
+    format: Format = Output.table,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -78,10 +86,12 @@ def run(
     from bench.overrides import parse_assignment
 
     if resume is not None:
-        refuse_options(ctx, "--resume", "of the run", ("resume", "plugin", "tracking_uri", "quiet", "verbose"))
+        refuse_options(
+            ctx, "--resume", "of the run", ("resume", "plugin", "tracking_uri", "format", "quiet", "verbose")
+        )
     changes = dict(parse_assignment(a) for a in set_ or [])
     _refuse_flags(changes)
-    given = {k: v for k, v in ctx.params.items() if k not in ("dry_run", "set_")}
+    given = {k: v for k, v in ctx.params.items() if k not in ("dry_run", "set_", "format")}
     given |= {"settings": changes, "plugin": plugin or ()}
     if dry_run:
         settings = api.configure_run(given)
@@ -89,10 +99,12 @@ def run(
 
         print_plan(settings, only=fold, quiet=quiet)
         return
-    finished = api.run(**given)
-    from bench.experiments.run import print_finished
+    with text_aside(format):
+        finished = api.run(**given)
+        from bench.experiments.run import print_finished
 
-    print_finished(finished)
+        print_finished(finished)
+    print_run(format, finished.run_id, tracking_uri)
 
 
 @app.command()
@@ -112,6 +124,8 @@ def suite(
     out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
     device: OwnDevice = None,
     tracking_uri: TrackingUri = None,
+    format: Format = Output.table,
+    wide: Wide = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -123,9 +137,9 @@ def suite(
     from bench.experiments import suite_page
     from bench.experiments.launch import make_launcher
     from bench.experiments.launch.local import threads_per_worker
-    from bench.experiments.suite import FAILED, run_suite, states
+    from bench.experiments.suite import FAILED, CellState, run_suite, states
     from bench.experiments.suite_file import read_suite
-    from bench.outputs import check_outputs
+    from bench.outputs import check_outputs, write_output
     from bench.overrides import parse_assignment
     from bench.tracking import connect
 
@@ -138,19 +152,31 @@ def suite(
         threads = workers and threads_per_worker(workers)
         suite_page.print_plan(cells, store, retry=retry_failed, workers=workers or 1, threads=threads)
         return
+
+    def show(found: Sequence[CellState]) -> None:
+        boards = suite_page.suite_boards(found, store)
+        if format is Output.json:
+            print_json(suite_page.suite_json(cells, found, boards))
+        else:
+            suite_page.print_suite(cells, found, boards, wide=wide)
+        if out is not None:
+            write_output(out, suite_page.page(cells, found, boards, command))
+            say(f"the page is in {out}")
+
     if status:
-        suite_page.print_suite(cells, states(cells, store), store, command=command, out=out)
+        show(states(cells, store))
         return
     run_cells = partial(
         run_suite, cells, uri=tracking_uri, fresh=fresh, retries=retries, max_failures=max_failures
     )
-    if workers is None and launcher == "local" and not launch:
-        found = run_cells(retry=retry_failed, quiet=quiet, verbose=verbose)
-    else:
-        parallel = make_launcher(launcher, workers, dict(parse_assignment(option) for option in launch or []))
-        with suite_page.live_report(cells, store) as report:
-            found = run_cells(retry=retry_failed, launcher=parallel, report=report, quiet=True)
-    suite_page.print_suite(cells, found, store, command=command, out=out)
+    with text_aside(format):
+        if workers is None and launcher == "local" and not launch:
+            found = run_cells(retry=retry_failed, quiet=quiet, verbose=verbose)
+        else:
+            parallel = make_launcher(launcher, workers, dict(parse_assignment(option) for option in launch or []))
+            with suite_page.live_report(cells, store) as report:
+                found = run_cells(retry=retry_failed, launcher=parallel, report=report, quiet=True)
+    show(found)
     if any(s.state == FAILED for s in found):
         raise typer.Exit(1)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.console import Display, console, frame_table
+from bench.console import Display, console
 from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
 from bench.errors import BadSetting
 from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
 from bench.metrics.confusion import dice_of
+from bench.text_table import print_frame
 from bench.tracking import Run, Store, connect_to_write, find_run, read_masks, read_probabilities, read_table
 from bench.tracking.selection import load_run_pack, require_finished
 from bench.tracking.tags import CONVENTION, Tag, is_derived
@@ -72,7 +73,8 @@ def rescore(
             tags=_tags(source, changes),
         )
         run_id = log_derived(store, run, pack, display=display)
-    console().print(frame_table("the same masks under other conventions", conventions(cases, slice_table(scores))))
+    table = conventions(cases, slice_table(scores))
+    print_frame(console(), "the same masks under other conventions", table, wide=True)
     return run_id
 
 

@@ -19,7 +19,7 @@ from bench.errors import BadSetting
 from bench.experiments.expected_time import say_expected_time
 from bench.formatting import LEAKY_WARNING, SYNTHETIC_WARNING, duration
 from bench.overrides import written
-from bench.reports.tables import board_table
+from bench.reports.tables import LEADERBOARD, print_board
 from bench.tracking import (
     LEAKY,
     PARENT,
@@ -178,7 +178,7 @@ def print_finished(run: FinishedRun) -> None:
         text = f"{run.name}: LEAKY, on no leaderboard\n{headline(run.scores)}\n{LEAKY_WARNING}"
         console().print(text, markup=False)
     else:
-        console().print(board_table(run.board))
+        print_board(console(), run.board, more=LEADERBOARD)
 
 
 def dry_run(config: RunConfig, *, only: int | None = None, quiet: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.live import Live
@@ -18,13 +18,13 @@ from bench.analysis.board import Board
 from bench.analysis.leaderboard import build_boards
 from bench.analysis.task_rules import rules_of
 from bench.config import RunConfig
-from bench.console import console, frame_table
+from bench.console import console, print_text
 from bench.errors import BenchError
 from bench.experiments.suite import DONE, RUNNING, CellState, Report, cell_runs, states, to_run
-from bench.experiments.suite_file import Cell, Parts, Suite
+from bench.experiments.suite_file import Cell, Parts, PublishedScore, Suite
 from bench.formatting import NAMES, duration
-from bench.outputs import write_output
-from bench.reports.tables import board_markdown, board_table, frame_markdown
+from bench.reports.tables import board_markdown, board_values, frame_markdown, print_board
+from bench.text_table import frame_table, print_frame
 from bench.tracking import LEAKY, Run, Store, is_finished, read_records, search_runs
 from bench.tracking.tags import Tag, task_name
 from bench.training.cross_validation import estimate_time
@@ -49,8 +49,8 @@ class Estimate:
 def print_plan(suite: Suite, store: Store, *, retry: bool, workers: int, threads: int | None) -> None:
     """Print which cells would be run and how long they would take; train nothing."""
     table, text = plan_table(estimates(suite, store, retry=retry, threads=threads), workers)
-    console().print(frame_table(f"{suite.title} · budget {suite.budget}", table))
-    console().print(text, markup=False)
+    print_frame(console(), f"{suite.title} · budget {suite.budget}", table, wide=True)
+    print_text(text)
 
 
 def plan_table(found: Sequence[Estimate], workers: int) -> tuple[pd.DataFrame, str]:
@@ -81,7 +81,7 @@ def live_report(suite: Suite, store: Store) -> Iterator[Report]:
     def table() -> Table:
         at = {c.name: progress(c, store) if current[c.name] == RUNNING else "" for c in suite.cells}
         rows = [{"entry": name, "state": current[name], "at": text} for name, text in at.items()]
-        return frame_table(suite.title, pd.DataFrame(rows))
+        return frame_table(suite.title, pd.DataFrame(rows), screen.width)
 
     def report(cell: Cell, state: str, text: str) -> None:
         current[cell.name] = state
@@ -94,20 +94,30 @@ def live_report(suite: Suite, store: Store) -> Iterator[Report]:
         yield report
 
 
-def print_suite(
-    suite: Suite, found: Sequence[CellState], store: Store, *, command: str, out: Path | None = None
-) -> None:
-    """Print cells, boards and published scores; `out` gets the same as Markdown, with the command."""
-    screen, boards = console(), suite_boards(found, store)
-    screen.print(frame_table(f"{suite.title} · budget {suite.budget}: {state_counts(found)}", cell_table(found)))
+def print_suite(suite: Suite, found: Sequence[CellState], boards: Sequence[Board], *, wide: bool = False) -> None:
+    """Print cells, boards and published scores: the columns that fit the terminal, or all of them."""
+    screen = console()
+    title = f"{suite.title} · budget {suite.budget}: {state_counts(found)}"
+    print_frame(screen, title, cell_table(found), fixed=2, wide=wide)
     for board in boards:
-        screen.print(board_table(board))
+        print_board(screen, board, wide=wide)
     if suite.published:
-        screen.print(frame_table("beside the published figures", published_table(suite, found)))
-        screen.print(NOTE, markup=False)
-    if out is not None:
-        write_output(out, page(suite, found, boards, command))
-        screen.print(f"the page is in {out}", markup=False)
+        print_frame(screen, "beside the published figures", published_table(suite, found), wide=wide)
+        print_text(NOTE)
+
+
+def suite_json(suite: Suite, found: Sequence[CellState], boards: Sequence[Board]) -> dict[str, Any]:
+    """Return the suite as plain values: its cells, the rows of its boards, and published scores."""
+    return {
+        "title": suite.title,
+        "budget": suite.budget,
+        "counts": Counter(s.state for s in found),
+        "cells": [_values(s) for s in found],
+        "boards": [board_values(board) for board in boards],
+        "published": [
+            {**published.model_dump(), "ours": _our_score(published, found)} for published in suite.published
+        ],
+    }
 
 
 def page(suite: Suite, found: Sequence[CellState], boards: Sequence[Board], command: str) -> str:
@@ -142,8 +152,7 @@ def published_table(suite: Suite, found: Sequence[CellState]) -> pd.DataFrame:
     runs = {s.cell.name: s.run for s in found if s.state == DONE}
     rows = []
     for published in suite.published:
-        run = runs.get(published.entry)
-        ours = run.data.metrics.get(published.metric or "") if run is not None else None
+        run, ours = runs.get(published.entry), _our_score(published, found)
         rows.append(
             {
                 "entry": published.entry,
@@ -157,17 +166,37 @@ def published_table(suite: Suite, found: Sequence[CellState]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _our_score(published: PublishedScore, found: Sequence[CellState]) -> float | None:
+    """Return our score with the definition of a published one; None if there is none, or it was not run."""
+    runs = [s.run for s in found if s.state == DONE and s.cell.name == published.entry]
+    return runs[0].data.metrics.get(published.metric or "") if runs and runs[0] is not None else None
+
+
 def _row(found: CellState) -> dict[str, str]:
-    run = found.run
-    problem = "" if run is None or found.state == DONE else run.data.tags.get(Tag.ERROR, run.info.status)
+    run, values = found.run, _values(found)
+    return {
+        "entry": values["entry"],
+        "state": values["state"],
+        "score": "" if run is None or found.state != DONE else _score(run),
+        "problem": values["problem"],
+        "time": "" if run is None else duration(values["wall_seconds"]),
+        "epochs": "" if values["epochs"] is None else str(values["epochs"]),
+        "run": "" if run is None else run.info.run_id[:8],
+    }
+
+
+def _values(found: CellState) -> dict[str, Any]:
+    """Return the state of a cell as plain values; scores are those of a finished run."""
+    run, done = found.run, found.state == DONE
+    metrics = run.data.metrics if run is not None else {}
     return {
         "entry": found.cell.name,
         "state": found.state,
-        "run": "" if run is None else run.info.run_id[:8],
-        "score": "" if run is None or found.state != DONE else _score(run),
-        "epochs": f"{found.cell.what.train.epochs}" if isinstance(found.cell.what, RunConfig) else "",
-        "time": "" if run is None else duration(run.data.metrics.get("cost/wall_seconds", math.nan)),
-        "problem": problem,
+        "run_id": None if run is None else run.info.run_id,
+        "scores": {k: v for k, v in metrics.items() if done and "/" not in k},
+        "epochs": found.cell.what.train.epochs if isinstance(found.cell.what, RunConfig) else None,
+        "wall_seconds": metrics.get("cost/wall_seconds", math.nan),
+        "problem": "" if run is None or done else run.data.tags.get(Tag.ERROR, run.info.status),
     }
 
 

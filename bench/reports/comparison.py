@@ -1,13 +1,11 @@
-"""`bench compare`: print tables, a figure and a claim about two logged runs, paired by patient.
+"""`bench compare`: tables, a figure and a claim about two logged runs, paired by patient.
 
 Nothing is trained or predicted.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich.table import Table
-from rich.text import Text
 
 from bench.analysis.claims import Side
 from bench.analysis.comparison import STRUCTURE, Comparison, compare_cases
 from bench.analysis.strata import groups_of
-from bench.console import Display, console
+from bench.console import Display, console, print_text
 from bench.data.readers.patient_folders import parse_case_name
 from bench.errors import BenchError
-from bench.formatting import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed
+from bench.formatting import SYNTHETIC_WARNING, between, decimal, p_value, plain, signed, to_json
 from bench.outputs import check_outputs, new_output, write_output
 from bench.stats import Interval
+from bench.text_table import print_frame
 from bench.tracking import Run, connect, read_table
 from bench.tracking.selection import comparable_pair, load_shared_pack
 from bench.tracking.tags import Tag, is_derived
@@ -78,7 +75,7 @@ def compare(
     if runs[0].data.tags.get(Tag.SYNTHETIC) == "true":
         comparison = replace(comparison, claim=f"{comparison.claim} {SYNTHETIC_WARNING}")
     if out is not None:
-        write_output(files[0], json.dumps(comparison.as_json(), indent=1, allow_nan=False))
+        write_output(files[0], to_json(comparison.as_json()))
         with new_output(files[1]) as png:
             draw_comparison(comparison).savefig(png, dpi=150)
     return comparison
@@ -98,11 +95,14 @@ def _side(run: Run) -> Side:
     )
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Print the patients, the folds, the groups, the extreme patients, and last the claim."""
+def print_comparison(comparison: Comparison, *, wide: bool = False) -> None:
+    """Print the patients, the folds, the groups, the extreme patients, and last the claim.
+
+    Of each table the columns that fit the terminal, or all of them.
+    """
     out, metric = console(), comparison.scale.metric
     for name, side in (("A", comparison.a), ("B", comparison.b)):
-        out.print(f"{name}: {side.name} ({side.run_id[:8]})", markup=False, soft_wrap=True)
+        print_text(f"{name}: {side.name} ({side.run_id[:8]})")
     for title, rows, caption in (
         (f"{metric} of patients: the fitted models", [_patient_row(comparison)], CAPTIONS["patients"]),
         (f"{metric} of each structure", _group_rows(comparison, structures=True), CAPTIONS["structures"]),
@@ -111,11 +111,12 @@ def print_comparison(comparison: Comparison) -> None:
         ("patients with the largest gains and losses of A", _extreme_rows(comparison), ""),
     ):
         if rows:
-            out.print(_table(title, rows, caption))
+            out.print()
+            print_frame(out, title, pd.DataFrame(rows), fixed=2, wide=wide)
+            print_text(caption)
     if comparison.undefined:
-        names = plain(", ".join(comparison.undefined))
-        out.print(f"{metric} is not defined in both runs for {names}", markup=False, soft_wrap=True)
-    out.print(plain(comparison.claim), markup=False, soft_wrap=True)
+        print_text(f"{metric} is not defined in both runs for {', '.join(comparison.undefined)}")
+    print_text(comparison.claim)
 
 
 def _patient_row(comparison: Comparison) -> dict[str, str]:
@@ -126,8 +127,8 @@ def _patient_row(comparison: Comparison) -> dict[str, str]:
         "95% interval": _ends(paired.interval, digits),
         "Wilcoxon p": p_value(paired.p),
         "A better": f"{paired.wins:.0%}",
-        "ties": f"{comparison.ties:.0%}",
         "B better": f"{comparison.losses:.0%}",
+        "ties": f"{comparison.ties:.0%}",
         "rank-biserial": signed(comparison.rank_biserial, 2),
         "d_z": signed(comparison.d_z, 2),
     }
@@ -150,7 +151,7 @@ def _group_rows(comparison: Comparison, *, structures: bool) -> list[dict[str, s
     """Return the rows of structures, or of groups of patients."""
     digits = comparison.scale.digits
     return [
-        ({"structure": group.name} if structures else {"patients by": group.kind, "": group.name})
+        ({"structure": group.name} if structures else {"patients by": group.kind, "group": group.name})
         | {"n": str(group.n)}
         | _means(group.a, group.b, group.difference, digits)
         | {"95% interval": _ends(group.interval, digits), "A better": f"{group.wins:.0%}"}
@@ -208,13 +209,3 @@ def draw_comparison(comparison: Comparison) -> Figure:
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _table(title: str, rows: Sequence[Mapping[str, str]], caption: str) -> Table:
-    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
-    for heading, cell in rows[0].items():
-        is_text = cell[:1].isalpha() or not heading
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row.values()))
-    return table

@@ -13,6 +13,7 @@ from bench.analysis.claims import MAX_UNDEFINED, Side
 from bench.analysis.comparison import compare_cases, scale_of
 from bench.errors import BadSetting
 from bench.formatting import SYNTHETIC_WARNING, between, plain
+from bench.stats import Interval
 from bench.structures import noun_of
 from bench.tracking import connect, read_table, run_label
 from bench.tracking.selection import comparable_pair
@@ -24,10 +25,20 @@ SEGMENTATION_ONLY = "The gate compares segmentation runs, which are scored per p
 
 @dataclass(frozen=True)
 class GateResult:
-    """Whether the candidate is worse by more than the margin, and a sentence with the numbers."""
+    """Whether the candidate is worse by more than the margin, a sentence with the numbers, and the numbers.
+
+    `difference` is candidate - baseline in the mean of `metric` over patients, and `interval` its 95% interval.
+    """
 
     worse: bool
     message: str
+    baseline: str
+    candidate: str
+    metric: str
+    margin: float
+    difference: float
+    interval: Interval
+    patients: int
 
 
 def gate(
@@ -74,4 +85,14 @@ def gate(
     if comparison.healthy:
         message += f" {comparison.healthy} A is the candidate."
     synthetic = runs[0].data.tags.get(Tag.SYNTHETIC) == "true"
-    return GateResult(worse, f"{message} {SYNTHETIC_WARNING}" if synthetic else message)
+    return GateResult(
+        worse,
+        f"{message} {SYNTHETIC_WARNING}" if synthetic else message,
+        baseline=names[1],
+        candidate=names[0],
+        metric=primary,
+        margin=margin,
+        difference=paired.difference,
+        interval=interval,
+        patients=paired.n,
+    )

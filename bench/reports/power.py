@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import pandas as pd
 
 from bench.analysis.cohort import CohortSpread, measure_spread
 from bench.analysis.power import MODELS, SEEDS, power_table
-from bench.console import console, frame_table
-from bench.formatting import SYNTHETIC_WARNING, plain
+from bench.console import console, print_text
+from bench.formatting import SYNTHETIC_WARNING
+from bench.text_table import print_frame
 from bench.tracking import connect, read_records
 
 
-def show_power(
+@dataclass(frozen=True)
+class PowerStudy:
+    """A planned study, and the smallest differences that it detects (see `bench.analysis.power.power_table`)."""
+
+    patients: int
+    folds: int
+    seeds: int
+    models: int
+    power: float
+    lines: Sequence[str]  # the result in sentences
+    table: pd.DataFrame
+
+
+def study_power(
     uri: str | None = None,
     *,
     patients: int | None = None,
@@ -23,23 +39,29 @@ def show_power(
     models: int = 2,
     power: float = 0.8,
     structure: str | None = None,
-) -> pd.DataFrame:
-    """Print the smallest Dice difference that a study can detect, estimated from the runs in the store.
+) -> PowerStudy:
+    """Return the smallest Dice difference that a study can detect, estimated from the runs in the store.
 
-    Patients and folds are by default those of the runs, and Dice is the mean over structures. Returns the table
-    that is printed. Raises `BenchError`.
+    Patients and folds are by default those of the runs, and Dice is the mean over structures. Raises `BenchError`.
     """
     cohort = measure_spread(read_records(connect(uri)), structure)
     patients = cohort.patients if patients is None else patients
     folds = cohort.folds if folds is None else folds
     counts = {"seeds": (*SEEDS, seeds), "models": (*MODELS, models)}
     table = power_table(cohort, patients=patients, folds=folds, **counts, power=power)
-    study = {"patients": patients, "folds": folds, "seeds": seeds, "models": models}
-    for line in summarise_power(cohort, table, **study, power=power):
-        console().print(plain(line), markup=False, soft_wrap=True)
-    shown = table.map(lambda v: "> 1" if math.isinf(v) else round(v, 3))
-    console().print(frame_table(f"Smallest Dice difference detected in {_share(power)} studies", shown))
-    return table
+    lines = summarise_power(cohort, table, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
+    return PowerStudy(patients, folds, seeds, models, power, lines, table)
+
+
+def print_power(study: PowerStudy, *, wide: bool = False) -> None:
+    """Print a study: sentences, then the columns of its table that fit the terminal, or all of them."""
+    for line in study.lines:
+        print_text(line)
+    shown = study.table.map(lambda v: "> 1" if math.isinf(v) else f"{v:.3f}" if isinstance(v, float) else str(v))
+    first = ["models", "seeds", f"{study.patients} patients", "from", "to", "after training again"]
+    shown = shown[[*first, *(name for name in shown if name not in first)]]
+    title = f"Smallest Dice difference detected in {_share(study.power)} studies"
+    print_frame(console(), title, shown, fixed=3, wide=wide)
 
 
 def summarise_power(

@@ -1,23 +1,21 @@
-"""Boards as text: terminal, Markdown, CSV, JSON, HTML. Nothing is computed here."""
+"""Boards as text: terminal, Markdown, CSV, JSON. Nothing is computed here."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
 from bench.analysis.board import Board, BoardRow
-from bench.analysis.comparison import nan_to_none
+from bench.analysis.ranking import BEHIND, MEAN_ONLY, TIED
 from bench.analysis.score_facts import digits_of
 from bench.formatting import (
     NAMES,
@@ -25,7 +23,6 @@ from bench.formatting import (
     between,
     decimal,
     duration,
-    letter,
     markdown_escaped,
     p_value,
     plain,
@@ -33,17 +30,22 @@ from bench.formatting import (
 )
 from bench.reports.html_document import escaped
 from bench.structures import structure_column
+from bench.text_table import MORE, TextColumn, print_columns
 from bench.types import RunRecord
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a board: its heading, the text of a cell, its meaning, and the field with its number, if any."""
+    """A column of a board: its heading, the text of a cell, its meaning, and the field with its number, if any.
+
+    A terminal that is too narrow lacks the columns with the largest `drop`, and those of None unless it shows all.
+    """
 
     heading: str
     cell: Callable[[BoardRow], str]
     meaning: str
     field: str = ""
+    drop: int | None = 2
 
     @property
     def number(self) -> bool:
@@ -55,19 +57,21 @@ def _score(name: str, heading: str, meaning: str, digits: int = 3) -> Column:
     return Column(heading, lambda r: decimal(r.scores.get(name, math.nan), digits), meaning, name)
 
 
+LEADERBOARD = "`bench leaderboard --wide` prints all columns."
+FIXED = 3  # columns that are always shown: rank, run and score
 RANK = Column("#", lambda r: str(r.rank), "rank by the first score", "rank")
 RUN = Column("run", lambda r: r.name + (SYNTHETIC if r.synthetic else ""), "name of the run")
 ID = Column("id", lambda r: r.run_id[:8], "start of the newest run's id")
 SCORES: Mapping[str, tuple[Column, ...]] = {
     "segmentation": (
         _score("dice_median", "median", "of Dice over patients"),
-        _score("dice_p5", "p5", "5th percentile of Dice over patients"),
+        _score("hd95", "HD95 px", "2D, a missed slice counts as the image diagonal", 1),
+        _score("missed_slices", "missed", "tumour slices without a prediction", 0),
         _score("dice_under_half", "<0.5", "patients with Dice under 0.5", 0),
+        _score("dice_p5", "p5", "5th percentile of Dice over patients"),
         _score("dice_positive_slices", "pos. slices", "Dice on slices with tumour"),
         _score("slice_sensitivity", "sens.", "share of a patient's tumour slices with a prediction"),
         _score("slice_specificity", "spec.", "share of a patient's empty slices without a prediction"),
-        _score("hd95", "HD95 px", "2D, a missed slice counts as the image diagonal", 1),
-        _score("missed_slices", "missed", "tumour slices without a prediction", 0),
     ),
     "presence": (
         _score("average_precision", "AP", "average precision"),
@@ -100,8 +104,8 @@ COSTS = (
 )
 
 
-def score_columns(board: Board, *, structures: bool = True) -> tuple[Column, ...]:
-    """Return the columns of ranks, scores and their uncertainty, with or without the Dice of each structure."""
+def score_columns(board: Board) -> tuple[Column, ...]:
+    """Return the columns of ranks, scores and their uncertainty, which have different headings."""
     name = board.primary
     digits = digits_of(name)
     headline = board.rules.headline
@@ -110,18 +114,20 @@ def score_columns(board: Board, *, structures: bool = True) -> tuple[Column, ...
     false_positives = (FALSE_POSITIVES,) if board.counts_healthy else ()
     millimetres = (MILLIMETRES,) if any("hd95_mm" in row.scores for row in board.rows) else ()
     compared = _comparison_columns(board, digits)
-    each = structure_columns(board) if structures else ()
     others = [
         replace(column, meaning=column.meaning.replace("tumour", board.noun))
         for column in (*SCORES[board.task], *millimetres, *false_positives)
+        if column.field != name
     ]
-    return (RANK, RUN, first, *compared, *dice, *each, *others, ID)
+    return (RANK, RUN, first, *compared, *dice, *structure_columns(board), *others, ID)
 
 
 def structure_columns(board: Board) -> tuple[Column, ...]:
     """Return the columns of the Dice of each structure, of two or three."""
     return tuple(
-        _score(structure_column(board.rules.headline, s), s, f"mean {NAMES['dice']} of {s}")
+        _score(
+            structure_column(board.rules.headline, s), f"{NAMES['dice']} {s}", f"mean over patients, of {s} alone"
+        )
         for s in board.structures
         if len(board.structures) <= 3
     )
@@ -139,22 +145,33 @@ def board_columns(board: Board) -> tuple[Column, ...]:
 
 def _comparison_columns(board: Board, digits: int) -> tuple[Column, ...]:
     value, change = partial(decimal, digits=digits), partial(signed, digits=digits)
-    over = "over patients (and seeds)"
     paired = "paired by patient" if board.rules.by_patient else "over all slices"
-    test = f"{board.rules.test} test against the leader, Holm corrected over all pairs"
-    tied = "rows with the same letter cannot be distinguished from the best of them, by ranks (p) and by means"
+    test = f"{board.rules.test} test, Holm corrected over all pairs"
+    verdict = (
+        f"{TIED} if the interval of the difference contains 0, else {BEHIND}; {MEAN_ONLY} if the {test}, "
+        "does not confirm it"
+    )
+    letters = "rows without a common letter can be distinguished, and so can all rows that are farther apart"
 
     def difference(r: BoardRow) -> str:
-        return between(r.difference_low, r.difference_high, change)
+        return "–" if r.rank == 1 else between(r.difference_low, r.difference_high, change)
 
+    own = Column(
+        "95% interval", lambda r: between(r.low, r.high, value), "of the score, over patients and seeds", "low", 1
+    )
+    if len(board.rows) == 1:
+        return (own,)
     return (
-        Column("95% interval", lambda r: between(r.low, r.high, value), f"of the score, {over}", "low"),
-        Column("to leader", lambda r: change(r.difference), f"difference, {paired}", "difference"),
-        Column("95% interval", difference, f"of the difference, {over}", "difference_low"),
-        Column("p", lambda r: p_value(r.p), test, "p"),
-        Column("tie", lambda r: letter(r.group), tied, "group"),
-        Column("P(1st)", lambda r: decimal(r.first, 2), "probability of leading over resampled patients", "first"),
-        Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank", "rank_low"),
+        own,
+        Column("vs leader", lambda r: change(r.difference), f"difference, {paired}", "difference", None),
+        Column("vs leader, 95%", difference, f"95% interval of the difference, {paired}", "difference_low", 0),
+        Column("verdict", lambda r: r.verdict, verdict, drop=0),
+        Column("p", lambda r: p_value(r.p), f"{test}, against the leader", "p", None),
+        Column("letters", lambda r: r.letters, letters, drop=None),
+        Column(
+            "P(1st)", lambda r: decimal(r.first, 2), "probability of leading over resampled patients", "first", 3
+        ),
+        Column("ranks", lambda r: f"{r.rank_low}–{r.rank_high}", "95% interval of the rank", "rank_low", 3),
     )
 
 
@@ -164,24 +181,25 @@ def legend(columns: Sequence[Column]) -> str:
     return "; ".join(explained) + "."
 
 
-def board_table(board: Board, columns: Sequence[Column] | None = None) -> Table:
-    """Return a board for the terminal."""
-    columns = columns or score_columns(board)
-    title = Text(plain(board.title), "table.title")
-    caption = Text("\n".join(map(plain, (legend(columns), *board.notes))))
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for column in columns:
-        table.add_column(column.heading, justify="right" if column.number else "left", overflow="fold")
-    for row in board.rows:
-        table.add_row(*(Text(plain(c.cell(row))) for c in columns))
-    return table
+def print_board(screen: Console, board: Board, *, wide: bool = False, more: str = MORE) -> None:
+    """Print the columns of a board that fit the terminal, or all of them, and what they mean.
 
-
-def widest_table(board: Board, console: Console) -> Table:
-    """Return the scores of a board; with the Dice of each structure if no word has to be broken for it."""
-    table = board_table(board)
-    fits = Measurement.get(console, console.options, table).minimum <= console.width
-    return table if fits else board_table(board, score_columns(board, structures=False))
+    `more` says how to see the columns that are left out.
+    """
+    columns = board_columns(board)
+    texts = [
+        TextColumn(
+            column.heading,
+            [column.cell(row) for row in board.rows],
+            number=column.number,
+            drop=column.drop,
+            fixed=at < FIXED,
+        )
+        for at, column in enumerate(columns)
+    ]
+    shown = print_columns(screen, board.title, texts, wide=wide, more=more)
+    for line in (legend([columns[at] for at in shown]), *board.notes):
+        screen.print(Text(plain(line)))
 
 
 def board_markdown(boards: Sequence[Board]) -> str:
@@ -199,7 +217,7 @@ def board_markdown(boards: Sequence[Board]) -> str:
 
 
 def board_html(board: Board) -> str:
-    """Return a board as an HTML table with all columns."""
+    """Return a board as an HTML table without style, for a notebook."""
     columns = board_columns(board)
     head = "".join(f'<th scope="col" title="{escaped(c.meaning)}">{escaped(c.heading)}</th>' for c in columns)
     rows = ("".join(f"<td>{escaped(c.cell(row))}</td>" for c in columns) for row in board.rows)
@@ -257,11 +275,10 @@ def cases_csv(boards: Sequence[Board], records: Sequence[RunRecord]) -> str:
     return "" if rows.empty else rows.to_csv(index=False, float_format="%.6g")
 
 
-def board_json(boards: Sequence[Board]) -> str:
-    """Return boards as JSON with their rows at full precision; undefined values are null."""
-    objects = [asdict(b) | {"notes": b.notes, "rows": [row.flat() for row in b.rows]} for b in boards]
-    named = [{k: v for k, v in each.items() if k != "structure" or v} for each in objects]
-    return json.dumps(nan_to_none(named), indent=1, allow_nan=False)
+def board_values(board: Board) -> dict[str, Any]:
+    """Return a board as plain values, with its notes and its rows at full precision."""
+    values = asdict(board) | {"notes": board.notes, "rows": [row.flat() for row in board.rows]}
+    return {k: v for k, v in values.items() if k != "structure" or v}
 
 
 def _cell(value: object) -> object:

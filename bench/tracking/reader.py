@@ -110,6 +110,26 @@ def _choose(runs: Sequence[Run], name_or_id: str, wanted: Callable[[Run], bool])
     return chosen
 
 
+def run_values(store: Store, run_id: str) -> dict[str, Any]:
+    """Return what a run has logged as plain values: who it is, its scores, ranks, costs and settings."""
+    run = store.client.get_run(run_id)
+    tags, logged = run.data.tags, run.data.metrics
+    scores = {name: value for name, value in logged.items() if "/" not in name}
+    return {
+        "run_id": run_id,
+        "name": run.info.run_name,
+        "kind": tags.get(Tag.KIND),
+        "dataset": tags.get(Tag.DATASET),
+        "data": tags.get(Tag.DATA),
+        "split": tags.get(Tag.SPLIT),
+        "synthetic": tags.get(Tag.SYNTHETIC) == "true",
+        "scores": {name: value for name, value in scores.items() if not name.startswith("rank")},
+        "ranks": {name: value for name, value in scores.items() if name.startswith("rank")},
+        "costs": {name.removeprefix("cost/"): v for name, v in logged.items() if name.startswith("cost/")},
+        "settings": run.data.params,
+    }
+
+
 def run_label(run: Run) -> str:
     """Return the name of a run and the start of its id, such as 'unet (1a2b3c4d)'."""
     return f"{run.info.run_name} ({run.info.run_id[:8]})"

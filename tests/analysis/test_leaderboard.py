@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import isnan, nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bench.analysis.board import Board, BoardRow
 from bench.analysis.leaderboard import board_of_run, build_boards, rank_metrics
+from bench.analysis.ranking import bootstrap_means, percentile_interval
 from bench.analysis.score_facts import digits_of, lower_is_better
 from bench.analysis.task_rules import rules_of
 from bench.data.pack import Manifest
@@ -304,7 +306,7 @@ def test_ranks_means_and_differences_come_from_patients():
     first, second = board.rows
     assert (first.score, second.score) == (pytest.approx(0.86), pytest.approx(0.425))
     assert (first.difference, second.difference) == (0, pytest.approx(-0.435))
-    ends = interval([-0.40, -0.41, -0.42, -0.43, -0.44, -0.45, -0.46, -0.47])
+    ends = percentile_interval(bootstrap_means([np.subtract(POOR, FINE)[None]])[0])
     assert (second.difference_low, second.difference_high) == pytest.approx((ends.low, ends.high))
     assert (first.low, first.high) == (interval(FINE).low, interval(FINE).high)
     assert (first.p, second.p) == (1, pytest.approx(2 / 2**8))
@@ -619,7 +621,9 @@ def test_a_derived_run_has_no_budget_and_no_weights_of_its_own():
 
 
 BUDGETS = "Budgets differ between rows, which alone can make scores differ."
-ONE_SEED = "With one seed per row, p is about these trained models; after training again, ranks may change."
+ONE_SEED = (
+    "With one seed per row, verdicts are about these trained models; after training again, ranks may change."
+)
 
 
 def test_a_single_row_needs_no_note():
@@ -637,7 +641,7 @@ def test_a_note_warns_of_different_budgets():
 def test_a_note_warns_that_p_does_not_cover_more_seeds():
     again = record("again", FINE, settings={"model.name": "a", "run.seed": "1"})
     (note,) = board_of(record("a", FINE), again, record("b")).notes
-    assert note.startswith("Whatever the number of seeds, p is about these trained models")
+    assert note.startswith("Whatever the number of seeds, verdicts are about these trained models")
 
 
 def test_a_row_counts_the_trials_of_its_search():

@@ -21,7 +21,7 @@ from bench.analysis.power import (
 )
 from bench.errors import BadSetting, UnknownName
 from bench.formatting import SYNTHETIC_WARNING
-from bench.reports.power import show_power, summarise_power
+from bench.reports.power import print_power, study_power, summarise_power
 from bench.stats import corrected_resampled_t_test
 from bench.structures import structure_column
 from bench.tracking import Store, open_run
@@ -341,12 +341,14 @@ def log(store: Store, record: RunRecord) -> None:
 @pytest.mark.slow
 def test_power_is_estimated_from_the_runs_in_a_store(store: Store, capsys) -> None:
     with pytest.raises(BadSetting, match="no two of the 0 runs fit"):
-        show_power(store.uri)
+        study_power(store.uri)
     rng = np.random.default_rng(4)
     runs = [run(name, 0.8 + rng.normal(0, 0.3, 12), synthetic="true") for name in ("[red]a", "b")]
     for record in runs:
         log(store, record)
-    table = show_power(store.uri, seeds=3, models=3, power=0.9)
+    study = study_power(store.uri, seeds=3, models=3, power=0.9)
+    table = study.table
+    print_power(study)
     assert table.equals(power_table(measure_spread(runs), models=(2, 3, 5, 10, 20), power=0.9))
     out = capsys.readouterr().out
     gap = table.loc[table["models"] == 3, "12 patients"].item()

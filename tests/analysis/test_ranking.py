@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from math import sqrt
 
 import numpy as np
@@ -21,11 +21,16 @@ from bench.analysis.pairs import (
     wilcoxon_pairs,
 )
 from bench.analysis.ranking import (
+    BEHIND,
+    LEADER,
+    MEAN_ONLY,
+    TIED,
     bootstrap_means,
     distinguish_models,
+    letter_ranges,
     rank_from_resamples,
     rank_models,
-    tie_groups,
+    verdict_of,
 )
 from bench.stats import Interval, interval
 from tests import reference
@@ -44,8 +49,9 @@ def dice_of(rng: np.random.Generator, models: int, *, patients: int = COHORT, mi
 
 
 def grouped(scores: np.ndarray) -> list[int]:
-    """Return the tie groups of `rank_models`, with fewer resamples and without intervals."""
-    return tie_groups(scores.mean(1), distinguish_models([row[None] for row in scores], resamples=199)).tolist()
+    """Return the first letters of `rank_models`, with fewer resamples and without intervals."""
+    distinct = distinguish_models([row[None] for row in scores], resamples=199)
+    return [first for first, _ in letter_ranges(rank_columns(scores.mean(1)[:, None])[:, 0], distinct)]
 
 
 MEAN = float(dice_of(np.random.default_rng(17), 1, patients=1_000_000).mean())  # to 0.00013
@@ -78,7 +84,9 @@ def test_a_ranking_by_hand() -> None:
     assert [s.difference for s in (first, second, last)] == pytest.approx([0, -0.015, -0.455])
     assert [s.p for s in (first, second, last)] == pytest.approx([1, p, 3 * 2 / 1024])
     assert first.difference_interval == Interval(0, 0)
-    assert second.difference_interval == interval(np.round(SECOND - FIRST, 12), resamples=999)
+    draws = bootstrap_means([LAST[None], FIRST[None], SECOND[None]], resamples=999)
+    assert second.difference_interval == percentile_interval(draws[2] - draws[1])
+    assert [s.verdict for s in (first, second, last)] == [LEADER, TIED, BEHIND]
     assert last.interval == interval(LAST, resamples=999)
     assert last.ranks == (3, 3)
     assert last.first == 0
@@ -253,12 +261,53 @@ def test_holm_over_pairs_is_symmetric_and_agrees_with_statsmodels() -> None:
     assert holm_pairs(np.ones((1, 1))).tolist() == [[1]]
 
 
-def test_a_group_is_its_best_model_and_all_not_distinguished_from_it() -> None:
+def test_letters_by_hand_are_a_a_ab_b() -> None:
     """b is distinguished from a, but c, which is worse and varies more, is not; d only from a and b."""
     distinct = np.zeros((4, 4), bool)
     distinct[0, 1] = distinct[1, 0] = distinct[0, 3] = distinct[3, 0] = distinct[1, 3] = distinct[3, 1] = True
-    assert tie_groups(np.array([0.9, 0.8, 0.7, 0.6]), distinct).tolist() == [1, 2, 1, 3]
-    assert tie_groups(np.array([0.6, 0.7, 0.8, 0.9]), distinct[::-1, ::-1]).tolist() == [3, 1, 2, 1]
+    assert letter_ranges(np.array([1, 2, 3, 4]), distinct) == [(1, 1), (1, 1), (1, 2), (2, 2)]
+    assert letter_ranges(np.array([4, 3, 2, 1]), distinct[::-1, ::-1]) == [(2, 2), (1, 2), (1, 1), (1, 1)]
+    assert letter_ranges(np.array([1, 2, 2]), ~np.eye(3, dtype=bool)) == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_letters_never_run_backwards_and_separate_only_distinct_models() -> None:
+    """Two models share a letter exactly if they, or two models around them, cannot be distinguished."""
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        distinct = np.triu(rng.random((7, 7)) < 0.7, 1)
+        distinct = distinct | distinct.T
+        letters = letter_ranges(np.arange(1, 8), distinct)
+        assert letters == sorted(letters)
+        assert [last for _, last in letters] == sorted(last for _, last in letters)
+        for a, b in combinations(range(7), 2):
+            around = ~distinct[: a + 1, b:]
+            assert (letters[a][1] >= letters[b][0]) == around.any()
+
+
+@pytest.mark.parametrize(
+    ("rank", "low", "high", "distinct", "verdict"),
+    [
+        (1, 0, 0, False, LEADER),
+        (2, -0.02, 0.01, False, TIED),
+        (2, 0, 0, False, TIED),
+        (2, -0.02, -0.01, True, BEHIND),
+        (2, 0.5, 1.5, True, BEHIND),
+        (2, -0.02, -0.01, False, MEAN_ONLY),
+        (2, np.nan, np.nan, False, TIED),
+    ],
+)
+def test_the_verdict_never_contradicts_its_interval(rank, low, high, distinct, verdict) -> None:
+    assert verdict_of(rank, Interval(low, high), distinct) == verdict
+
+
+def test_verdicts_of_equal_models_agree_with_their_intervals() -> None:
+    scores = dice_of(np.random.default_rng(5), 8) - 0.01 * np.arange(8)[:, None]
+    ranked = rank_models(list(scores), resamples=499)
+    for each in ranked:
+        contains_0 = each.difference_interval.low <= 0 <= each.difference_interval.high
+        assert contains_0 == (each.verdict in (LEADER, TIED))
+        assert each.verdict != BEHIND or each.p < 0.05
+    assert {each.verdict for each in ranked} == {LEADER, TIED, BEHIND, MEAN_ONLY}
 
 
 def test_models_are_distinguished_if_ranks_and_means_agree() -> None:

@@ -33,7 +33,7 @@ from bench.errors import DataError
 from bench.overrides import configure
 from bench.reports.dataset.figures import choose_example_patients, draw_figures, share_by_depth
 from bench.reports.dataset.page import CAPTIONS, format_cells, render_page
-from bench.reports.dataset.printing import show_description
+from bench.reports.dataset.printing import describe_config, print_description
 from bench.structures import COLOURS, Structures, join_bits
 from tests.fakes import pack_of, tiny_pack
 
@@ -444,7 +444,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_writes_the_page_and_prints_its_path(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "new" / "data.html"
-    show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), tmp_path / "out", file)
+    config = configure({"dataset": "lgg", "dataset.folder": str(folder)})
+    print_description(describe_config(config, tmp_path / "out", file), tmp_path / "out", file)
     assert read(file.read_text(encoding="utf-8")).figures == len(NAMES)
     assert {f.stem for f in (tmp_path / "out").glob("*.png")} == set(NAMES)
     assert {f.stem for f in (tmp_path / "out").glob("*.csv")} == {
@@ -455,7 +456,7 @@ def test_the_command_writes_the_page_and_prints_its_path(folder, tmp_path, monke
 
 def test_a_page_cannot_replace_a_folder(folder, tmp_path):
     with pytest.raises(DataError, match=r"is a folder\. Give --html the name of a file"):
-        show_description(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
+        describe_config(configure({"dataset": "lgg", "dataset.folder": str(folder)}), None, tmp_path)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from bench.analysis.calibration import (
     soft_dice_confidence,
 )
 from bench.analysis.leaderboard import build_boards
-from bench.analysis.ranking import distinguish_models, rank_models
+from bench.analysis.ranking import LEADER, MEAN_ONLY, TIED, distinguish_models, rank_models
 from bench.analysis.significance import maximal_cliques, mean_ranks
 from bench.analysis.strata import mean_by_group, size_groups
 from bench.data.pack import Pack, load_or_pack, pack_in_memory
@@ -284,16 +284,10 @@ def test_table_cells_match_the_text_tables(page, reports):
 
 
 FIELDS = [
-    *("rank", None, "score", "low", "difference", "difference_low", "p", "group", "first", "rank_low"),
-    *(
-        "dice_median",
-        "dice_p5",
-        "dice_under_half",
-        "dice_positive_slices",
-        "slice_sensitivity",
-        "slice_specificity",
-    ),
-    *("hd95", "missed_slices", "seeds", None, None, "epochs", "parameters", "flops", "device_seconds"),
+    *("rank", None, "score", "low", "difference", "difference_low", None, "p", None, "first", "rank_low"),
+    *("dice_median", "hd95", "missed_slices", "dice_under_half", "dice_p5", "dice_positive_slices"),
+    *("slice_sensitivity", "slice_specificity"),
+    *("seeds", None, None, "epochs", "parameters", "flops", "device_seconds"),
     *("peak_memory_mb", "latency_p50_ms", "latency_p95_ms", "searched", "wall_seconds", None, None, None),
 ]
 
@@ -302,20 +296,18 @@ def test_each_cell_stores_its_number_at_full_precision(board):
     row = replace(board.rows[0], **{name: 1.0625 for name in FIELDS if name and hasattr(board.rows[0], name)})
     values = {name: (at + 1) * 1.000123 for at, name in enumerate(FIELDS) if name}
     own = {
-        k: v
-        for k, v in values.items()
-        if hasattr(row, k) and k not in ("rank", "group", "rank_low", "seeds", "searched")
+        k: v for k, v in values.items() if hasattr(row, k) and k not in ("rank", "rank_low", "seeds", "searched")
     }
-    whole = {"rank": 1, "group": 2, "rank_low": 3, "seeds": 4, "searched": 5}
+    whole = {"rank": 1, "rank_low": 3, "seeds": 4, "searched": 5}
     row = replace(row, **own, **whole, scores={k: v for k, v in values.items() if not hasattr(row, k)})
-    cells = tree(sortable_table(replace(board, rows=(row,)))).all("tbody")[0].all("tr")[0].inside
+    cells = tree(sortable_table(replace(board, rows=(row, row)))).all("tbody")[0].all("tr")[0].inside
     expected = [None if name is None else float(whole.get(name, values[name])) for name in FIELDS]
     stored = [None if "data-value" not in c.attributes else float(c.attributes["data-value"]) for c in cells]
     assert stored == expected
 
 
 def test_an_undefined_cell_stores_no_number(board):
-    bare = replace(board, rows=(replace(board.rows[0], p=np.nan, scores={}),))
+    bare = replace(board, rows=(replace(board.rows[0], p=np.nan, scores={}),) * 2)
     cells = tree(sortable_table(bare)).all("tbody")[0].all("tr")[0].inside
     named = dict(zip(FIELDS, cells, strict=True))
     assert named["p"].attributes["data-value"] == named["hd95"].attributes["data-value"] == ""
@@ -629,16 +621,16 @@ def test_friedman_is_undefined_for_two_rows_and_for_equal_rows():
     assert alike.bars == ((0, 1, 2),)
 
 
-def test_rows_that_share_a_bar_with_the_leader_are_in_its_group():
+def test_rows_that_share_a_bar_with_the_leader_are_tied_with_it():
     rng = np.random.default_rng(4)
     scores = np.clip(0.7 + 0.02 * np.arange(6)[:, None] + rng.normal(0, 0.1, (6, 60)), 0, 1)
-    group = np.array([s.group for s in rank_models(list(scores), resamples=99)])
+    tied = np.array([s.verdict in (LEADER, TIED, MEAN_ONLY) for s in rank_models(list(scores))])
     leader = int(scores.mean(1).argmax())
     distinguishable = distinguish_models([row[None] for row in scores])
     together = {leader}.union(
         *(bar for bar in mean_ranks(scores, distinguishable, higher=True).bars if leader in bar)
     )
-    assert together == set(np.flatnonzero(group == group[leader]).tolist())
+    assert together == set(np.flatnonzero(tied).tolist())
     assert 1 < len(together) < 6
 
 

@@ -8,29 +8,29 @@ import json
 import re
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from math import isnan, nan
 
 import pandas as pd
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from bench.analysis.board import Board, BoardRow
 from bench.analysis.run_summary import headline, model_card
-from bench.console import frame_table
-from bench.formatting import between, decimal, duration, letter, p_value, signed
+from bench.formatting import between, decimal, duration, letter, p_value, signed, to_json
+from bench.reports.html.board_page import boards_page
 from bench.reports.tables import (
+    board_columns,
     board_csv,
-    board_html,
-    board_json,
     board_markdown,
-    board_table,
+    board_values,
     cases_csv,
-    cost_columns,
     frame_markdown,
     legend,
+    print_board,
     score_columns,
 )
+from bench.text_table import TextColumn, fit_columns, frame_columns, print_frame, split_columns
 from bench.types import RunRecord
 
 SCORES = {"dice": 0.81234, "dice_median": 0.85, "dice_p5": 0.4149, "dice_under_half": 7.0, "hd95": 6.25}
@@ -50,18 +50,19 @@ ROW = BoardRow(
         "searched": 0,
     },
     **{"seed": "0, 1", "data": "d" * 8, "split": "s" * 12, "synthetic": False, "run_id": "0123456789abcdef"},
-    **{"runs": ("0123456789abcdef", "fedcba"), "scores": SCORES},
+    **{"runs": ("0123456789abcdef", "fedcba"), "scores": SCORES, "verdict": "leader", "letters": "A"},
 )
 SECOND = replace(
     ROW,
     **{"rank": 2, "name": "second", "score": 0.7, "low": 0.65, "high": 0.75, "difference": -0.11234, "p": 0.00012},
     **{"difference_low": -0.15, "difference_high": -0.05, "group": 2, "first": 0.013, "rank_low": 2},
     **{"run_id": "abcdef0123456789", "encoder": "resnet18", "flops": nan, "scores": {"dice": 0.7, "hd95": nan}},
+    **{"verdict": "behind", "letters": "AB"},
 )
 RUN = ["1", "first"]
 STANDING = [
-    *("0.812", "0.790 to 0.835", "+0.000", "+0.000 to +0.000", "1.000", "A", "0.99", "1–2"),
-    *("0.850", "0.415", "7", "0.778", "0.900", "–", "6.2", "42"),
+    *("0.812", "0.790 to 0.835", "+0.000", "–", "leader", "1.000", "A", "0.99", "1–2"),
+    *("0.850", "6.2", "42", "7", "0.415", "0.778", "0.900", "–"),
 ]
 COSTS = [
     *("2 x 5", "scratch", "24k x 64 px", "12.5", "31.0", "1.23", "2400", "1024", "12.3", "20.1", "0"),
@@ -69,7 +70,7 @@ COSTS = [
 ]
 ID = ["01234567"]
 SECOND_STANDING = [
-    *("0.700", "0.650 to 0.750", "-0.112", "-0.150 to -0.050", "<0.001", "B", "0.01", "2–2"),
+    *("0.700", "0.650 to 0.750", "-0.112", "-0.150 to -0.050", "behind", "<0.001", "AB", "0.01", "2–2"),
     *("–", "–", "–", "–", "–", "–", "–", "–"),
 ]
 
@@ -114,24 +115,30 @@ SLICES = {
     "specificity": 0.92,
 }
 SLICES |= {"brier": 0.11, "ece": 0.05, "missed_slices": 4, "false_positive_slices": 3}
-PRESENT = board(replace(ROW, score=0.91234, scores=SLICES), task="presence", primary="auroc")
+PRESENT_ROW = replace(ROW, score=0.91234, scores=SLICES)
+PRESENT = board(PRESENT_ROW, PRESENT_ROW, task="presence", primary="auroc")
 BOTH = board(ROW, SECOND)
 
 
-def printed(table: Table) -> str:
-    console = Console(width=1000, record=True, file=io.StringIO(), color_system=None)
-    console.print(table)
+def screen(width: int) -> Console:
+    return Console(width=width, record=True, file=io.StringIO(), color_system=None)
+
+
+def terminal(shown: Board, width: int = 1000, *, wide: bool = True) -> str:
+    console = screen(width)
+    print_board(console, shown, wide=wide)
     return console.export_text()
 
 
-def terminal(shown: Board) -> str:
-    return printed(board_table(shown))
+def printed(frame: pd.DataFrame, title: str = "", width: int = 1000, **options: object) -> str:
+    console = screen(width)
+    print_frame(console, title, frame, **options)
+    return console.export_text()
 
 
-def grid(table: Table) -> list[list[str]]:
-    """Return the cells of a terminal table, headings first."""
-    lines = [re.split("[│┃]", line)[1:-1] for line in printed(table).splitlines()]
-    return [[cell.strip() for cell in line] for line in lines if line]
+def words(text: str) -> list[list[str]]:
+    """Return the cells of each line of a table whose cells are at least two spaces apart."""
+    return [re.split("  +", line.strip()) for line in text.splitlines()]
 
 
 def markdown(*shown: Board) -> list[list[list[str]]]:
@@ -147,38 +154,57 @@ def cells(line: str) -> list[str]:
 
 
 class Page(HTMLParser):
-    """Texts by the tag that contains them, and all tags."""
+    """All tags, the texts by the tag that contains them, and the cells of each table row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.texts: dict[str, list[str]] = {}
+        self.rows: list[list[str]] = []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.texts.setdefault(tag, []).append("")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.in_cell = False
 
     def handle_data(self, data: str) -> None:
-        self.texts[self.tags[-1]][-1] += data
+        if self.tags:
+            self.texts[self.tags[-1]][-1] += data
+        if self.in_cell:
+            self.rows[-1][-1] += data
 
 
 def html(shown: Board) -> list[list[str]]:
-    page = Page(board_html(shown))
-    head, body = page.texts["th"], page.texts["td"]
-    return [head, *(body[n : n + len(head)] for n in range(0, len(body), len(head)))]
+    """Return the cells of the table on the page of a board, headings first."""
+    return Page(boards_page([shown])).rows
+
+
+def json_of(*shown: Board) -> list[dict[str, object]]:
+    return json.loads(to_json([board_values(each) for each in shown]))
 
 
 # Formats
 
 
 def test_terminal_and_markdown_show_the_same_cells():
-    scores, costs = grid(board_table(BOTH)), grid(board_table(BOTH, cost_columns(BOTH)))
+    scores, costs = markdown(BOTH)
     assert scores[1:] == [[*RUN, *STANDING, *ID], ["2", "second", *SECOND_STANDING, "abcdef01"]]
     assert costs[1] == [*RUN, *COSTS, *ID]
     assert costs[2][7] == "–"  # unknown GFLOPs
-    assert markdown(BOTH) == [scores, costs]
     assert scores[0][:4] == ["#", "run", "Dice", "95% interval"]
+    lines = words(terminal(BOTH))
+    for score, cost in zip(scores[1:], costs[1:], strict=True):
+        assert [*score[:-1], *cost[2:]] in lines
 
 
 def test_html_shows_scores_and_costs_in_one_table():
@@ -188,17 +214,17 @@ def test_html_shows_scores_and_costs_in_one_table():
 
 
 def test_a_presence_board_shows_its_scores_in_every_format():
-    expected = [*RUN, "0.912", *STANDING[1:8], "0.876", "0.750", "0.920", "0.840", "4", "3", "0.110", "0.050", *ID]
-    table = grid(board_table(PRESENT))
-    assert table[1] == expected
-    assert table[0][2] == "AUROC"
-    assert "Dice" not in table[0]
-    assert markdown(PRESENT)[0] == table
-    assert html(PRESENT)[1] == [*expected[:-1], *COSTS, *ID]
+    scores = ["0.876", "0.750", "0.920", "0.840", "4", "3", "0.110", "0.050"]
+    expected = [*RUN, "0.912", *STANDING[1:9], *scores]
+    assert [*expected, *COSTS, *ID] in words(terminal(PRESENT))
+    assert markdown(PRESENT)[0][0][2] == "AUROC"
+    assert "Dice" not in markdown(PRESENT)[0][0]
+    assert markdown(PRESENT)[0][1] == [*expected, *ID]
+    assert html(PRESENT)[1] == [*expected, *COSTS, *ID]
 
 
 def test_csv_and_json_contain_every_field_at_full_precision():
-    (lines, (stored,)) = list(csv.DictReader(io.StringIO(board_csv([BOTH])))), json.loads(board_json([BOTH]))
+    (lines, (stored,)) = list(csv.DictReader(io.StringIO(board_csv([BOTH])))), json_of(BOTH)
     for row, line, kept in zip((ROW, SECOND), lines, stored["rows"], strict=True):
         fields = {k: v for k, v in asdict(row).items() if k not in ("runs", "repeats", "scores")}
         for name, value in (fields | row.scores).items():
@@ -212,7 +238,7 @@ def test_csv_and_json_contain_every_field_at_full_precision():
 def test_numbers_in_csv_and_json_round_to_the_cells():
     (line, _), ((kept, _),) = (
         csv.DictReader(io.StringIO(board_csv([BOTH]))),
-        [b["rows"] for b in json.loads(board_json([BOTH]))],
+        [b["rows"] for b in json_of(BOTH)],
     )
     heading = dict(zip(*html(BOTH)[:2], strict=True))
     for name, (heads, digits, scale) in {
@@ -231,7 +257,7 @@ def test_numbers_in_csv_and_json_round_to_the_cells():
 
 
 def test_json_contains_the_board_and_its_notes():
-    (stored,) = json.loads(board_json([replace(BOTH, left_out=("a",))]))
+    (stored,) = json_of(replace(BOTH, left_out=("a",)))
     assert (stored["task"], stored["primary"], stored["dataset"]) == ("segmentation", "dice", "lgg")
     assert (stored["patients"], stored["left_out"], stored["post_hoc"]) == (110, ["a"], False)
     assert stored["notes"][1:] == [
@@ -245,11 +271,11 @@ def test_every_format_contains_title_notes_and_legend():
     for text in (
         " ".join(terminal(noted).split()),  # its lines are wrapped
         board_markdown([noted]).replace("\\", ""),
-        " ".join(Page(board_html(noted)).texts["p"]),
+        " ".join((*Page(boards_page([noted])).texts["li"], *Page(boards_page([noted])).texts["p"])),
     ):
         assert "2 patients are left out of every row, as dice is undefined: a, b." in text
         assert "P(1st): probability of leading over resampled patients" in text
-    for text in (terminal(noted), board_markdown([noted]), board_html(noted)):
+    for text in (terminal(noted), board_markdown([noted]), boards_page([noted])):
         assert "RESCORED after the test scores were seen" in text
         assert "lgg" in text
     assert board_markdown([BOTH]).startswith("**lgg · data dddddddd · split ssssssssssss · 110 patients**\n")
@@ -257,7 +283,11 @@ def test_every_format_contains_title_notes_and_legend():
 
 @pytest.mark.parametrize(("shown", "test"), [(BOTH, "Wilcoxon"), (PRESENT, "bootstrap")])
 def test_the_legend_names_the_statistical_test(shown, test):
-    assert f"p: {test} test against the leader, Holm corrected over all pairs" in legend(score_columns(shown))
+    text = legend(score_columns(shown))
+    assert f"p: {test} test, Holm corrected over all pairs, against the leader" in text
+    assert (
+        f"behind in the mean only if the {test} test, Holm corrected over all pairs, does not confirm it" in text
+    )
 
 
 def test_several_boards_are_separate_tables_with_titles():
@@ -265,14 +295,18 @@ def test_several_boards_are_separate_tables_with_titles():
     assert len(re.findall(r"^\*\*.*\*\*$", board_markdown(two), re.M)) == 3
     assert len(markdown(*two)) == 6
     lines = list(csv.DictReader(io.StringIO(board_csv(two))))
-    assert [line["board"] for line in lines] == ["1", "1", "2", "3"]
-    assert [line["task"] for line in lines] == ["segmentation"] * 3 + ["presence"]
-    assert [(line["dice"], line["auroc"]) for line in lines[2:]] == [("0.81234", ""), ("", "0.91234")]
-    assert [b["dataset"] for b in json.loads(board_json(two))] == ["lgg", "phantom", "lgg"]
+    assert [line["board"] for line in lines] == ["1", "1", "2", "3", "3"]
+    assert [line["task"] for line in lines] == ["segmentation"] * 3 + ["presence"] * 2
+    assert [(line["dice"], line["auroc"]) for line in lines[2:]] == [
+        ("0.81234", ""),
+        ("", "0.91234"),
+        ("", "0.91234"),
+    ]
+    assert [b["dataset"] for b in json_of(*two)] == ["lgg", "phantom", "lgg"]
 
 
 def test_no_boards_give_empty_output():
-    assert (board_markdown([]), json.loads(board_json([])), len(board_csv([]).splitlines())) == ("", [], 1)
+    assert (board_markdown([]), json_of(), len(board_csv([]).splitlines())) == ("", [], 1)
 
 
 def test_csv_marks_a_rescored_board():
@@ -281,41 +315,143 @@ def test_csv_marks_a_rescored_board():
 
 
 def test_another_primary_score_comes_first_and_dice_is_kept():
-    shown = board(replace(ROW, score=6.25, low=5.04, high=7.5), primary="hd95")
-    head, row = grid(board_table(shown))
+    near = replace(ROW, score=6.25, low=5.04, high=7.5)
+    head, _, row = html(board(near, replace(near, rank=2), primary="hd95"))
     assert head[2] == "HD95"
     assert row[2:6] == ["6.2", "5.0 to 7.5", "+0.0", "+0.0 to +0.0"]
     assert dict(zip(head[4:], row[4:], strict=True))["Dice"] == "0.812"
-    assert head.count("Dice") == 1
+
+
+@pytest.mark.parametrize("primary", ["dice", "hd95", "hd95_mm", "assd"])
+def test_no_two_columns_share_a_name(primary):
+    scores = SCORES | {"hd95_mm": 6.25, "false_positive_patients": 3, "dice[median]": 0.5, "dice[p5]": 0.5}
+    columns = board_columns(board(replace(ROW, scores=scores), SECOND, primary=primary))
+    assert len({column.heading for column in columns}) == len(columns) > 25
+    fields = [column.field for column in columns if column.field not in ("", "score")]
+    assert primary not in fields
+    assert len(set(fields)) == len(fields)
 
 
 def test_false_positive_patients_have_a_column_if_there_are_any_scores():
     alarmed = replace(ROW, scores=ROW.scores | {"false_positive_patients": 3})
     shown = board(alarmed, SECOND)
-    assert [line[-2] for line in grid(board_table(shown))] == ["FP patients", "3", "–"]
+    assert [line[-2] for line in markdown(shown)[0]] == ["FP patients", "3", "–"]
     assert "FP patients" not in terminal(BOTH)
 
 
 def test_undefined_values_are_a_dash_or_null():
     lost = dict.fromkeys(("score", "low", "difference", "difference_high", "p", "first", "wall_seconds"), nan)
-    undefined = board(replace(ROW, **lost))
-    row = html(undefined)[1]
-    assert row[2:7] == ["–"] * 5
-    assert (row[8], row[29]) == ("–", "–")
-    (stored,) = json.loads(board_json([undefined]))[0]["rows"]
+    undefined = board(replace(ROW, **lost), SECOND)
+    row = dict(zip(*html(undefined)[:2], strict=True))
+    names = ("Dice", "95% interval", "vs leader", "vs leader, 95%", "p", "P(1st)", "wall")
+    assert [row[name] for name in names] == ["–"] * 7
+    (stored, _) = json_of(undefined)[0]["rows"]
     assert {stored[name] for name in lost} == {None}
-    (line,) = csv.DictReader(io.StringIO(board_csv([undefined])))
+    (line, _) = csv.DictReader(io.StringIO(board_csv([undefined])))
     assert isnan(float(line["score"]))
 
 
 def test_synthetic_data_is_marked_in_every_row_and_in_the_title():
     shown = board(ROW, SECOND, synthetic=True)
-    for text in (terminal(shown), board_markdown([shown]).replace("\\", ""), board_html(shown)):
+    for text in (terminal(shown), board_markdown([shown]).replace("\\", ""), boards_page([shown])):
         assert "SYNTHETIC, not patients" in text
         assert "first [synthetic]" in text
         assert "second [synthetic]" in text
     assert {line["synthetic"] for line in csv.DictReader(io.StringIO(board_csv([shown])))} == {"True"}
     assert "ynthetic" not in terminal(BOTH)
+
+
+# The width of the terminal
+
+NAMES = ("larger-and-two-longer-flips", "evening-modality-dropout-flips", "unet")
+VERDICTS = ("leader", "tied with the leader", "behind in the mean only")
+THREE = board(
+    *(
+        replace(SECOND, rank=rank, name=name, verdict=verdict, scores=SCORES)
+        for rank, (name, verdict) in enumerate(zip(NAMES, VERDICTS, strict=True), 1)
+    )
+)
+
+
+def headings(text: str) -> str:
+    """Return the words above the first line of a table, without spaces."""
+    return "".join(text.split("──")[0].split())
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "dropped"),
+    [
+        (80, ("#", "Dice", "vsleader,", "verdict"), ("95% interval", "median", "id")),
+        (100, ("95%interval", "vsleader,", "verdict"), ("median", "HD95 px", "P(1st)", "id")),
+        (140, ("95%interval", "verdict", "median", "HD95", "missed", "<0.5"), ("sens.", "P(1st)", "id")),
+    ],
+)
+def test_columns_are_dropped_by_priority_and_named(width, shown, dropped):
+    text = terminal(THREE, width, wide=False)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(heading in headings(text) for heading in shown)
+    named = " ".join(text.split("Not shown: ")[1].split("\n", 8)).split("Add --wide for all columns.")[0]
+    assert all(f"{name}," in named or f"{name}." in named for name in dropped)
+    for row in ("+0.000", "-0.150 to -0.050", "0.700", "0.650 to 0.750", "0.850"):
+        assert row not in text or any(row in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 300])
+@pytest.mark.parametrize("wide", [False, True])
+def test_no_number_is_wrapped_at_any_width(width, wide):
+    lines = words(terminal(THREE, width, wide=wide))
+    rows = [line for line in lines if line[0] in ("1", "2", "3")]
+    numbers = {*STANDING, *SECOND_STANDING, *COSTS, *RUN, *ID, "2", "3", "abcdef01", *NAMES, *VERDICTS}
+    pieces = {word for name in (*NAMES, *VERDICTS) for word in (name, *re.split("(?<=-)| ", name))}
+    for row in rows:
+        for cell in row:
+            assert cell in numbers or set(re.split("(?<=-)| ", cell)) <= pieces | {""}
+    assert len({line[0] for line in rows}) == 3
+
+
+def test_a_wider_terminal_shows_all_columns_of_a_narrower_one():
+    columns = frame_columns(pd.DataFrame({f"column {n}": ["x" * n, "y"] for n in range(1, 12)}))
+    kept = [set(fit_columns(columns, width)) for width in range(10, 200)]
+    assert all(narrow <= wide for narrow, wide in pairwise(kept))
+    assert kept[0] == {0}
+    assert kept[-1] == set(range(11))
+
+
+def test_wide_prints_every_column_in_parts_that_begin_with_the_run():
+    text = terminal(THREE, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Not shown" not in text
+    heads = [line for line in text.splitlines() if line.split()[:2] == ["#", "run"]]
+    assert len(heads) > 3
+    for value in ("2 x 5", "24k x 64 px", "31.0", "abcdef01", "<0.001", "AB"):
+        assert value in text
+
+
+def test_p_and_letters_are_shown_only_with_wide():
+    text = terminal(THREE, 1000, wide=False)
+    assert "Not shown: vs leader, p, letters. Add --wide for all columns." in text
+    assert "Holm" in text  # the verdict is explained
+
+
+def test_a_board_of_one_row_has_no_verdict():
+    assert "verdict" not in terminal(board(ROW))
+    assert "0.790 to 0.835" in terminal(board(ROW), 60, wide=False)
+
+
+def test_words_make_room_for_columns_that_are_kept():
+    columns = [TextColumn("run", ["x" * 30], fixed=True), TextColumn("n", ["1.00"], number=True)]
+    assert fit_columns(columns, 26) == [0, 1]
+    assert fit_columns(columns, 25) == [0]
+    optional = [columns[0], replace(columns[1], drop=1)]
+    assert fit_columns(optional, 35) == [0]
+    assert fit_columns(optional, 36) == [0, 1]
+    assert list(split_columns([*columns, columns[1]], 26)) == [[0, 1], [0, 2]]
+
+
+def test_names_are_wrapped_at_hyphens():
+    frame = pd.DataFrame({"run": ["evening-modality-dropout-flips"], "score": [0.25]})
+    assert "evening-modality-\n" in re.sub(" +\n", "\n", re.sub("  +0.25", "", printed(frame, width=27)))
 
 
 # Hostile names
@@ -326,12 +462,12 @@ MARKUP += ["</td><script>alert(1)</script>", '" onclick="x', "<!--", "a\\|b", "\
 
 @pytest.mark.parametrize("name", MARKUP)
 def test_names_are_shown_unchanged_in_every_format(name):
-    shown = board(replace(ROW, name=name, hardware=name), dataset=name)
-    assert grid(board_table(shown))[1][1] == name if "|" not in name else name in terminal(shown)
+    shown = board(replace(ROW, name=name, hardware=name), SECOND, dataset=name)
+    assert [RUN[0], name, *STANDING, *COSTS[:-2], name, COSTS[-1], *ID] in words(terminal(shown))
     assert f"{name} · data" in terminal(shown)
     assert html(shown)[1][1] == html(shown)[1][-3] == name
-    assert Page(board_html(shown)).texts["caption"][0].startswith(f"{name} · data")
-    assert set(Page(board_html(shown)).tags) == {"table", "caption", "thead", "tr", "th", "tbody", "td", "p"}
+    assert Page(boards_page([shown])).texts["h2"][0].startswith(f"{name} · data")
+    assert Page(boards_page([shown])).tags == Page(boards_page([board(ROW, SECOND)])).tags
     assert markdown(shown)[0][1] == [RUN[0], name, *STANDING, *ID]
 
 
@@ -350,7 +486,7 @@ def test_control_characters_are_replaced_in_every_format(name):
         assert cleaned in terminal(hostile)
         assert cleaned in plain.replace("\\", "")
         assert len(plain.splitlines()) == len(tidy.splitlines())
-        for text in (terminal(hostile), plain, board_html(hostile)):
+        for text in (terminal(hostile), plain, boards_page([hostile])):
             assert not removed & set(text.replace("\n", ""))
     (line,) = csv.DictReader(io.StringIO(board_csv([board(replace(ROW, name=name))]), newline=""))
     assert line["name"] == cleaned
@@ -380,7 +516,7 @@ def test_csv_keeps_commas_and_quotes():
 
 
 def test_brackets_in_a_frame_are_not_read_as_markup():
-    shown = printed(frame_table("[b]runs", pd.DataFrame({"[x]": ["cannot read [/data/x.tif]", "[red]p[/red]"]})))
+    shown = printed(pd.DataFrame({"[x]": ["cannot read [/data/x.tif]", "[red]p[/red]"]}), "[b]runs")
     for part in ("[b]runs", "[x]", "cannot read [/data/x.tif]", "[red]p[/red]"):
         assert part in shown
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from bench.analysis.pairs import ALPHA
 from bench.analysis.run_summary import headline
 from bench.config import RunConfig
-from bench.console import console, frame_table
+from bench.console import console
 from bench.data.loader import SliceLoader
 from bench.device import configure_torch
 from bench.errors import BadSetting
@@ -27,6 +27,7 @@ from bench.experiments.search.workers import run_trials
 from bench.masks import Masks
 from bench.outputs import check_outputs, write_output
 from bench.stats import compare_paired
+from bench.text_table import print_frame
 from bench.tracking import FOLD, PARENT, MlflowRecorder, Tag, search_runs, without_password
 from bench.tracking.resume import digest
 from bench.training.cross_validation import record_patients, record_summary
@@ -65,8 +66,8 @@ def search(
                 *score_best(resolved, run, best.number, config, against_default=against_default),
                 f"the study in a browser: optuna-dashboard {without_password(session.storage.url)}",
             ]
-            table = frame_table(name, study_run.trial_table(study, resolved.plan))
-    console().print(table)
+            table = study_run.trial_table(study, resolved.plan)
+    print_frame(console(), name, table, fixed=2, wide=True)
     console().print("\n".join(lines), markup=False)
     return run.recorder.run_id
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from bench.config import RunConfig
-from bench.console import Display, console, frame_table
-from bench.data.audit import audit, audit_dataset
+from bench.console import Display, console, print_text
+from bench.data.audit import Audit, audit, audit_dataset
 from bench.data.audit_layout import Finding
 from bench.data.cache import clear_cache, list_cache
-from bench.data.describe import describe, median_over_patients
+from bench.data.describe import Description, describe, median_over_patients
 from bench.data.pack import Pack, open_pack
 from bench.errors import DataError
 from bench.files import cache_folder
@@ -20,26 +20,28 @@ from bench.formatting import duration, join_first
 from bench.outputs import check_outputs, new_output, write_output
 from bench.reports.dataset.figures import draw_figures
 from bench.reports.dataset.page import DPI, render_page
+from bench.text_table import print_frame
 from bench.training.experiment import raw_pack, source_of
 
 DAY = 86400.0  # seconds
 
 
-def show_audit(config: RunConfig, *, verbose: bool = False) -> bool:
-    """Audit the data set of a configuration and print the findings. Return whether the data set can be used.
+def audit_config(config: RunConfig) -> Audit:
+    """Audit the data set of a configuration.
 
-    The files of LGG are checked one by one; for other data sets, what their loader returns is checked. Findings of
-    one kind share a line, unless `verbose`.
+    The files of LGG are checked one by one; for other data sets, what their loader returns is checked.
     """
     with Display() as display:
         tick = partial(display.bar, what="checking")
         if config.dataset.name == "lgg":
-            report = audit(Path(config.dataset.params["folder"]), tick=tick)
-        else:
-            report = audit_dataset(partial(source_of, config), tick=tick)
-    out = console()
+            return audit(Path(config.dataset.params["folder"]), tick=tick)
+        return audit_dataset(partial(source_of, config), tick=tick)
+
+
+def print_audit(report: Audit, *, verbose: bool = False) -> None:
+    """Print the findings of an audit. Those of one kind share a line, unless `verbose`."""
     for name, value in report.facts.items():
-        out.print(f"{name.replace('_', ' ')}: {_fact(value, verbose)}", markup=False, soft_wrap=True)
+        print_text(f"{name.replace('_', ' ')}: {_fact(value, verbose)}")
     shortened = False
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
         for code in dict.fromkeys(finding.code for finding in findings):
@@ -49,16 +51,14 @@ def show_audit(config: RunConfig, *, verbose: bool = False) -> bool:
             for finding in shown:
                 others = alike[len(shown) :]
                 more = f" And {len(others)} more: {_names(others)}." if others else ""
-                text = f"{kind} [{code}] {finding.message}{_unnamed(finding)}{more}"
-                out.print(text, markup=False, soft_wrap=True)
+                print_text(f"{kind} [{code}] {finding.message}{_unnamed(finding)}{more}")
     errors, warnings = len(report.errors), len(report.warnings)
     every = "; --verbose prints each" if shortened else ""
-    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}{every}")
-    return not report.errors
+    print_text(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}{every}")
 
 
-def show_description(config: RunConfig, out: Path | None, html: Path | None) -> None:
-    """Print the tables of a data set.
+def describe_config(config: RunConfig, out: Path | None, html: Path | None) -> Description:
+    """Describe the data set of a configuration.
 
     Writes all tables (CSV) and figures (PNG) to the folder `out`, and one page with all of it to the file `html`.
     """
@@ -68,21 +68,8 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
     pack = _packed(config)
     with Display() as display, display.doing("measuring every patient"):
         description = describe(pack)
-    screen, noun = console(), description.noun
-    for name, frame in (
-        ("counts", description.counts),
-        ("institutions", description.institutions),
-        (f"{noun} size in pixels", description.tumours),
-        ("grey levels, median over patients", median_over_patients(description.intensity)),
-        (
-            f"{noun} against the rest of the {description.pixel_counts.region}, median over patients",
-            median_over_patients(description.contrast),
-        ),
-    ):
-        screen.print(frame_table(name, frame))
     if out is None and html is None:
-        screen.print("For the table of patients and the figures, add --out FOLDER, or --html FILE for one page.")
-        return
+        return description
     with Display() as display, display.doing("drawing figures"):
         figures = draw_figures(pack, description)
     if out is not None:
@@ -94,10 +81,39 @@ def show_description(config: RunConfig, out: Path | None, html: Path | None) -> 
         for path, figure in pngs.items():
             with new_output(path) as png:
                 figure.savefig(png, dpi=DPI)
-        screen.print(f"tables and figures are in {out}", markup=False)
     if html is not None:
         write_output(html, render_page(pack, description, figures))
-        screen.print(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)", markup=False)
+    return description
+
+
+def print_description(
+    description: Description, out: Path | None, html: Path | None, *, wide: bool = False
+) -> None:
+    """Print the tables of a data set, the columns that fit the terminal or all, and where the files are."""
+    screen, noun = console(), description.noun
+    for name, frame in (
+        ("counts", description.counts),
+        ("institutions", description.institutions),
+        (f"{noun} size in pixels", description.tumours),
+        ("grey levels, median over patients", median_over_patients(description.intensity)),
+        (
+            f"{noun} against the rest of the {description.pixel_counts.region}, median over patients",
+            median_over_patients(description.contrast),
+        ),
+    ):
+        print_frame(screen, name, frame, wide=wide)
+        screen.print()
+    if out is None and html is None:
+        print_text("For the table of patients and the figures, add --out FOLDER, or --html FILE for one page.")
+    if out is not None:
+        print_text(f"tables and figures are in {out}")
+    if html is not None:
+        print_text(f"the page is {html} ({html.stat().st_size / 2**20:.1f} MiB)")
+
+
+def description_values(description: Description) -> dict[str, object]:
+    """Return all tables of a description as lists of rows."""
+    return {name: frame.reset_index().to_dict("records") for name, frame in description.tables.items()}
 
 
 def show_pack(config: RunConfig, *, verify: bool) -> None:
@@ -110,7 +126,7 @@ def show_pack(config: RunConfig, *, verify: bool) -> None:
     shape = "x".join(map(str, pack.images.shape[1:]))
     text = f"{pack.folder}: {len(pack.cases)} patients, {len(pack.index)} slices of {shape}, {size:.0f} MiB"
     text += f", key {pack.manifest.key}{', verified' if verify else ''}"
-    console().print(text, markup=False, soft_wrap=True)
+    print_text(text)
 
 
 def show_cache(*, clear: bool) -> None:
@@ -119,11 +135,11 @@ def show_cache(*, clear: bool) -> None:
     entries = list_cache()
     ages = [duration(e.age) if e.age < 2 * DAY else f"{e.age / DAY:.0f} days" for e in entries]
     rows = [(e.kind, e.path.name, e.size / 2**20, age, e.kept) for e, age in zip(entries, ages, strict=True)]
-    out = console()
     title = f"{cache_folder()}: {sum(entry.size for entry in entries) / 2**20:.0f} MiB"
-    out.print(frame_table(title, pd.DataFrame(rows, columns=["what", "name", "MiB", "age", "kept"])))
+    frame = pd.DataFrame(rows, columns=["what", "name", "MiB", "age", "kept"])
+    print_frame(console(), title, frame, wide=True)
     if clear:
-        out.print(f"removed {len(removed)} entries, {sum(removed.values()) / 2**20:.0f} MiB", markup=False)
+        print_text(f"removed {len(removed)} entries, {sum(removed.values()) / 2**20:.0f} MiB")
 
 
 def _packed(config: RunConfig) -> Pack:

@@ -14,11 +14,11 @@ from bench.formatting import between, decimal, join_first, p_value
 from bench.reports.dataset.page import SOURCES, UNSTATED
 from bench.reports.html import figures
 from bench.reports.html.board_data import BoardData
-from bench.reports.html.board_table import name_cell, sortable_table
+from bench.reports.html.board_page import board_notes, board_section
+from bench.reports.html.board_table import name_cell
 from bench.reports.html.figures import format_score, score_name
 from bench.reports.html.gallery import explain_order, gallery_html
 from bench.reports.html_document import definition_list, escaped
-from bench.reports.tables import board_columns, legend
 
 FEW = 5  # means of fewer patients are faint
 Part = tuple[str, str]  # a heading and the HTML below it
@@ -41,11 +41,9 @@ def render_chapter(number: int, data: BoardData) -> str:
         parts += _slices(data)
     links = "".join(f'<li><a href="#{name}-{at}">{escaped(head)}</a></li>' for at, (head, _) in enumerate(parts))
     body = "".join(f'<h3 id="{name}-{at}">{escaped(head)}</h3>\n{html}\n' for at, (head, html) in enumerate(parts))
-    notes = "".join(f"<li>{escaped(note)}</li>" for note in board.notes)
-    notes = notes and f'<ul class="notes">{notes}</ul>\n'
     summary = f'<p class="finding">{escaped(summarise(board))}</p>'
     return (
-        f'<section>\n<h2 id="{name}">{escaped(board.title)}</h2>\n{summary}\n{notes}'
+        f'<section>\n<h2 id="{name}">{escaped(board.title)}</h2>\n{summary}\n{board_notes(board)}'
         f"{definition_list(_facts(data))}\n<nav><ul>{links}</ul></nav>\n{body}</section>"
     )
 
@@ -58,7 +56,7 @@ def summarise(board: Board) -> str:
         f"{best.name} {'leads with' if others else 'has'} {score_name(board)} {value(best.score)} "
         f"(95% interval {between(best.low, best.high, value)}) over {scored} patients."
     )
-    if ties := [row.name for row in others if row.group == best.group]:
+    if ties := [row.name for row in others if row.tied]:
         return f"{text} It cannot be distinguished from {join_first(ties, 4)}."
     return f"{text} Every other row can be distinguished from it." if others else text
 
@@ -80,15 +78,14 @@ def _facts(data: BoardData) -> dict[str, str]:
 
 def _ranking(data: BoardData) -> Iterator[Part]:
     board, scores = data.board, data.defined_scores
-    headings = escaped(legend(board_columns(board)))
-    meaning = f"<details><summary>What the headings mean</summary><p>{headings}</p></details>"
-    yield "Leaderboard", f"<p>Click a heading to sort. Costs are on the right.</p>{sortable_table(board)}{meaning}"
+    yield "Leaderboard", f"<p>Click a heading to sort. Costs are on the right.</p>{board_section(board)}"
     if len(board.rows) < 2:
         return
     caption = (
         f"{score_name(board)} of each row (dot) with its 95% interval over patients. Shaded rows cannot be "
-        "distinguished from the leader, and rows with the same letter not from the best of them. On the right are "
-        "the 95% interval of the rank and the probability of leading, over resampled patients."
+        "distinguished from the leader. Rows without a common letter can be distinguished, and so can all rows "
+        "that are farther apart. On the right are the 95% interval of the rank and the probability of leading, "
+        "over resampled patients."
     )
     yield "Ranks", _figure(figures.draw_rank_plot(board), caption)
     if scores.size and board.task != "presence":

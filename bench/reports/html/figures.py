@@ -15,7 +15,7 @@ from bench.analysis.board import Board
 from bench.analysis.calibration import Trust
 from bench.analysis.score_facts import digits_of
 from bench.analysis.significance import MeanRanks
-from bench.formatting import NAMES, between, decimal, letter
+from bench.formatting import NAMES, between, decimal
 from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
 from bench.reports.html_document import escaped
@@ -43,7 +43,7 @@ def draw_rank_plot(board: Board) -> str:
     margin = 0.06 * (max(ends) - min(ends)) or 0.05
     x = Axis(min(ends) - margin, max(ends) + margin, NAME + 20, WIDTH - 300)
     top, bottom = 34, 34 + ROW * len(rows)
-    heads = ((NAME + 20, score_name(board)), (TIE - 8, "tie"), (RANKS - 26, "95% ranks"), (FIRST, "P(1st)"))
+    heads = ((NAME + 20, score_name(board)), (TIE - 22, "letters"), (RANKS - 26, "95% ranks"), (FIRST, "P(1st)"))
     parts = [text(at, 20, heading, class_="heading") for at, heading in heads]
     for value in x.ticks(7):
         parts.append(line(x(value), top, x(value), bottom, stroke=RULE))
@@ -55,7 +55,7 @@ def draw_rank_plot(board: Board) -> str:
 def _draw_rank_row(board: Board, at: int, x: Axis, y: float) -> str:
     row, value = board.rows[at], partial(format_score, board)
     tip = f"{row.name}: {value(row.score)}, 95% interval {between(row.low, row.high, value)}"
-    shade = 0.08 if row.group == board.rows[0].group else 0  # an invisible band still has a tooltip
+    shade = 0.08 if row.tied else 0  # an invisible band still has a tooltip
     band = element("rect", x=0, y=y - ROW / 2, width=WIDTH, height=ROW, fill=COLOURS[0], fill_opacity=shade)
     parts = [band, _name(row.name, at, 6, y + 4)]
     if np.isfinite(row.low + row.high):
@@ -63,7 +63,7 @@ def _draw_rank_row(board: Board, at: int, x: Axis, y: float) -> str:
     if np.isfinite(row.score):
         parts.append(element("circle", cx=x(row.score), cy=y, r=5, fill=COLOURS[0], stroke="#fff"))
     parts += [
-        text(TIE, y + 4, letter(row.group), text_anchor="middle"),
+        text(TIE, y + 4, row.letters, text_anchor="middle"),
         text(RANKS, y + 4, f"{row.rank_low}–{row.rank_high}", text_anchor="middle"),
     ]
     if np.isfinite(row.first):

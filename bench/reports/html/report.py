@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 
 from bench import __version__
@@ -14,6 +13,7 @@ from bench.errors import BadSetting, StoreError
 from bench.formatting import SYNTHETIC_WARNING
 from bench.inference.overlays import PREDICTION, TRUTH
 from bench.outputs import check_outputs, write_output
+from bench.reports.html import board_page
 from bench.reports.html.board_data import BoardData, read_board_data
 from bench.reports.html.chapter import render_chapter
 from bench.reports.html.gallery import structure_style
@@ -23,8 +23,7 @@ from bench.tracking.tags import Tag
 
 REPORT = "report"  # kind of the run that holds the page; such runs are on no leaderboard
 COLOURS = f":root {{ --truth: {TRUTH}; --prediction: {PREDICTION}; }}\n"
-STYLE = COLOURS + (files("bench.reports.html") / "report.css").read_text("utf-8") + structure_style()
-SCRIPT = (files("bench.reports.html") / "report.js").read_text("utf-8")
+STYLE = COLOURS + board_page.STYLE + structure_style()
 GUIDE = {
     "Out of fold": "each patient is scored once, by models that have not seen it in training or validation.",
     "Dice": "2 TP / (2 TP + FP + FN) over all slices of a patient as one volume, then the mean over patients. A "
@@ -34,9 +33,12 @@ GUIDE = {
     "neither there nor predicted is left out, one that is predicted where there is none counts as 0.",
     "95% interval": "bias-corrected bootstrap interval of the mean, over patients, or over patients and seeds if "
     "a row has several seeds.",
-    "p, tie": "Wilcoxon signed-rank test of the differences per patient, Holm corrected over all pairs of rows. "
-    "Rows with the same letter cannot be distinguished from the best of them at 5%, which does not prove that "
-    "they are equal. For presence, p is a bootstrap over patients.",
+    "Verdict": "a row is tied with the leader if the 95% interval of its difference, over resampled patients, "
+    "contains 0, which does not prove that they are equal. Otherwise it is behind, or behind in the mean only if "
+    "the test does not confirm it: p is that of the Wilcoxon signed-rank test of the differences per patient, "
+    "Holm corrected over all pairs of rows. For presence, p is a bootstrap over patients.",
+    "Letters": "rows without a common letter can be distinguished by both, and so can all rows that are farther "
+    "apart.",
     "P(1st), ranks": "share of bootstrap samples of the patients in which a row leads, and 95% interval of its "
     "rank.",
     "HD95": "95th percentile of the distances between both outlines, in pixels and in 2D. A missed slice counts "
@@ -106,4 +108,4 @@ def render_report(title: str, boards: Sequence[BoardData]) -> str:
         f"<h2>How to read this page</h2>\n{definition_list(guide)}",
         '<div id="tip" hidden></div>',
     ]
-    return html_document(title, parts, style=STYLE, script=SCRIPT)
+    return html_document(title, parts, style=STYLE, script=board_page.SCRIPT)
