@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bench.cli import app, main
-from bench.cli._app import PANELS
+from bench.cli._app import PANELS, say
 from bench.cli.training import FLAGS
 from bench.config import RunConfig, flatten
 from bench.errors import BenchError
@@ -325,6 +325,95 @@ def test_where_nothing_is_left_it_is_said(three):
 )
 def test_what_a_leaderboard_cannot_do_is_refused(ran, option, value, said):
     assert re.search(said, refused("leaderboard", option, value))
+
+
+JSON = [
+    ("leaderboard", [], {"task", "primary", "dataset", "patients", "left_out", "notes", "rows"}),
+    ("compare", ["small", "two"], {"a", "b", "means", "paired", "strata", "patients", "claim", "ties"}),
+    ("gate", ["--baseline", "two", "--candidate", "small"], {"worse", "message", "margin", "difference"}),
+    ("power", [], {"patients", "folds", "seeds", "models", "power", "lines", "table"}),
+]
+
+
+@pytest.mark.parametrize(("command", "words", "keys"), JSON, ids=[command for command, *_ in JSON])
+def test_json_has_the_documented_keys(command, words, keys, three):
+    documented = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
+    result = CliRunner().invoke(app, [command, *words, "--format", "json", "--tracking-uri", three])
+    printed = json.loads(result.stdout)
+    (printed,) = printed if command == "leaderboard" else (printed,)
+    assert printed.keys() >= keys
+    assert {key for key in printed if f"`{key}`" not in documented} == set()
+    if command == "gate":
+        assert result.exit_code == int(printed["worse"])
+    for row in printed["rows"] if command == "leaderboard" else ():
+        names = {key for key in row if key not in connect(three).client.get_run(row["run_id"]).data.metrics}
+        assert {key for key in names if f"`{key}`" not in documented} == set()
+
+
+def test_a_command_that_logs_a_run_prints_it_as_json(ran, other, tmp_path):
+    result = CliRunner().invoke(app, ["rescore", ran, "--name", "as json", "--format", "json"])
+    printed = json.loads(result.stdout)
+    run = find_run(connect(), "as json")
+    assert (printed["run_id"], printed["name"]) == (run.info.run_id, "as json")
+    assert printed["scores"]["dice"] == run.data.metrics["dice"]
+    assert printed["settings"] == run.data.params
+    assert "Dice" in result.stderr  # what people read is not lost
+    called = json.loads(bench("predict", ran, other, "--out", tmp_path / "out", "--format", "json"))
+    assert len(called["images"]) == 18
+    assert called["images"][0].keys() == {"image", "probability", "called"}
+
+
+def test_findings_and_tables_of_data_are_printed_as_json(other, tmp_path):
+    printed = json.loads(bench("data", "check", other, "--format", "json"))
+    assert (printed["usable"], printed["errors"]) == (True, [])
+    assert {"code", "message", "where"} == printed["warnings"][0].keys()
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["data", "check", str(tmp_path / "empty"), "--format", "json"])
+    assert (result.exit_code, json.loads(result.stdout)["usable"]) == (1, False)
+    tables = json.loads(bench("data", "describe", other, "--format", "json"))
+    assert tables.keys() == {"counts", "institutions", "patients", "tumours", "intensity", "contrast"}
+    assert tables["counts"][0]["patients"] == len(tables["patients"]) == 3
+
+
+def test_an_error_of_bench_itself_exits_with_3_and_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr("bench.cli.app", lambda: 1 / 0)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_help_lists_the_exit_codes():
+    text = " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
+    for code in ("0 success", "1 the answer is no", "2 an error", "3 an error of bench itself", "130 interrupted"):
+        assert code in text
+
+
+def test_an_error_wraps_between_words_on_a_terminal_only(monkeypatch, capsys):
+    message = "the folder /data/heads does not exist. Give --data another folder."
+    say(message)
+    assert capsys.readouterr().err == f"{message}\n"
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say(message)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 30
+    assert " ".join(lines) == message
+
+
+@pytest.mark.parametrize(("no_color", "plain"), [("", False), ("1", True)])
+def test_no_color_and_pipes_give_plain_text(no_color, plain, monkeypatch, capsys):
+    from rich.text import Text
+
+    from bench.console import console
+
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console().print(Text("piped", "bold red"))
+    assert capsys.readouterr().out == "piped\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console().print(Text("shown", "bold red"))
+    assert (capsys.readouterr().out == "shown\n") == plain
 
 
 def test_no_runs_is_no_error(template):
