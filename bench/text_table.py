@@ -123,19 +123,33 @@ def text_table(title: str, columns: Sequence[TextColumn], width: int) -> Table:
     heading = Text(plain(title), "table.title") if title else None
     table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.padding = (0, 1, 0, 0)
-    free, texts = width - _needed(columns, range(len(columns))), []
-    for column in columns:
-        own = column.width if column.number else min(column.widest, max(NARROW, column.width + free))
-        free -= own - column.width
-        table.add_column(
-            Text(plain(column.heading)), justify="right" if column.number else "left", width=own, overflow="fold"
-        )
-        texts.append(
-            ["\n".join(wrap(cell, own)) if len(cell) > own else cell for cell in map(plain, column.cells)]
-        )
+    texts = []
+    for column, own in zip(columns, _widths(columns, width), strict=True):
+        justify = "right" if column.number else "left"
+        table.add_column(Text(plain(column.heading)), justify=justify, width=own, overflow="fold")
+        cells = map(plain, column.cells)
+        texts.append(["\n".join(wrap(cell, own)) if len(cell) > own else cell for cell in cells])
     for row in zip(*texts, strict=True):
         table.add_row(*map(Text, row))
     return table
+
+
+def _widths(columns: Sequence[TextColumn], width: int) -> list[int]:
+    """Return the width of each column: words, then headings, take the space that is left, or words give it up."""
+    widths = [column.width for column in columns]
+    free = width - _needed(columns, range(len(columns)))
+    words = [(at, column) for at, column in enumerate(columns) if not column.number]
+    for at, _ in words:
+        given = max(0, min(-free, widths[at] - NARROW))
+        widths[at] -= given
+        free += given
+    wishes = [(at, column.widest) for at, column in words]
+    wishes += [(at, len(column.heading)) for at, column in enumerate(columns)]
+    for at, wish in wishes:
+        taken = max(0, min(free, wish - widths[at]))
+        widths[at] += taken
+        free -= taken
+    return widths
 
 
 def _needed(columns: Sequence[TextColumn], places: Sequence[int]) -> int:

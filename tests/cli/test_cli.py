@@ -229,7 +229,10 @@ def test_the_mlflow_model_gives_the_logged_prediction(ran, home, tmp_path):
 def test_the_leaderboard_says_the_same_in_every_format(ran):
     rows = list(csv.DictReader(io.StringIO(bench("leaderboard", "--format", "csv"))))
     boards = json.loads(bench("leaderboard", "--format", "json"))
-    texts = [bench("leaderboard"), *(bench("leaderboard", "--format", form) for form in ("markdown", "html"))]
+    texts = [
+        bench("leaderboard", "--wide"),
+        *(bench("leaderboard", "--format", form) for form in ("markdown", "html")),
+    ]
     ranked = [row for board in boards for row in board["rows"]]
     assert [row["run_id"] for row in rows] == [row["run_id"] for row in ranked]
     for line, row in zip(rows, ranked, strict=True):
