@@ -125,8 +125,8 @@ def text_table(title: str, columns: Sequence[TextColumn], width: int) -> Table:
     table.padding = (0, 1, 0, 0)
     texts = []
     for column, own in zip(columns, _widths(columns, width), strict=True):
-        justify = "right" if column.number else "left"
-        table.add_column(Text(plain(column.heading)), justify=justify, width=own, overflow="fold")
+        heading = Text(plain(column.heading))
+        table.add_column(heading, justify="right" if column.number else "left", width=own, overflow="fold")
         cells = map(plain, column.cells)
         texts.append(["\n".join(wrap(cell, own)) if len(cell) > own else cell for cell in cells])
     for row in zip(*texts, strict=True):

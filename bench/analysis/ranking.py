@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -176,7 +177,7 @@ def verdict_of(rank: int, difference: Interval, distinct: bool) -> str:
     return MEAN_ONLY if difference.low > 0 or difference.high < 0 else TIED
 
 
-def letter_ranges(rank: NDArray[np.int64], distinct: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def letter_ranges(rank: NDArray[np.integer[Any]], distinct: Flags) -> list[tuple[int, int]]:
     """Return the numbers, from 1, of the first and last letter of each model in a compact letter display.
 
     A letter spans neighbouring ranks: from a model to the last that cannot be distinguished from it. Models

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from bench.cli._app import Plugin, app
+from bench.cli._app import Format, Output, Plugin, app, print_json
 
 if TYPE_CHECKING:
     from bench.reference import Setting
@@ -18,30 +18,41 @@ KINDS = "models, encoders, losses, augmentations, preprocessing, metrics, datase
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help=f"{KINDS}; default: list these.")] = "", plugin: Plugin = None
+    kind: Annotated[str, typer.Argument(help=f"{KINDS}; default: list these.")] = "",
+    format: Format = Output.table,
+    plugin: Plugin = None,
 ) -> None:
     """List what there is of one kind, one per line: components to choose from, or settings of a run."""
     from bench.registry import REGISTRIES
 
+    more = ""
     if kind == "settings":
-        _print_rows([(setting.name, _summary(setting)) for setting in _settings()])
-        typer.echo("\nMore: `bench show train.lr`. Components have settings of their own: `bench show unet`.")
+        rows = [(setting.name, _summary(setting)) for setting in _settings()]
+        more = "\nMore: `bench show train.lr`. Components have settings of their own: `bench show unet`."
     elif kind == "encoders":
         from bench.models.encoder_names import list_encoders
 
-        _print_rows(list_encoders())
+        rows = list_encoders()
     elif kind in REGISTRIES:
-        _print_rows([(name, REGISTRIES[kind][name].summary) for name in REGISTRIES[kind]])
+        rows = [(name, REGISTRIES[kind][name].summary) for name in REGISTRIES[kind]]
     elif kind:
         unknown("kind", kind, [*REGISTRIES, "encoders", "settings"])
     else:
-        _print_rows(list(_kinds()))
-        typer.echo("\nMore: `bench list models`, then `bench show unet`.")
+        rows, more = list(_kinds()), "\nMore: `bench list models`, then `bench show unet`."
+    if format is Output.json:
+        print_json([{"name": name, "summary": summary} for name, summary in rows])
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        typer.echo(f"{name:<{width}}  {summary}")
+    if more:
+        typer.echo(more)
 
 
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Such as unet, bce_dice, train.lr, model.base or 'P(1st)'.")],
+    format: Format = Output.table,
     plugin: Plugin = None,
 ) -> None:
     """Show what a component, a setting or a column of the leaderboard means, with types, ranges and defaults."""
@@ -58,6 +69,12 @@ def show(
     if not texts:
         names = [name for registry in REGISTRIES.values() for name in registry]
         unknown("component, setting or column", name, names, suggest_setting(name))
+    if format is Output.json:
+        columns = (
+            [] if found or settings else [{"kind": "column", "name": name, "meaning": text} for text in texts]
+        )
+        print_json([*map(_entry_values, found), *map(_setting_values, settings), *columns])
+        return
     if len(found) > 1:
         typer.echo(f"{len(found)} components are named {name}: {', '.join(f'a {e.kind}' for e in found)}.\n")
     typer.echo("\n\n".join(texts))
@@ -95,10 +112,21 @@ def _settings() -> list[Setting]:
     return run_settings()
 
 
-def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, summary in rows:
-        typer.echo(f"{name:<{width}}  {summary}")
+def _entry_values(entry: Entry) -> dict[str, Any]:
+    from bench.reference import component_settings
+
+    settings = [_setting_values(setting) for setting in component_settings(entry)]
+    return {"kind": entry.kind, "name": entry.name, "meaning": entry.doc, "settings": settings}
+
+
+def _setting_values(setting: Setting) -> dict[str, Any]:
+    required = setting.default is ...
+    return {
+        "kind": "setting",
+        **vars(setting),
+        "required": required,
+        "default": None if required else setting.default,
+    }
 
 
 def _summary(setting: Setting) -> str:

@@ -353,6 +353,17 @@ def test_json_has_the_documented_keys(command, words, keys, three):
         assert {key for key in names if f"`{key}`" not in documented} == set()
 
 
+def test_components_settings_and_columns_are_printed_as_json():
+    assert {"unet", "resunet"} <= {row["name"] for row in json.loads(bench("list", "models", "--format", "json"))}
+    (unet,) = json.loads(bench("show", "unet", "--format", "json"))
+    assert unet.keys() == {"kind", "name", "meaning", "settings"}
+    (lr,) = json.loads(bench("show", "train.lr", "--format", "json"))
+    assert lr.keys() == {"kind", "name", "takes", "default", "meaning", "of", "required"}
+    assert (lr["kind"], lr["default"], lr["required"]) == ("setting", RunConfig().train.lr, False)
+    (column,) = json.loads(bench("show", "P(1st)", "--format", "json"))
+    assert (column["kind"], column["name"]) == ("column", "P(1st)")
+
+
 def test_a_command_that_logs_a_run_prints_it_as_json(ran, other, tmp_path):
     result = CliRunner().invoke(app, ["rescore", ran, "--name", "as json", "--format", "json"])
     printed = json.loads(result.stdout)
