@@ -45,7 +45,9 @@ def check(
 
     report = audit_config(_config(folder, dataset, set_, plugin))
     if format is Output.json:
-        print_json({"usable": not report.errors, **vars(report)})
+        warnings, errors = ([vars(finding) for finding in found] for found in (report.warnings, report.errors))
+        usable = not errors
+        print_json({"usable": usable, "facts": report.facts, "warnings": warnings, "errors": errors})
     else:
         print_audit(report, verbose=verbose)
     if report.errors:
