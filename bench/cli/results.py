@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -263,7 +263,7 @@ def evaluate(
     from bench.overrides import parse_assignment
 
     changes = dict(parse_assignment(a) for a in set_ or [])
-    options = {"fold": fold, "threshold": threshold, "device": device, "uri": tracking_uri}
+    options: dict[str, Any] = {"fold": fold, "threshold": threshold, "device": device, "uri": tracking_uri}
     with text_aside(format):
         run_id = evaluate_external(run, data, changes=changes, **options)
     print_run(format, run_id, tracking_uri)
