@@ -11,6 +11,8 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Run as Run  # others import it from here, because only this package knows MLflow
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from bench.config import RunConfig
 from bench.errors import BadSetting, StoreError, UnknownName, did_you_mean
@@ -192,8 +194,7 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
     """Return a table that a run has logged. Raises `UnreadableTable`."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = store.client.download_artifacts(run.info.run_id, f"{name}.csv", folder)
-            table = pd.read_csv(path, dtype={"case": str, "image": str})
+            table = pd.read_csv(_find_file(store, run, f"{name}.csv", folder), dtype={"case": str, "image": str})
         patients = run.data.metrics.get("patients", len(table)) if name == "cases" else len(table)
         if len(table) != patients:
             raise ValueError(f"it has {len(table)} of {patients:.0f} patients")
@@ -205,6 +206,13 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
             f"{name}.csv of run {run_label(run)} cannot be read in {run.info.artifact_uri} ({root_cause(error)}). "
             "Put the artifacts of the store back there, or beside its database."
         ) from error
+
+
+def _find_file(store: Store, run: Run, path: str, folder: str) -> Path:
+    """Return where a file of a run is on this machine, or the copy of it that is downloaded into `folder`."""
+    if is_local_uri(run.info.artifact_uri):  # MLflow would read the run twice more, and copy the file
+        return Path(local_file_uri_to_path(run.info.artifact_uri), path)
+    return Path(store.client.download_artifacts(run.info.run_id, path, folder))
 
 
 def download_models(store: Store, run: Run, into: Path, *, fold: int | None = None) -> list[Path]:
