@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from bench.demo.layout import LETTERS, NO_SECOND_MODEL, Choices, ControlValues, 
 from bench.demo.logged_models import TEST_FOLD_NOT_RUN, LoggedModels
 from bench.demo.predictions import Prediction, choose_slice, encode_masks
 from bench.demo.scans import Scan, read_dropped_files
-from bench.demo.style import CSS, DARK_MODE_JS, DOWNLOAD_JS
+from bench.demo.style import CSS, DOWNLOAD_JS
 from bench.errors import BadSetting, BenchError, DataError
 from bench.servers import Address
 
@@ -24,6 +24,7 @@ LAUNCH = {"share": False, "quiet": True, "ssr_mode": False, "footer_links": [], 
 LAUNCH |= {"max_file_size": "64mb"}
 
 Updates = dict[Any, Any]  # {component: its new value or properties}
+Handler = Callable[..., Updates | Iterator[Updates]]
 
 
 class Page:
@@ -52,7 +53,6 @@ class Page:
                 app_kwargs={"middleware": [(Guard, (), {**hosts, "uploads": uploads})]},
                 theme=gr.themes.Base(primary_hue="zinc", neutral_hue="zinc", font=fonts, font_mono=mono),
                 css=CSS,
-                js=DARK_MODE_JS,
                 **LAUNCH,
             )
         except OSError as error:  # taken since the address was checked
@@ -68,7 +68,7 @@ class Page:
         for run in ui.runs:
             self._connect(run.input, self._change_run, [], ui.all)
         thresholds = [row.threshold for row in ui.rows]
-        for control in (ui.at, ui.opacity, ui.channel, ui.shown, *thresholds):
+        for control in (ui.at, ui.opacity, ui.style, ui.channel, ui.shown, *thresholds):
             self._connect(control.input, self._redraw, [], ui.drawn)
         self._connect(ui.structure.input, self._show_own_thresholds, [], [*thresholds, *ui.drawn])
         for number, row in enumerate(ui.rows):
@@ -76,15 +76,19 @@ class Page:
             saved = self._connect(row.save.click, partial(self._save_masks, number), [], [row.file])
             saved.success(None, row.file, js=DOWNLOAD_JS, api_visibility="private")
 
-    def _connect(self, event: Any, handler: Callable[..., Updates], more: list[Any], outputs: list[Any]) -> Any:
-        """Call `handler(values, *more)` at an event. A `BenchError` is shown as a status; nothing else changes."""
+    def _connect(self, event: Any, handler: Handler, more: list[Any], outputs: list[Any]) -> Any:
+        """Call `handler(values, *more)` at an event, and show its updates, or each that it yields.
+
+        A `BenchError` is shown as a status; nothing else changes.
+        """
         ui = self.ui
 
-        def handle(*values: Any) -> Updates:
+        def handle(*values: Any) -> Iterator[Updates]:
             try:
-                return handler(ControlValues.read(*values[: len(ui.controls)]), *values[len(ui.controls) :])
+                made = handler(ControlValues.read(*values[: len(ui.controls)]), *values[len(ui.controls) :])
+                yield from [made] if isinstance(made, dict) else made
             except BenchError as error:
-                return {ui.status: panels.render_problem(str(error))}
+                yield {ui.status: panels.render_problem(str(error))}
 
         return event(
             handle,
@@ -95,43 +99,62 @@ class Page:
             api_visibility="private",
         )
 
-    def _start(self, values: ControlValues) -> Updates:
+    def _start(self, values: ControlValues) -> Iterator[Updates]:
         """Refresh the list of runs, and show the first patient if there is one."""
         ui, runs, patients = self.ui, self._run_choices(), self._patient_choices(values.runs[0])
-        updates = {
+        yield {
             ui.runs[0]: self.gr.update(choices=runs),
             ui.runs[1]: self.gr.update(choices=[NO_SECOND_MODEL, *runs]),
             ui.files: None,
+            ui.status: panels.render_hint("Drop scans into the box to see a prediction."),
         }
-        if not patients:
-            return updates | {ui.status: panels.render_hint("Drop scans into the box to see a prediction.")}
-        case = patients[0][1]
-        updates |= self._choose_patient(values, case)
-        return updates | {ui.patient: self.gr.update(choices=patients, value=case)}
+        if patients:
+            case = patients[0][1]
+            yield {ui.patient: self.gr.update(choices=patients, value=case)}
+            yield from self._choose_patient(values, case)
 
-    def _choose_patient(self, values: ControlValues, case: str) -> Updates:
+    def _choose_patient(self, values: ControlValues, case: str) -> Iterator[Updates]:
         if self.models.patients is None:
             raise DataError("there is no data folder. Start the demo with --data, or drop scans.")
-        return self._show_scan(replace(values, scan=self.models.patients.scan(case), at=0)) | {self.ui.files: None}
+        scan = self.models.patients.scan(case)
+        yield {self.ui.files: None}
+        yield from self._show_scan(replace(values, scan=scan, at=0))
 
-    def _show_files(self, values: ControlValues, files: list[str] | None) -> Updates:
+    def _show_files(self, values: ControlValues, files: list[str] | None) -> Iterator[Updates]:
         """Show dropped files. If they cannot be shown, remove them and keep what the page shows."""
         if not files:
-            return self._start(values)
+            yield from self._start(values)
+            return
+        yield {self.ui.status: panels.render_progress(f"Reading {len(files)} file(s) ...", 0, 2)}
         models = self.models.load(values.runs[0]).models
         try:
             scan = read_dropped_files([Path(file) for file in files], models.channels, models.structures.names)
         except BenchError as error:
-            return {self.ui.status: panels.render_problem(str(error)), self.ui.files: None}
-        return self._show_scan(replace(values, scan=scan, at=0)) | {self.ui.patient: None}
+            yield {self.ui.status: panels.render_problem(str(error)), self.ui.files: None}
+            return
+        yield {self.ui.patient: None}
+        yield from self._show_scan(replace(values, scan=scan, at=0))
 
-    def _change_run(self, values: ControlValues) -> Updates:
+    def _change_run(self, values: ControlValues) -> Iterator[Updates]:
         """Show the same slice with another run."""
-        updates = {self.ui.patient: self.gr.update(choices=self._patient_choices(values.runs[0]))}
-        return updates | self._show_scan(values) if values.scan is not None else updates
+        yield {self.ui.status: panels.render_progress("Loading the models ...", 0, 2)}
+        yield {self.ui.patient: self.gr.update(choices=self._patient_choices(values.runs[0])), self.ui.status: ""}
+        if values.scan is not None:
+            yield from self._show_scan(values)
 
-    def _show_scan(self, values: ControlValues) -> Updates:
-        """Show a scan with each run at its own threshold; if `at` is 0, `choose_slice` chooses the slice."""
+    def _show_scan(self, values: ControlValues) -> Iterator[Updates]:
+        """Predict a scan and show it with each run at its own threshold, and say what is being done.
+
+        If `at` is 0, `choose_slice` chooses the slice.
+        """
+        ui, scan, runs = self.ui, _require_scan(values), [run for run in values.runs if run]
+        for done, letter in enumerate(LETTERS[: len(runs)], 1):
+            doing = f"Model {letter} predicts {len(scan.images)} slice(s) of {scan.title} ..."
+            yield {ui.status: panels.render_progress(doing, done, len(runs) + 1)}
+            self._predict(replace(values, runs=values.runs[:done]))
+        yield self._show_predicted(values)
+
+    def _show_predicted(self, values: ControlValues) -> Updates:
         ui, scan, results = self.ui, _require_scan(values), self._predict(values)
         first = next((r for r in results if isinstance(r, Prediction)), None)
         channel = values.channel
@@ -174,8 +197,8 @@ class Page:
         scan = _require_scan(values)
         at, structure = min(values.at, len(scan.images)) - 1, _position(values)
         switched_on = tuple(k for k, name in enumerate(scan.structures) if name in values.shown)
-        view = panels.View(at, values.channel or 0, values.opacity, switched_on, structure)
-        updates: Updates = {}
+        view = panels.View(at, values.channel or 0, values.opacity, switched_on, structure, values.style)
+        updates: Updates = {self.ui.inputs: panels.render_inputs(scan, view)}
         shown, results = [], self._predict(values)
         for letter, row, result, slider in zip(LETTERS, self.ui.rows, results, values.thresholds, strict=False):
             if isinstance(result, Prediction):

@@ -30,13 +30,14 @@ LINES = {"truth": (TRUTH, "dotted", "1 4"), "A": (PREDICTION, "solid", "none"), 
 COARSE = 160  # up to this many pixels per side, a picture is enlarged without smoothing
 FINE = 640  # pixels per side, at most, to which a picture is enlarged before outlines are drawn
 DOT = 5  # pixels
+STYLES = ("filled", "outline")  # of masks on the overlay
 
 Picture = NDArray[np.uint8]  # RGB (H, W, 3)
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown: slice and channel as positions from 0, opacity from 0 to 1.
+    """What is shown: slice and channel as positions from 0, opacity from 0 to 1, and one of `STYLES`.
 
     `shown` are the positions of the structures that are switched on, `structure` that of the chosen one.
     """
@@ -46,6 +47,7 @@ class View:
     opacity: float
     shown: tuple[int, ...] = (0,)
     structure: int = 0
+    style: str = STYLES[0]
 
 
 def render_banner(scan: Scan) -> str:
@@ -132,25 +134,43 @@ def label_run(record: RunRecord) -> str:
     return f"{record.name}{synthetic} · {record.run_id[:8]} · Dice {_format_dice(record.metrics.get('dice'))}"
 
 
+def render_progress(sentence: str, done: int, of: int) -> str:
+    """Render what the page is doing, and how many of its steps are done."""
+    return f"<p class='hint'><progress value='{done}' max='{of}'></progress> {escape(sentence)}</p>"
+
+
+def render_inputs(scan: Scan, view: View) -> str:
+    """Render the pictures of one slice that all models share: the scan, and the truth of the structures shown."""
+    colours = [colour_of(k) for k in view.shown] if len(scan.structures) > 1 else [TRUTH]
+    image, truth = _draw_inputs(scan, view)
+    scanned = _render_figure("scan", image, f"Scan · {escape(scan.channels[view.channel])}")
+    return f"<div class='pictures inputs'>{scanned}{_render_masks('truth', truth, colours)}</div>"
+
+
+def _draw_inputs(scan: Scan, view: View) -> tuple[Picture, Mask | None]:
+    """Return one channel of a slice (H, W, 3), and the true masks of the structures shown (K, H, W)."""
+    image = draw_scan(scan.images[view.at, ..., view.channel], scan.white_levels[view.channel])
+    return image, None if scan.truth is None else scan.truth[view.at, list(view.shown)]
+
+
 def render_pictures(scan: Scan, prediction: Prediction, thresholds: Sequence[float], view: View) -> str:
-    """Render five pictures of one slice: scan, truth, prediction, probability, overlay.
+    """Render three pictures of one slice: a large overlay, the prediction, and its probability.
 
     Masks are those of the structures shown, the probability is that of the chosen structure.
     """
-    at, channel, shown = view.at, view.channel, list(view.shown)
-    image = draw_scan(scan.images[at, ..., channel], scan.white_levels[channel])
+    at, shown = view.at, list(view.shown)
+    image, truth = _draw_inputs(scan, view)
     mask = prediction.mask(thresholds)[at, shown]
-    truth = None if scan.truth is None else scan.truth[at, shown]
     probability = draw_probability(prediction.probability(at, view.structure))
     colours, several = [colour_of(k) for k in shown], len(scan.structures) > 1
-    overlay = draw_overlay(image, mask, truth, view.opacity, colours)
+    draw = draw_outlines if view.style == "outline" else draw_overlay
+    overlay = draw(image, mask, truth, view.opacity, colours)
+    caption = _render_overlay_caption(view.style, len(shown), truth)
     key = _render_key(colour_of(view.structure), "") if several else ""
     figures = [
-        _render_figure("scan", image, f"Scan · {escape(scan.channels[channel])}"),
-        _render_masks("truth", truth, colours if several else [TRUTH]),
+        _render_figure("overlay", overlay, caption),
         _render_masks("prediction", mask, colours if several else [PREDICTION]),
         _render_figure("probability", probability, f"{key}{_render_scale(thresholds[view.structure])}"),
-        _render_figure("overlay", overlay, _render_overlay_caption(len(shown), truth)),
     ]
     return f"<div class='pictures'>{''.join(figures)}</div>"
 
@@ -210,10 +230,12 @@ def _render_masks(name: str, masks: Mask | None, colours: Sequence[str]) -> str:
     return _render_figure(name, paint(black, masks, colours), f"{keys}{name.title()}")
 
 
-def _render_overlay_caption(structures: int, truth: Mask | None) -> str:
+def _render_overlay_caption(style: str, structures: int, truth: Mask | None) -> str:
     """Render the key of an overlay of so many structures."""
     if structures != 1:
         return "Prediction on the scan" + (", truth dotted" if truth is not None else "")
+    if style == "outline" and truth is not None:
+        return f"Overlay {_render_key(PREDICTION, 'prediction')} {_render_key(TRUTH, 'truth, dotted')}"
     keys = " ".join(_render_key(*key) for key in ((BOTH, "both"), (PREDICTION, "excess"), (TRUTH, "missed")))
     return _render_key(PREDICTION, "Prediction on the scan") if truth is None else f"Overlay {keys}"
 
@@ -271,13 +293,41 @@ def draw_overlay(
     drawn = _blend(scan, paint(scan, prediction, colours), opacity)
     if truth is None:
         return drawn
-    scale = max(1, FINE // max(truth.shape[1:]))
-    drawn = drawn.repeat(scale, 0).repeat(scale, 1)
-    dots = np.add.outer(*map(np.arange, drawn.shape[:2])) // DOT % 2 == 0
-    lines = [outline(mask.repeat(scale, 0).repeat(scale, 1)) for mask in truth]
-    outlines = np.array(lines, bool).reshape(-1, *dots.shape)
-    dotted = paint(paint(drawn, outlines & ~dots, ["#000000"] * len(truth)), outlines & dots, colours)
-    return _blend(drawn, dotted, min(1, 2 * opacity))
+    drawn, truth = _enlarge(drawn, truth)
+    return _blend(drawn, _trace_dotted(drawn, truth, colours), min(1, 2 * opacity))
+
+
+def draw_outlines(
+    scan: Picture, prediction: Mask, truth: Mask | None, opacity: float, colours: Sequence[str]
+) -> Picture:
+    """Draw the outlines of masks (K, H, W) over an enlarged scan, those of the truth dotted.
+
+    From the scan alone at opacity 0 to solid lines from 0.5. A single structure has the colours of the reports,
+    several have their own.
+    """
+    single = len(prediction) == 1
+    below, prediction = _enlarge(scan, prediction)
+    drawn = paint(below, _trace(prediction), [PREDICTION] if single else colours)
+    if truth is not None:
+        drawn = _trace_dotted(drawn, _enlarge(scan, truth)[1], [TRUTH] if single else colours)
+    return _blend(below, drawn, min(1, 2 * opacity))
+
+
+def _enlarge(picture: Picture, masks: Mask) -> tuple[Picture, Mask]:
+    """Enlarge a picture and masks (K, H, W) by a whole number, so that outlines are fine."""
+    scale = max(1, FINE // max(masks.shape[1:]))
+    return picture.repeat(scale, 0).repeat(scale, 1), masks.repeat(scale, 1).repeat(scale, 2)
+
+
+def _trace(masks: Mask) -> Mask:
+    """Return the outline of each mask (K, H, W)."""
+    return np.array([outline(mask) for mask in masks], bool).reshape(masks.shape)
+
+
+def _trace_dotted(picture: Picture, masks: Mask, colours: Sequence[str]) -> Picture:
+    """Draw the outline of each mask (K, H, W) in dots of its colour and of black."""
+    lines, dots = _trace(masks), np.add.outer(*map(np.arange, picture.shape[:2])) // DOT % 2 == 0
+    return paint(paint(picture, lines & ~dots, ["#000000"] * len(masks)), lines & dots, colours)
 
 
 def outline(mask: Mask) -> Mask:

@@ -10,7 +10,6 @@ TITLE_HTML = """<div class="title"><h1>medseg-bench</h1><span>predictions of log
 <b>Research software, not for clinical use</b></div>"""
 DOWNLOAD_NOTE_HTML = """<p class="note">one TIFF per slice (0 and 255, or the labels of several structures),
 as <code>bench predict</code> writes; several as a zip</p>"""
-DARK_MODE_JS = "() => document.body.classList.add('dark')"
 # The browser makes the file of the text "name|base64", so that the server keeps no copy.
 DOWNLOAD_JS = (files("bench.demo") / "download.js").read_text("utf-8")
 CSS = (files("bench.demo") / "page.css").read_text("utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -102,6 +103,30 @@ def test_an_overlay_is_the_scan_at_opacity_0_and_solid_colours_at_1():
     ]
     half = panels.draw_overlay(grey, predicted, None, 0.5, COLOURS)[0]
     assert half.tolist() == [[178, 120, 63], [178, 120, 63], [100] * 3, [100] * 3]  # of #ff8c1a over 100
+
+
+def test_outlines_leave_the_inside_of_a_mask_as_it_is():
+    """A picture of 10 x 10 is enlarged 64 times, and a line is 3 pixels wide."""
+    grey, side = np.full((10, 10, 3), 100, np.uint8), panels.FINE // 10
+    predicted, true = np.zeros((2, 1, 10, 10), bool)
+    predicted[0, 2:5, 2:5] = true[0, 6:9, 6:9] = True
+    assert (panels.draw_outlines(grey, predicted, true, 0.0, COLOURS) == 100).all()
+    drawn = panels.draw_outlines(grey, predicted, true, 1.0, COLOURS)
+    assert (drawn[2 * side : 2 * side + 3, 3 * side] == panels.rgb(PREDICTION)).all()
+    assert (drawn[2 * side + 3, 3 * side] == 100).all()
+    assert (drawn[2 * side - 1, 3 * side] == 100).all()
+    border = {tuple(pixel) for pixel in drawn[6 * side, 6 * side : 9 * side]}
+    assert border == {tuple(panels.rgb(TRUTH)), (0, 0, 0)}
+    without_truth = panels.draw_outlines(grey, predicted, None, 1.0, COLOURS)
+    assert (without_truth[6 * side :, 6 * side :] == 100).all()
+
+
+def test_models_share_the_pictures_of_scan_and_truth():
+    view, made = panels.View(1, 0, 0.5), prediction(np.full((3, 4, 4), 0.7))
+    inputs, pictures = panels.render_inputs(scan(), view), panels.render_pictures(scan(), made, (0.5,), view)
+    assert re.findall("<figure class='(.*?)'", inputs) == ["scan", "truth"]
+    assert re.findall("<figure class='(.*?)'", pictures) == ["overlay", "prediction", "probability"]
+    assert "no truth" in panels.render_inputs(scan(truth=False), view)
 
 
 def test_a_data_uri_holds_the_picture():
@@ -446,7 +471,7 @@ def test_structures_that_are_switched_off_are_not_drawn():
     for view, lines in ((both, 4), (first, 2), (none, 0)):
         areas = panels.render_areas(shown, view, [("A", made, (0.5, 0.5))])
         assert areas.count("<polyline") == lines
-        pictures = panels.render_pictures(shown, made, (0.5, 0.5), view)
+        pictures = panels.render_inputs(shown, view) + panels.render_pictures(shown, made, (0.5, 0.5), view)
         assert pictures.count("<img") == 5
         assert pictures.count(f"background:{colour_of(1)}") == (
             2 if view is both else 0

@@ -182,7 +182,7 @@ def test_the_slider_moves_the_slice_and_its_dice(page, models):
         slide(page, "#slice", at + 1)
         wait_for(page, "#areas", f"slice {at + 1} of 6")
         assert dice(page, "a") == expected(models, "first", case, at)
-        truth = read_picture(page, "#pictures-a .truth").any(axis=2)
+        truth = read_picture(page, "#pictures-scan .truth").any(axis=2)
         assert (truth == shown.truth[at, 0]).all()
 
 
@@ -220,7 +220,44 @@ def test_opacity_0_shows_the_scan_alone(page):
     before = page.get_attribute("#pictures-a .overlay img", "src")
     slide(page, "#opacity", 0)
     page.wait_for_function("old => document.querySelector('#pictures-a .overlay img').src != old", arg=before)
-    assert (read_picture(page, "#pictures-a .overlay") == read_picture(page, "#pictures-a .scan")).all()
+    assert (read_picture(page, "#pictures-a .overlay") == read_picture(page, "#pictures-scan .scan")).all()
+
+
+def test_the_outlines_of_the_overlay_can_be_shown(page):
+    before = page.get_attribute("#pictures-a .overlay img", "src")
+    page.locator("#style label").filter(has_text="outline").click()
+    page.wait_for_function("old => document.querySelector('#pictures-a .overlay img').src != old", arg=before)
+    wait_for(page, "#pictures-a .overlay", "truth, dotted")
+
+
+def test_the_page_says_what_it_does_and_a_new_file_clears_an_error(page, models, tmp_path):
+    (tmp_path / "notes.tif").write_text("hello")
+    drop(page, tmp_path / "notes.tif")
+    wait_for(page, "#status .problem", "notes.tif")
+    page.evaluate(
+        """() => { window.said = []; const hear = () => said.push(document.querySelector('#status').innerText);
+        new MutationObserver(hear).observe(document.body, {subtree: true, childList: true}) }"""
+    )
+    image = models.patients.scan(models.patients.cases[2]).images[3]
+    cv2.imwrite(str(tmp_path / "one.png"), image[..., ::-1])
+    drop(page, tmp_path / "one.png")
+    wait_for(page, "#heading-a", "Dropped files")
+    page.locator("#status p").wait_for(state="detached")
+    said = " ".join(page.evaluate("said"))
+    assert "Reading 1 file(s)" in said
+    assert "Model A predicts 1 slice(s) of one.png" in said
+
+
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(23, 24, 26)")])
+def test_a_phone_shows_the_page_in_its_own_colours_without_scrolling_sideways(address, browser, scheme, ground):
+    opened = browser.browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    opened.goto(address)
+    opened.wait_for_selector("#pictures-a img")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+    overlay, scan = (opened.locator(f"figure.{name}").first.bounding_box() for name in ("overlay", "scan"))
+    assert overlay["width"] > 1.8 * scan["width"]
+    opened.close()
 
 
 def test_a_bad_file_is_refused_and_the_page_still_works(page, models, tmp_path):
