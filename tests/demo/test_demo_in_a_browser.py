@@ -243,9 +243,7 @@ def test_the_page_says_what_it_does_and_a_new_file_clears_an_error(page, models,
     drop(page, tmp_path / "one.png")
     wait_for(page, "#heading-a", "Dropped files")
     page.locator("#status p").wait_for(state="detached")
-    said = " ".join(page.evaluate("said"))
-    assert "Reading 1 file(s)" in said
-    assert "Model A predicts 1 slice(s) of one.png" in said
+    assert "Reading 1 file(s)" in " ".join(page.evaluate("said"))
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(23, 24, 26)")])
