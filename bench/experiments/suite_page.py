@@ -18,7 +18,7 @@ from bench.analysis.board import Board
 from bench.analysis.leaderboard import build_boards
 from bench.analysis.task_rules import rules_of
 from bench.config import RunConfig
-from bench.console import console, print_text
+from bench.console import Display, console, print_text
 from bench.errors import BenchError
 from bench.experiments.suite import DONE, RUNNING, CellState, Report, cell_runs, states, to_run
 from bench.experiments.suite_file import Cell, Parts, PublishedScore, Suite
@@ -210,7 +210,12 @@ def _score(run: Run) -> str:
 
 def estimates(suite: Suite, store: Store, *, retry: bool = False, threads: int | None = None) -> list[Estimate]:
     """Time a training step and a prediction of each cell to run, on this machine with so many threads."""
-    return [_estimate(s, threads) if to_run(s, retry) else Estimate(s) for s in states(suite, store)]
+    found, made = states(suite, store), list[Estimate]()
+    with Display() as display:
+        for state in found:
+            made.append(_estimate(state, threads) if to_run(state, retry) else Estimate(state))
+            display.bar(len(made), len(found), "timing", "cells")
+    return made
 
 
 def _estimate(found: CellState, threads: int | None) -> Estimate:

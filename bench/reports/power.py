@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.analysis.cohort import CohortSpread, measure_spread
 from bench.analysis.power import MODELS, SEEDS, power_table
-from bench.console import console, print_text
+from bench.console import Display, console, print_text
 from bench.formatting import SYNTHETIC_WARNING
 from bench.text_table import print_frame
 from bench.tracking import connect, read_records
@@ -44,11 +44,14 @@ def study_power(
 
     Patients and folds are by default those of the runs, and Dice is the mean over structures. Raises `BenchError`.
     """
-    cohort = measure_spread(read_records(connect(uri)), structure)
-    patients = cohort.patients if patients is None else patients
-    folds = cohort.folds if folds is None else folds
-    counts = {"seeds": (*SEEDS, seeds), "models": (*MODELS, models)}
-    table = power_table(cohort, patients=patients, folds=folds, **counts, power=power)
+    with Display() as display:
+        records = read_records(connect(uri), tick=display.reading)
+        with display.doing("simulating studies"):
+            cohort = measure_spread(records, structure)
+            patients = cohort.patients if patients is None else patients
+            folds = cohort.folds if folds is None else folds
+            counts = {"seeds": (*SEEDS, seeds), "models": (*MODELS, models)}
+            table = power_table(cohort, patients=patients, folds=folds, **counts, power=power)
     lines = summarise_power(cohort, table, patients=patients, folds=folds, seeds=seeds, models=models, power=power)
     return PowerStudy(patients, folds, seeds, models, power, lines, table)
 
