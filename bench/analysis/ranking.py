@@ -22,7 +22,7 @@ from bench.analysis.pairs import (
     rank_columns,
     wilcoxon_pairs,
 )
-from bench.stats import Interval, intervals_of_rows
+from bench.stats import Interval, interval, intervals_of_rows
 
 LEADER, TIED, BEHIND = "leader", "tied with the leader", "behind"
 MEAN_ONLY = "behind in the mean only"
@@ -133,6 +133,14 @@ def rank_from_resamples(
         )
         for m in range(len(means))
     ]
+
+
+def mean_interval(runs: Floats) -> Interval:
+    """Return the interval of the mean of scores (runs, patients), as `rank_models` does; NaN is left out."""
+    defined = runs[:, np.isfinite(runs).all(0)]
+    if len(runs) == 1 or defined.shape[1] < 2:
+        return interval(defined.mean(0))
+    return percentile_interval(bootstrap_means([defined])[0])
 
 
 def bootstrap_means(runs: Sequence[Floats], *, resamples: int = 9999, seed: int = 0) -> Floats:

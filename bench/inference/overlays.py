@@ -16,6 +16,7 @@ from bench.data.pack import Pack, display_channel
 from bench.formatting import decimal
 from bench.masks import Mask
 from bench.metrics.confusion import dice_of
+from bench.plotting import SHARP
 from bench.structures import colour_of
 
 TRUTH, PREDICTION = "#00e5a0", "#ff8c1a"  # of a single structure; safe for colour-blind readers
@@ -55,7 +56,7 @@ def overlay(pack: Pack, case: str, prediction: Mask, title: str, *, count: int =
     shown = positive[np.unique(np.linspace(0, len(positive) - 1, count + 2).round().astype(int)[1:-1])]
     channel = display_channel(pack.manifest.channels)
     bright = np.percentile(pack.images[rows][..., channel], 99.5)
-    figure = Figure(figsize=(2.4 * len(shown), 8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(2.4 * len(shown), 8), dpi=SHARP, layout="constrained", facecolor="white")
     numbers = pack.index["slice"].to_numpy()[rows]
     axes = figure.subplots(3, len(shown), squeeze=False)
     for column, at in zip(axes.T, shown, strict=True):
@@ -105,7 +106,7 @@ def side_by_side(
     image: NDArray[np.uint8], prediction: Mask, truth: Mask | None = None, *, names: Sequence[str] = ("tumour",)
 ) -> NDArray[np.uint8]:
     """Draw a slice, and beside it the slice with the outlines of prediction and truth (K, H, W)."""
-    figure = Figure(figsize=(6, 3.1), layout="constrained")
+    figure = Figure(figsize=(6, 3.1), dpi=SHARP, layout="constrained")
     plain, drawn = figure.subplots(1, 2)
     bright = float(np.percentile(image, 99.5))
     outline(plain, image, bright, None, None)

@@ -10,11 +10,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from bench.inference.overlays import pixels_of
+from bench.plotting import SHARP
 
 
 def curves(history: pd.DataFrame, primary: str) -> NDArray[np.uint8]:
     """Plot training loss and validation score against epochs."""
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), dpi=SHARP, layout="constrained")
     left, right = figure.subplots(1, 2)
     _line(left, history["epoch"], history["train/loss"], "training loss", "#4059ad")
     _line(right, history["epoch"], history[f"val/{primary}"], f"validation {primary}", "#d1495b")
@@ -33,7 +34,7 @@ def presence_pictures(
 
 
 def _discrimination(slices: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    figure = Figure(figsize=(8, 3.8), dpi=SHARP, layout="constrained")
     left, right = figure.subplots(1, 2)
     ordered = slices.sort_values("probability", ascending=False)["truth"].to_numpy(bool)
     falling = np.sort(slices["probability"].to_numpy())[::-1]
@@ -54,7 +55,7 @@ def _discrimination(slices: pd.DataFrame) -> Figure:
 
 
 def _confusion(table: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.6), dpi=SHARP, layout="constrained")
     axis = figure.subplots()
     cells = table.to_numpy()
     shares = cells / np.maximum(cells.sum(1, keepdims=True), 1)
@@ -70,7 +71,7 @@ def _confusion(table: pd.DataFrame) -> Figure:
 
 
 def _reliability(table: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.6, 4.2), dpi=SHARP, layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.7", linestyle=":")
     errors = np.abs(table[["low", "high"]].to_numpy().T - table["share"].to_numpy())

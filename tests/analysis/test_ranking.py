@@ -28,6 +28,7 @@ from bench.analysis.ranking import (
     bootstrap_means,
     distinguish_models,
     letter_ranges,
+    mean_interval,
     rank_from_resamples,
     rank_models,
     verdict_of,
@@ -546,3 +547,10 @@ def test_patients_are_independent_units_and_slices_are_not() -> None:
     assert 0.4 < expected < 0.5
     assert np.mean(over_slices) == pytest.approx(expected, abs=3 * 0.018)
     assert np.mean(over_patients) == pytest.approx(0.05, abs=3 * 0.0077)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_of_a_mean_is_that_of_the_ranking(seeds):
+    runs = np.random.default_rng(0).random((seeds, 12))
+    (ranked,) = rank_models([runs])
+    assert mean_interval(runs) == ranked.interval

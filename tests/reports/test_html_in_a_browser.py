@@ -208,3 +208,13 @@ def test_the_policy_blocks_scripts_that_were_injected(browser, source, tmp_path)
     opened.click("#injected")
     assert opened.title() not in ("1", "2")
     opened.close()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_long_names_do_not_widen_the_page(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate(
+        "document.querySelectorAll('h1, h2, h3, .finding, .notes li, dd, nav a, .name, figcaption, svg text')"
+        ".forEach(each => { each.textContent = 'a-very-long-name-of-a-run'.repeat(12) + 'x'.repeat(200) })"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -30,7 +31,15 @@ from bench.analysis.calibration import (
     soft_dice_confidence,
 )
 from bench.analysis.leaderboard import build_boards
-from bench.analysis.ranking import LEADER, MEAN_ONLY, TIED, distinguish_models, rank_models
+from bench.analysis.ranking import (
+    LEADER,
+    MEAN_ONLY,
+    TIED,
+    bootstrap_means,
+    distinguish_models,
+    mean_interval,
+    rank_models,
+)
 from bench.analysis.significance import maximal_cliques, mean_ranks
 from bench.analysis.strata import mean_by_group, size_groups
 from bench.data.pack import Pack, load_or_pack, pack_in_memory
@@ -39,6 +48,7 @@ from bench.errors import BadSetting, StoreError
 from bench.formatting import plain
 from bench.masks import Masks, to_hundredths
 from bench.overrides import configure
+from bench.reports.html import figures
 from bench.reports.html.board_data import BoardData, MaskData
 from bench.reports.html.board_table import sortable_table
 from bench.reports.html.gallery import (
@@ -230,6 +240,13 @@ def dice_of(reports: ReportStore, run_id: str) -> pd.Series:
     return read_table(reports.store, reports.store.client.get_run(run_id), "cases").set_index("case")["dice"]
 
 
+def facts_of(page: Node) -> dict[str, str]:
+    """Return the facts at the top of the first board's chapter."""
+    definitions = page.all("section")[0].all("dl")[0]
+    names, values = ([d.text for d in definitions.all(kind)] for kind in ("dt", "dd"))
+    return dict(zip(names, values, strict=True))
+
+
 def chapter_of(page: Node, heading: str) -> str:
     """Return the text below a heading of the first board's chapter."""
     inside = page.all("section")[0].inside
@@ -262,10 +279,7 @@ def test_every_board_has_a_chapter_the_largest_first(page):
 def test_a_chapter_states_data_licence_patients_and_split(page, reports, board):
     assert "SYNTHETIC DATA" in page.all("main")[0].text
     assert [li.text for li in page.all("ul", class_="notes")[0].all("li")] == list(board.notes)
-    definitions = page.all("section")[0].all("dl")[0]
-    facts = dict(
-        zip([d.text for d in definitions.all("dt")], [d.text for d in definitions.all("dd")], strict=True)
-    )
+    facts = facts_of(page)
     manifest, index = reports.pack.manifest, reports.pack.index
     assert facts["Data"] == f"phantom, key {manifest.key}"
     assert facts["Licence of the data"] == manifest.licence
@@ -392,7 +406,10 @@ def elsewhere(reports: ReportStore) -> Iterator[None]:
 def test_without_the_data_the_page_states_what_is_missing(reports, elsewhere, capsys):
     page = tree(reports.page("elsewhere.html"))
     assert "the data set is not available" in capsys.readouterr().err
-    assert "There is no gallery, because the data set was not available." in chapter_of(page, "Gallery")
+    assert not {"Trust in probabilities", "Gallery"} & {h.text for h in page.all("h3")}
+    assert (
+        "trust in probabilities and gallery, because the data set is not available" in facts_of(page)["Not shown"]
+    )
     assert "Missing sequences are left out" in chapter_of(page, "Groups of patients")
     assert len(page.all("rect", class_="cell")) == 18
     assert not page.all("rect", data_patient=reports.pack.cases[0])
@@ -546,6 +563,17 @@ def test_disagreement_is_one_minus_the_mean_dice_between_models():
     assert shown.dice == pytest.approx((4 / 6, 4 / 6, 1))
     assert [s["number"] for s in shown.data["slices"]] == [1]
     assert shown.data["slices"][0]["dice"] == ["0.667", "0.667", "1.000"]
+
+
+def test_structures_of_a_row_with_several_seeds_have_their_interval():
+    row = SimpleNamespace(name="unet", scores={"dice[core]": 0.5})
+    board = SimpleNamespace(structures=("core",), rows=[row])
+    runs = np.array([[0.2, 0.4, 0.6, np.nan], [0.4, 0.6, 0.8, 0.9]])
+    (drawn,) = tree(figures.draw_structures(board, {"core": [mean_interval(runs)]})).all("g")
+    means = bootstrap_means([runs[:, :3]])[0]  # the fourth patient has a score in one run only
+    ends = [f"{end:.3f}" for end in np.quantile(means, [0.025, 0.975])]
+    assert drawn.attributes["data-tip"] == f"unet: core 0.500, 95% interval {ends[0]} to {ends[1]}"
+    assert len(drawn.all("line")) == 1
 
 
 def test_two_structures_have_outlines_and_a_dice_each_without_padding():
@@ -805,4 +833,4 @@ def test_patient_names_cannot_become_markup():
     page = tree(render_report(EVIL, [board_data(3, cases)]))
     assert page.all("title")[0].text == plain(EVIL)
     assert not [n for n in page.all() if n.name == "b" or any(key.startswith("on") for key in n.attributes)]
-    assert "There is no gallery." in page.text
+    assert "gallery, because" in facts_of(page)["Not shown"]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
-from matplotlib import pyplot
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from optuna import Study
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as draw
 
 from bench.config import RunConfig
 from bench.console import Display
@@ -28,6 +20,7 @@ from bench.errors import BadSetting
 from bench.experiments.run import tracked_run
 from bench.experiments.search.objective import TrialEvaluator
 from bench.experiments.search.plan import ResolvedSearch, SearchPlan
+from bench.experiments.search.plots import plot_study
 from bench.experiments.search.storage import (
     COUNTED,
     PROBLEM,
@@ -214,34 +207,6 @@ def trial_table(study: Study, plan: SearchPlan) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def plot_study(study: Study, plan: SearchPlan, say: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
-    """Plot history, importance, slices, parallel coordinates, and the Pareto front of two or three objectives."""
-    first: dict[str, Any] = {"target_name": plan.objectives[0]}
-    if plan.costs:
-        first["target"] = lambda trial: trial.values[0]
-    plots: dict[str, Callable[[], Any]] = {
-        "history": lambda: draw.plot_optimization_history(study, **first),
-        "importance": lambda: draw.plot_param_importances(study, **first),
-        "slices": lambda: draw.plot_slice(study, **first),
-        "parallel": lambda: draw.plot_parallel_coordinate(study, **first),
-    }
-    if 2 <= len(plan.objectives) <= 3:
-        plots["pareto"] = lambda: draw.plot_pareto_front(study, target_names=list(plan.objectives))
-    images = {}
-    for name, plot in plots.items():
-        try:
-            with warnings.catch_warnings():  # plots are experimental, and a choice that never varied has no width
-                warnings.simplefilter("ignore")
-                figure = np.ravel(plot())[0].figure
-            figure.set_size_inches(max(12, figure.get_size_inches()[0]), 6)
-            images[f"plots/{name}"] = _render(figure)
-        except (ValueError, RuntimeError) as error:  # fewer than two trials, or all with the same value
-            say(f"no plot of {name}: {error}")
-        finally:
-            pyplot.close("all")
-    return images
-
-
 def config_file(config: RunConfig, study: Study, plan: SearchPlan) -> str:
     """Return the settings as the text of a file for `bench run --config`, without the folder of the data."""
     flat: dict[str, Any] = {k: v for k, v in config.completed().flat().items() if not k.startswith("run.")}
@@ -263,14 +228,6 @@ def config_file(config: RunConfig, study: Study, plan: SearchPlan) -> str:
         *(f"{key}: {json.dumps(value)}" for key, value in (settings | flat).items()),
     )
     return "".join(f"{line}\n" for line in lines)
-
-
-def _render(figure: Figure) -> NDArray[np.uint8]:
-    """Return the figure as (H, W, 3), large enough for the names of settings beyond its border."""
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png", bbox_inches="tight")
-        pixels = np.frombuffer(file.getvalue(), np.uint8)
-    return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR), np.uint8)[..., ::-1]
 
 
 def _short(value: object) -> str:

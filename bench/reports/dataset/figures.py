@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bench.data.describe import Description, median_over_patients
 from bench.data.pack import Pack, display_channel
 from bench.data.source import Pixels
+from bench.plotting import set_log_ticks, set_whole_ticks
 from bench.structures import Structures, colour_of
 
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")  # Tol's colour-blind palette
@@ -88,6 +89,7 @@ def _draw_class_balance(description: Description) -> Figure:
         axes.annotate(f"{positive:.0%}", end, offset, textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(places, names, parse_math=False)
     axes.set(xlabel="slices", ylabel="institution (patients)")
+    set_whole_ticks(axes, "x")
     axes.margins(x=0.08)
     _legend_above(axes)
     return figure
@@ -129,6 +131,8 @@ def _draw_tumour_area(pack: Pack, description: Description) -> Figure:
     slices, patients = (int(np.any(sizes, axis=0).sum()) for sizes in (areas, totals))
     figure, [[left, right]] = _canvas(1, 2, 3.1)
     _draw_sizes(left, pack.structures, areas, f"{slices:,} positive slices", f"{noun} area of a slice", "slices")
+    if len(areas) > 1:
+        _legend_above(left)
     title = f"{patients:,} patients with {noun}"
     _draw_sizes(right, pack.structures, totals, title, f"{noun} of all slices", "patients")
     return figure
@@ -175,8 +179,8 @@ def _draw_sizes(
                 textcoords="offset points", ha="right", va="top", fontsize=8, color=line,
             )  # fmt: skip
     axes.margins(y=0.18)
-    if len(sizes) > 1:
-        _legend_above(axes)
+    set_whole_ticks(axes, "y")
+    set_log_ticks(axes, "x")
 
 
 def _draw_tumour_location(pack: Pack, description: Description) -> Figure:

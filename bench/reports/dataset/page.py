@@ -17,7 +17,7 @@ from bench.data.pack import Pack
 from bench.reports.dataset.figures import choose_example_patients
 from bench.reports.html_document import definition_list, escaped, html_document
 
-DPI = 150
+DPI = 220  # two dots for each pixel of the page
 UNSTATED = "not stated"
 SOURCES = {
     "lgg": "Brain MRI of lower-grade glioma in The Cancer Genome Atlas with masks of the FLAIR abnormality "

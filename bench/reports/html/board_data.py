@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench.analysis.board import Board
 from bench.analysis.calibration import Trust, assess_trust, count_pixels, soft_dice_confidence
-from bench.analysis.ranking import distinguish_models
+from bench.analysis.ranking import distinguish_models, mean_interval
 from bench.analysis.strata import groups_of, size_groups
 from bench.console import Display
 from bench.data.pack import Pack
@@ -23,6 +23,7 @@ from bench.data.readers.patient_folders import parse_case_name
 from bench.errors import BenchError, StoreError
 from bench.metrics.classification import reliability_curve
 from bench.reports.html.gallery import PatientView, view_patient
+from bench.stats import Interval
 from bench.structures import structure_column
 from bench.tracking import Run, Store, find_folds, read_masks, read_probabilities, read_table
 from bench.tracking.selection import load_shared_pack
@@ -61,6 +62,7 @@ class BoardData:
     counts       logged facts of the data: slices, positive_slices, licence
     slices       by row, the reliability curve of a presence run
     by_structure by structure, the primary metric (rows, cases); empty if there is only one
+    dice_intervals  by structure and row, of the mean Dice
     masks        None for presence and if the data set is not available
     """
 
@@ -74,6 +76,7 @@ class BoardData:
     slices: Mapping[int, pd.DataFrame]
     masks: MaskData | None
     by_structure: Mapping[str, Floats] = field(default_factory=dict)
+    dice_intervals: Mapping[str, Sequence[Interval]] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> Floats:
@@ -113,6 +116,10 @@ def read_board_data(
         seed_scores=tuple(_scores(board.primary, of_row, cases) for of_row in own),
         by_structure={
             s: np.stack([_scores(structure_column(board.primary, s), of_row, cases).mean(0) for of_row in own])
+            for s in board.structures
+        },
+        dice_intervals={
+            s: [mean_interval(_scores(structure_column("dice", s), of_row, cases)) for of_row in own]
             for s in board.structures
         },
         groups=_groups(newest[0], cases, pack, board.noun),

@@ -20,7 +20,7 @@ from bench.reports.html.figures import format_score, score_name
 from bench.reports.html.gallery import explain_order, gallery_html
 from bench.reports.html_document import definition_list, escaped
 
-FEW = 5  # means of fewer patients are faint
+FEW = 5  # means of fewer patients are in italics
 Part = tuple[str, str]  # a heading and the HTML below it
 
 
@@ -73,7 +73,19 @@ def _facts(data: BoardData) -> dict[str, str]:
         "Patients": f"{board.patients}{slices}",
         "Split": f"{board.rows[0].folds} folds over patients, hash {board.split_hash}",
         "Software and device": ", ".join(f"{k} {v}" for k, v in data.versions.items()) or UNSTATED,
+        **({"Not shown": "; ".join(absent)} if (absent := _absent(data)) else {}),
     }
+
+
+def _absent(data: BoardData) -> list[str]:
+    """Name the parts for which the runs of a board hold nothing, each with the reason."""
+    if not data.board.rules.by_patient:
+        return []
+    parts = [] if any(data.histories) else ["training curves, because no run has logged its training"]
+    if data.masks is None:
+        return [*parts, "trust in probabilities and gallery, because the data set is not available (give --data)"]
+    parts += [] if data.masks.trust else ["trust in probabilities, because no run has logged them"]
+    return parts + ([] if data.masks.patients else ["gallery, because no run has logged masks"])
 
 
 def _ranking(data: BoardData) -> Iterator[Part]:
@@ -116,21 +128,23 @@ def _slices(data: BoardData) -> Iterator[Part]:
 def _structures(data: BoardData) -> Iterator[Part]:
     if data.board.structures:
         caption = (
-            "Mean Dice of each structure over the patients for whom it is defined, with its 95% interval if the "
-            "row has one run. Rows are in the order of the leaderboard, which ranks by the mean over structures."
+            "Mean Dice of each structure over the patients for whom it is defined, with its 95% interval over "
+            "patients, and over seeds if the row has several. Rows are in the order of the leaderboard, which "
+            "ranks by the mean over structures."
         )
-        yield "Structures", _figure(figures.draw_structures(data.board), caption)
+        yield "Structures", _figure(figures.draw_structures(data.board, data.dice_intervals), caption)
 
 
 def _training(data: BoardData) -> Iterator[Part]:
     logged = [at for at, folds in enumerate(data.histories) if folds]
+    if not logged:
+        return
     missing = _name_missing(data, logged, "No training was logged for")
     caption = (
         "Score of the validation patients after each epoch. Folds are faint; their mean is bold and ends with the "
         "shortest fold of the row. These scores chose the epoch, so they are not results."
     )
-    curves = figures.draw_training_curves(_names(data), data.histories) if logged else ""
-    yield "Training", _figure(curves, f"{caption}{missing}") if logged else _paragraph(missing)
+    yield "Training", _figure(figures.draw_training_curves(_names(data), data.histories), f"{caption}{missing}")
 
 
 def _patients(data: BoardData) -> Iterator[Part]:
@@ -165,7 +179,7 @@ def _groups(data: BoardData) -> Iterator[Part]:
     noun = data.board.noun
     explanation = (
         f"Mean {score_name(data.board)} of groups of patients, and their size n. This is exploratory: the groups "
-        f"are small and many, so nothing is tested. Means of fewer than {FEW} patients are faint. "
+        f"are small and many, so nothing is tested. Means of fewer than {FEW} patients are in italics. "
         f"{noun.capitalize()} size is the number of true {noun} pixels over all slices, in thirds of the "
         f"patients. {sequences}"
     )
@@ -191,7 +205,6 @@ def _trust(data: BoardData) -> Iterator[Part]:
     trust = data.masks.trust if data.masks else {}
     missing = _name_missing(data, trust, "Probabilities are not available, or were not logged, for")
     if not trust:
-        yield "Trust in probabilities", _paragraph(missing)
         return
     names = {at: row.name for at, row in enumerate(data.board.rows) if at in trust}
     noun, several = data.board.noun, bool(data.board.structures)
@@ -221,13 +234,9 @@ def _trust(data: BoardData) -> Iterator[Part]:
 
 
 def _gallery(name: str, data: BoardData) -> Iterator[Part]:
-    if data.masks is None:
-        yield "Gallery", _paragraph("There is no gallery, because the data set was not available.")
+    if data.masks is None or not data.masks.patients:
         return
     missing = _name_missing(data, data.masks.rows, "No masks were logged for")
-    if not data.masks.patients:
-        yield "Gallery", _paragraph(f"There is no gallery.{missing}")
-        return
     rows = [data.board.rows[at].name for at in data.masks.rows]
     explanation = _paragraph(f"{explain_order(len(rows) > 1, data.board.structures)}{missing}")
     gallery = gallery_html(f"{name}-gallery", rows, data.masks.patients, data.board.structures)

@@ -19,6 +19,7 @@ from bench.formatting import NAMES, between, decimal
 from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
 from bench.reports.html_document import escaped
+from bench.stats import Interval
 from bench.structures import colour_of
 
 Floats = NDArray[np.float64]
@@ -75,8 +76,8 @@ def _draw_rank_row(board: Board, at: int, x: Axis, y: float) -> str:
     return element("g", *parts, data_row=at, data_tip=tip)
 
 
-def draw_structures(board: Board) -> str:
-    """Draw the Dice of each structure with its interval, in its colour: one row for each row of the board."""
+def draw_structures(board: Board, dice: Mapping[str, Sequence[Interval]]) -> str:
+    """Draw the Dice of each structure in its colour, with its intervals in `dice`, by row of the board."""
     names = board.structures
     x, top = Axis(0, 1, NAME + 20, WIDTH - 300), 34
     height = max(ROW, 10 * (len(names) + 1))
@@ -91,13 +92,14 @@ def draw_structures(board: Board) -> str:
         parts += [swatch, text(WIDTH - 258, top + 20 * k + 14, shortened(name, 30))]
         for at, row in enumerate(board.rows):
             y = top + height * at + 10 * (k + 1)
-            mean, low, high = (row.scores.get(f"dice{end}[{name}]", np.nan) for end in ("", "_low", "_high"))
+            mean, low, high = row.scores.get(f"dice[{name}]", np.nan), dice[name][at].low, dice[name][at].high
             if not np.isfinite(mean):
                 continue
-            ends = row.seeds == 1 and np.isfinite(low + high)
+            ends = np.isfinite(low + high)
             interval = [line(x(low), y, x(high), y, stroke=colour, stroke_width=2)] if ends else []
             tip = f"{row.name}: {name} {decimal(mean)}"
-            dot = element("circle", cx=x(mean), cy=y, r=4, fill=colour)
+            tip += f", 95% interval {between(low, high, decimal)}" if ends else ""
+            dot = element("circle", cx=x(mean), cy=y, r=4, fill=colour, stroke=INK)
             parts.append(element("g", *interval, dot, data_row=at, data_tip=tip))
     parts += [_name(row.name, at, 6, top + height * (at + 0.5) + 4) for at, row in enumerate(board.rows)]
     bottom = max(bottom + 28, top + 20 * len(names))
@@ -171,11 +173,11 @@ def draw_heat_map(
     higher = board.higher_is_better
     means = np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in scores.T])
     order = np.lexsort((np.array(cases), means if higher else -means))  # NaN comes last
-    wide = float(np.clip((WIDTH - NAME) / len(cases), 8, 30))
+    wide = float(np.clip((WIDTH - NAME) / len(cases), 12, 30))
     swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(sorted(set(institutions)))}
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-    top, labels = 30, 18 + 5.6 * min(max(map(len, cases)), 22)
+    top, labels = 30, 18 + 6.4 * min(max(map(len, cases)), 22)
     parts = []
     for number, column in enumerate(order.tolist()):
         x, case, institution = NAME + wide * number, cases[column], institutions[column]

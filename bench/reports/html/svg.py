@@ -9,11 +9,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from bench.reports.dataset.figures import HUES
 from bench.reports.html_document import escaped
 
 Floats = NDArray[np.float64]
-COLOURS = HUES[:6]  # without grey, the last hue
+COLOURS = ("#4477AA", "#CC3311", "#228833", "#997700", "#AA3377", "#008080")  # each visible on white
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")  # distinguish rows once the colours are used up
 INK, FAINT, RULE = "#1c2430", "#5b6472", "#e6eaf0"
 
@@ -35,8 +34,9 @@ def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> st
 
 
 def svg_image(width: float, height: float, label: str, *children: str) -> str:
-    """Return an image of fixed size, in a box that scrolls if the page is narrower."""
-    attributes = {"width": width, "height": height, "viewBox": f"0 0 {width:g} {height:g}"}
+    """Return an image that fills the page up to 1.4 times its size; its box scrolls if the page is narrower."""
+    size = f"width: 100%; min-width: {width:g}px; max-width: {1.4 * width:g}px"
+    attributes = {"style": size, "viewBox": f"0 0 {width:g} {height:g}"}
     return f'<div class="wide">{element("svg", *children, role="img", aria_label=label, **attributes)}</div>'
 
 

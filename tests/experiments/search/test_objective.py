@@ -17,9 +17,10 @@ from bench.data.loader import SliceLoader
 from bench.errors import TrainingError
 from bench.experiments.search.command import compare_with_default
 from bench.experiments.search.objective import EpochScore, InnerFold, Objective, inner_folds, train_and_validate
+from bench.experiments.search.plots import plot_study
 from bench.experiments.search.space import build_space
 from bench.experiments.search.storage import best_trial
-from bench.experiments.search.study_run import plot_study, trial_table
+from bench.experiments.search.study_run import trial_table
 from bench.experiments.search.workers import run_trials
 from bench.overrides import configure
 from bench.stats import compare_paired
