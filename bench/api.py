@@ -69,7 +69,7 @@ class Leaderboard:
 
     def __repr__(self) -> str:
         rows = sum(len(board.rows) for board in self.boards)
-        return f"<{len(self.boards)} boards with {rows} rows, of {len(self.records)} finished runs>"
+        return f"<Leaderboard: rows: {rows}, boards: {len(self.boards)}, finished runs: {len(self.records)}>"
 
     def _repr_html_(self) -> str:
         from bench.reports.tables import board_html

@@ -89,7 +89,7 @@ def test_a_leaderboard_is_a_data_frame_of_what_the_csv_holds() -> None:
     frame, written = ranked.to_pandas(), pd.read_csv(io.StringIO(board_csv([BOTH])))
     assert list(frame) == list(written)
     assert frame["score"].tolist() == pytest.approx(written["score"].tolist())
-    assert repr(ranked) == f"<1 boards with {len(BOTH.rows)} rows, of 0 finished runs>"
+    assert repr(ranked) == f"<Leaderboard: rows: {len(BOTH.rows)}, boards: 1, finished runs: 0>"
     assert "<table>" in ranked._repr_html_()
 
 
