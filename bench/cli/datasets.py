@@ -25,7 +25,9 @@ def _config(folder: Path, dataset: str | None, set_: list[str] | None, plugin: l
 
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
     given = without_none({"dataset": dataset, "dataset.folder": str(folder)}) | plugins
-    return configure(given | dict(parse_assignment(a) for a in set_ or []))
+    config = configure(given | dict(parse_assignment(a) for a in set_ or []))
+    config.completed()  # refuses wrong settings before anything heavy is imported
+    return config
 
 
 @data.command("check")
@@ -41,9 +43,10 @@ def check(
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
+    config = _config(folder, dataset, set_, plugin)
     from bench.reports.dataset.printing import audit_config, print_audit
 
-    report = audit_config(_config(folder, dataset, set_, plugin))
+    report = audit_config(config)
     if format is Output.json:
         warnings, errors = ([vars(finding) for finding in found] for found in (report.warnings, report.errors))
         usable = not errors
@@ -66,9 +69,10 @@ def describe(
     plugin: Plugin = None,
 ) -> None:
     """Describe a data set: counts, class balance, institutions, tumour sizes and grey levels."""
+    config = _config(folder, dataset, set_, plugin)
     from bench.reports.dataset.printing import describe_config, description_values, print_description
 
-    description = describe_config(_config(folder, dataset, set_, plugin), out, html)
+    description = describe_config(config, out, html)
     if format is Output.json:
         print_json(description_values(description))
     else:
@@ -84,9 +88,10 @@ def pack(
     plugin: Plugin = None,
 ) -> None:
     """Pack a folder into memory-mapped arrays. `bench run` does this itself if no pack exists."""
+    config = _config(folder, dataset, set_, plugin)
     from bench.reports.dataset.printing import show_pack
 
-    show_pack(_config(folder, dataset, set_, plugin), verify=verify)
+    show_pack(config, verify=verify)
 
 
 @data.command("cache")

@@ -45,15 +45,16 @@ def search(
 
     Example: `bench search benchmarks/search/unet.yaml --data ~/lgg --trials 30 --against-default --out best.yaml`
     """
+    if join is not None:
+        refuse_options(
+            ctx, "--join", "of the study", ("join", "data", "device", "storage", "plugin", "tracking_uri", "quiet")
+        )
     from bench.errors import BadSetting
     from bench.experiments import search as searching
     from bench.overrides import parse_assignment, recognise_dataset
 
     machine = without_none({"dataset.folder": data and str(data.resolve()), "device": device})
     if join is not None:
-        refuse_options(
-            ctx, "--join", "of the study", ("join", "data", "device", "storage", "plugin", "tracking_uri", "quiet")
-        )
         searching.join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
         return
     if nested and (out or against_default):
