@@ -38,10 +38,10 @@ SERVERS = (("ui",), ("demo",), ("data", "download"))  # never end, or need a net
 
 # What makes a command small: an option that is given twice has the last value. FOLDERS are those in the home.
 PHANTOM = SMALL | {"institutions": 3}
-RUN = ["--epochs", "1", "--image-size", "32", "--batch-size", "4"]
+RUN = ["--epochs", "2", "--image-size", "32", "--batch-size", "4"]
 SEARCH = ["--trials", "2", "--inner", "2", "--set", "train.epochs=1", "--set", "split.folds=3"]
 SMALL_UNET = ["--set", "model.base=4", "--set", "model.depth=2"]
-SMALLER = {"resnet50": "resnet18"}
+SMALLER = {"resnet50": "resnet18", "train.freeze_epochs=5": "train.freeze_epochs=1"}
 
 
 @dataclass(frozen=True)
