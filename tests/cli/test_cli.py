@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -148,8 +149,12 @@ def test_a_setting_named_like_an_option_is_answered_with_both(key, message):
 
 def test_options_of_run_set_what_they_are_listed_for(monkeypatch):
     seen = []
-    monkeypatch.setattr("bench.experiments.run.execute", lambda config, **_: seen.append(config))
-    monkeypatch.setattr("bench.experiments.run.print_finished", lambda run: None)
+
+    def stop(config, **_):
+        seen.append(config)
+        raise typer.Exit
+
+    monkeypatch.setattr("bench.experiments.run.execute", stop)
     values = {flag: "3" for flag in FLAGS.values()} | {"--model": "fpn", "--encoder": "resnet18", "--loss": "dice"}
     values |= {"--dataset": "lgg", "--image-size": "32", "--device": "cpu", "--lr": "3.0"}
     del values["--deterministic"], values["--plugin"]
