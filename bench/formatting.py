@@ -77,6 +77,11 @@ def markdown_escaped(text: str) -> str:
     return plain(re.sub(r"[\\`*_\[\]<>|]", r"\\\g<0>", text))
 
 
+def file_stem(name: str) -> str:
+    """Return a name with '_' for whatever file systems or other tools may refuse."""
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)
+
+
 def join_and(items: Iterable[object]) -> str:
     """Join all items, of which there is at least one, as '0, 2 and 3'."""
     *rest, last = map(str, items)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +223,17 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"no setting '{key}'.{suggest_setting(key)} `bench list settings` shows all."
     return refusal(key, first, RunConfig)
+
+
+def configure_data(
+    folder: Path,
+    dataset: str | None,
+    assignments: Sequence[str] | None,
+    plugins: Sequence[Path] | None,
+    more: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return the configuration that `bench run` would use for a data folder, with `more` settings."""
+    loaded = {"plugins": [str(path) for path in plugins]} if plugins else {}
+    layout = {} if dataset is None else {"dataset": dataset}
+    given = {**layout, "dataset.folder": str(folder), **(more or {}), **loaded}
+    return configure(given | dict(parse_assignment(a) for a in assignments or ()))

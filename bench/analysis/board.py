@@ -62,6 +62,7 @@ class BoardRow:
     imported: bool = False  # at least one of its runs was scored elsewhere
     verdict: str = ""  # how it stands to the leader, in words
     letters: str = ""  # of a compact letter display; `group` is the number of the first
+    guest: bool = False  # masks of another tool
     scores: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -149,6 +150,8 @@ class Board:
             notes.append(f"Combined from finished runs, whose test scores could be seen before: {names}.")
         if imported := [row.name for row in self.rows if row.imported]:
             notes.append(f"Imported, not scored in this store: {self._names(imported)}.")
+        if guests := [row.name for row in self.rows if row.guest]:
+            notes.append(f"Scored from files, training not seen: {self._names(guests)}.")
         if self.left_out:
             names = ", ".join(self.left_out[:3]) + (" ..." if len(self.left_out) > 3 else "")
             count = "1 patient is" if len(self.left_out) == 1 else f"{len(self.left_out)} patients are"

@@ -53,10 +53,10 @@ def build_row(
     return BoardRow(
         rank=ranked.rank,
         name=newest.name if own_name else _setting(newest, group_by) or "none",
-        model=_common(runs, "model.name") or "?",
-        encoder=_common(runs, "model.encoder"),
-        loss=_common(runs, "loss.name") or "?",
-        weights=_common(runs, "model.weights") or ("scratch" if trained else ""),
+        model=_common(runs, "model.name", "guest.model") or "?",
+        encoder=_common(runs, "model.encoder", "guest.encoder"),
+        loss=_common(runs, "loss.name", "guest.loss") or "?",
+        weights=_common(runs, "model.weights", "guest.weights") or ("scratch" if trained else ""),
         score=ranked.mean,
         low=ranked.interval.low,
         high=ranked.interval.high,
@@ -75,13 +75,14 @@ def build_row(
         patients=len(newest.cases),
         budget=_budget(newest) if trained else "",
         **{name: _mean(runs, f"cost/{name}") for name in COSTS},
-        hardware=newest.tags.get(Tag.DEVICE, ""),
+        hardware=_setting(newest, "guest.device") if Tag.GUEST in newest.tags else newest.tags.get(Tag.DEVICE, ""),
         members=max(1 + _setting(run, "ensemble.runs").count(",") for run in runs),
         searched=max(search_trials(run.settings) for run in runs),
         seed=", ".join(seeds),
         data=newest.tags[Tag.DATA][:8],
         split=newest.tags[Tag.SPLIT],
         synthetic=newest.tags.get(Tag.SYNTHETIC) == "true",
+        guest=Tag.GUEST in newest.tags,
         imported=any(Tag.IMPORTED in run.tags for run in runs),
         run_id=newest.run_id,
         runs=tuple(run.run_id for run in runs),
@@ -111,9 +112,9 @@ def _mean(runs: Sequence[RunRecord], metric: str) -> float:
     return float(np.mean([run.metrics.get(metric, math.nan) for run in runs]))
 
 
-def _common(runs: Sequence[RunRecord], setting: str) -> str:
-    """Return the value of the setting, or 'several'."""
-    values = {_setting(run, setting) for run in runs}
+def _common(runs: Sequence[RunRecord], *settings: str) -> str:
+    """Return the value of the first of the settings that a run has, or 'several'."""
+    values = {next(filter(None, (_setting(run, name) for name in settings)), "") for run in runs}
     return values.pop() if len(values) == 1 else "several"
 
 

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from bench import __version__
-from bench.cli import components, datasets, results, searching, sharing, training
+from bench.cli import components, datasets, other_tools, results, searching, sharing, training
 from bench.cli._app import app, say
 from bench.errors import BenchError
 from bench.files import explain, temporary_files
 from bench.signals import interrupt_on_signals
 
-__all__ = ["app", "components", "datasets", "main", "results", "searching", "sharing", "training"]
+__all__ = ["app", "components", "datasets", "main", "other_tools", "results", "searching", "sharing", "training"]
 
 
 def main() -> None:

@@ -49,6 +49,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Check, describe, pack and download data.", no_args_is_help=True)
 app.add_typer(data, name="data")
+split = typer.Typer(help="Write folds for other tools, and check folds that others made.", no_args_is_help=True)
+app.add_typer(split, name="split")
 
 URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns/mlflow.db."
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help=URI_HELP)]

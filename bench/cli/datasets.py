@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bench.cli._app import Format, Output, Plugin, Wide, data, print_json, without_none
-
-if TYPE_CHECKING:
-    from bench.config import RunConfig
+from bench.cli._app import Format, Output, Plugin, Wide, data, print_json
 
 Folder = Annotated[Path, typer.Argument(help="Data folder.")]
 LAYOUT_HELP = "Layout of the folder, of `bench list datasets`; default: lgg, pairs or volumes, by its folders."
 DataSet = Annotated[str | None, typer.Option("--dataset", help=LAYOUT_HELP)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as dataset.resize=256.")]
 PhantomSet = Annotated[list[str] | None, typer.Option("--set", help="A setting, such as patients=40.")]
-
-
-def _config(folder: Path, dataset: str | None, set_: list[str] | None, plugin: list[Path] | None) -> RunConfig:
-    """Return the configuration that `bench run` would use."""
-    from bench.overrides import configure, parse_assignment
-
-    plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
-    given = without_none({"dataset": dataset, "dataset.folder": str(folder)}) | plugins
-    config = configure(given | dict(parse_assignment(a) for a in set_ or []))
-    config.completed()  # refuses wrong settings before anything heavy is imported
-    return config
 
 
 @data.command("check")
@@ -43,7 +29,9 @@ def check(
 
     Example: `bench data check ~/polyps --dataset pairs --set 'dataset.patient=(P[0-9]+)_.*'`
     """
-    config = _config(folder, dataset, set_, plugin)
+    from bench.overrides import configure_data
+
+    config = configure_data(folder, dataset, set_, plugin)  # before slow imports
     from bench.reports.dataset.printing import audit_config, print_audit
 
     report = audit_config(config)
@@ -69,7 +57,9 @@ def describe(
     plugin: Plugin = None,
 ) -> None:
     """Describe a data set: counts, class balance, institutions, tumour sizes and grey levels."""
-    config = _config(folder, dataset, set_, plugin)
+    from bench.overrides import configure_data
+
+    config = configure_data(folder, dataset, set_, plugin)  # before slow imports
     from bench.reports.dataset.printing import describe_config, description_values, print_description
 
     description = describe_config(config, out, html)
@@ -88,7 +78,9 @@ def pack(
     plugin: Plugin = None,
 ) -> None:
     """Pack a folder into memory-mapped arrays. `bench run` does this itself if no pack exists."""
-    config = _config(folder, dataset, set_, plugin)
+    from bench.overrides import configure_data
+
+    config = configure_data(folder, dataset, set_, plugin)  # before slow imports
     from bench.reports.dataset.printing import show_pack
 
     show_pack(config, verify=verify)

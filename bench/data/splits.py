@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -41,7 +42,7 @@ def patients(index: pd.DataFrame, *, folds: Folds = 5, validation: Share = 0.2, 
         )
     result = []
     for number, (outside, test) in enumerate(_stratified_folds(index, folds, seed)):
-        rest = _split_off_validation(index.iloc[outside], validation, seed)
+        rest = split_off_validation(index.iloc[outside], validation, seed)
         result.append(Fold(number, *rest, frozenset(index["case"].iloc[test])))
     return result
 
@@ -59,9 +60,21 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: Seed = 0
             raise DataError(
                 f"without institution {name}, fewer than two patients are left. Use --set split=patients."
             )
-        rest = _split_off_validation(index[~inside], validation, seed)
+        rest = split_off_validation(index[~inside], validation, seed)
         result.append(Fold(number, *rest, frozenset(index.loc[inside, "case"])))
     return result
+
+
+@split
+def file(index: pd.DataFrame, *, path: Path, validation: Share = 0.2, seed: Seed = 0) -> list[Fold]:
+    """The folds of a file: a CSV or JSON of `bench split export`, or nnU-Net's splits_final.json.
+
+    `validation` and `seed` choose validation patients among the training patients of a file of nnU-Net, whose
+    validation patients are tested.
+    """
+    from bench.data.split_files import read_split  # which writes the splits made here
+
+    return read_split(path, index, validation=validation, seed=seed)
 
 
 @split(leaky=True)
@@ -107,7 +120,7 @@ def _stratified_folds(index: pd.DataFrame, folds: int, seed: int) -> list[tuple[
     return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(index, stratum, index["case"]))
 
 
-def _split_off_validation(rest: pd.DataFrame, share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+def split_off_validation(rest: pd.DataFrame, share: float, seed: int) -> tuple[frozenset[str], frozenset[str]]:
     """Divide the patients outside the test set into training and validation patients, balanced like the folds."""
     if rest["case"].nunique() < 2:
         raise DataError(

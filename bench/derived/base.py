@@ -34,16 +34,44 @@ COSTS_PER_VIEW = ("flops", "latency_p50_ms", "latency_p95_ms")
 
 
 @dataclass(frozen=True)
-class DerivedRun:
-    """What is to be logged: the scores and masks of all patients, and the runs they were made from.
+class Place:
+    """The board that a run stands on: what it shares with the other runs there.
 
-    `kind` is rescore, ensemble or cascade. `source` is the run whose data, split and folds it shares, `parts` are
-    all runs whose costs add up; each part predicts a slice in so many `views`. `comparisons` are sentences.
+    `folds` has the columns case and fold of the test patients, `split` is the table that runs log; `tags` say what
+    the data and the split are, and which run they come from, if any.
     """
 
-    kind: str
+    experiment: str
+    tags: Mapping[str, str]
+    folds: pd.DataFrame
+    split: pd.DataFrame
+    task: Segmentation
+
+
+def place_of(store: Store, run: Run) -> Place:
+    """Return the place of a run, for runs that are made from it."""
+    kept = (*SHARED, Tag.DATASET, Tag.SYNTHETIC, Tag.LICENCE)  # older runs have no licence
+    tags = {tag: run.data.tags[tag] for tag in kept if tag in run.data.tags}
+    return Place(
+        experiment=store.client.get_experiment(run.info.experiment_id).name,
+        tags=tags | {Tag.SOURCE: run.data.tags.get(Tag.SOURCE, run.info.run_id)},
+        folds=read_table(store, run, "cases")[["case", "fold"]],
+        split=read_table(store, run, "split"),
+        task=Segmentation(read_config(run).evaluate),
+    )
+
+
+@dataclass(frozen=True)
+class DerivedRun:
+    """What is to be logged: the scores and masks of all patients, and where they come from.
+
+    `origin` is the tag that says so. `parts` are all runs whose costs add up, besides the run's own `costs`; each
+    part predicts a slice in so many `views`. `comparisons` are sentences.
+    """
+
+    origin: Mapping[str, str]
     title: str
-    source: Run
+    place: Place
     parts: Sequence[Run]
     fingerprint: str
     scores: Sequence[CaseScore]
@@ -53,30 +81,27 @@ class DerivedRun:
     comparisons: Sequence[str]
     tags: Mapping[str, str] = field(default_factory=dict)
     views: int = 1
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 def log_derived(store: Store, run: DerivedRun, pack: Pack, *, display: Display) -> str:
     """Log it as a finished cross-validation, print its scores and comparisons, and return its id."""
-    source, task = run.source, Segmentation(read_config(run.source).evaluate)
-    folds = read_table(store, source, "cases")[["case", "fold"]]
-    cases = folds.merge(case_rows(run.scores), on="case")
+    place, task = run.place, run.place.task
+    cases = place.folds.merge(case_rows(run.scores), on="case")
     slices = slice_table(run.scores)
     values = summarise(cases)
-    kept = (*SHARED, Tag.DATASET, Tag.SYNTHETIC, Tag.LICENCE)  # older runs have no licence
-    tags = {tag: source.data.tags[tag] for tag in kept if tag in source.data.tags}
-    tags |= {Tag.TASK: task.name, Tag.FINGERPRINT: run.fingerprint, Tag.KIND: PARENT, Tag.DERIVED: run.kind}
-    tags |= {Tag.SOURCE: source.data.tags.get(Tag.SOURCE, source.info.run_id), **run.tags}
-    experiment = store.client.get_experiment(source.info.experiment_id).name
-    with open_run(store, run.title, experiment, tags, say=display.say) as recorder:
+    tags = {**place.tags, Tag.TASK: task.name, Tag.FINGERPRINT: run.fingerprint, Tag.KIND: PARENT}
+    tags |= {**run.origin, **run.tags}
+    with open_run(store, run.title, place.experiment, tags, say=display.say) as recorder:
         # A search for a part counts for the whole. Parts may share a search, so the longest counts, not the sum.
-        trials = max(search_trials(part.data.params) for part in run.parts)
-        recorder.settings({**run.settings, "run.searched": str(trials)})
+        trials = max((search_trials(part.data.params) for part in run.parts), default=0)
+        recorder.settings({"run.searched": str(trials), **run.settings})
         recorder.data(pack.manifest.dataset, pack.manifest.key, pack.profile())
         recorder.metrics(values | _costs(run))
         recorder.table("cases", cases)
         recorder.table("slices", slices)
-        recorder.table("split", read_table(store, source, "split"))
-        for fold, members in folds.groupby("fold")["case"]:
+        recorder.table("split", place.split)
+        for fold, members in place.folds.groupby("fold")["case"]:
             with recorder.child(f"fold {fold}", {Tag.FOLD: str(fold)}) as child:
                 record_masks(child, run.masks.of(members), run.scores)
         if task.primary in cases:  # overlays are chosen by it, and masks alone have no Brier score
@@ -145,11 +170,12 @@ def describe_change(after: pd.DataFrame, before: pd.DataFrame, name: str) -> str
 
 
 def _costs(run: DerivedRun) -> dict[str, float]:
-    """Add up the costs of all parts; a cost that one part has not logged is left out."""
+    """Return the costs of a run and of all its parts; a cost that one part has not logged is left out."""
     logged = [part.data.metrics for part in run.parts]
+    own = {f"cost/{name}": value for name, value in run.costs.items()}
     times = dict.fromkeys(COSTS, 1) | dict.fromkeys(COSTS_PER_VIEW, run.views)
-    return {
+    return own | {
         f"cost/{name}": times[name] * sum(metrics[f"cost/{name}"] for metrics in logged)
         for name in times
-        if all(f"cost/{name}" in metrics for metrics in logged)
+        if logged and all(f"cost/{name}" in metrics for metrics in logged)
     }

@@ -14,7 +14,15 @@ import pandas as pd
 
 from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
+from bench.derived.base import (
+    DerivedRun,
+    case_rows,
+    derive_fingerprint,
+    describe_change,
+    log_derived,
+    place_of,
+    score_masks,
+)
 from bench.errors import DataError
 from bench.masks import Mask, Masks
 from bench.tracking import Tag, connect_to_write, find_run, read_masks, read_table
@@ -52,9 +60,9 @@ def cascade(
         scores = score_masks(Segmentation(), pack, masks, display.scoring)
         change = describe_change(case_rows(scores), read_table(store, model, "cases"), "segmentation alone")
         run = DerivedRun(
-            kind="cascade",
+            origin={Tag.DERIVED: "cascade"},
             title=name or f"cascade of {gate.info.run_name} and {model.info.run_name}",
-            source=model,
+            place=place_of(store, model),
             parts=(gate, model),
             fingerprint=cascade_fingerprint(*(run.data.tags[Tag.FINGERPRINT] for run in (gate, model))),
             scores=scores,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench.console import Display
 from bench.data.pack import Pack
-from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived
+from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, place_of
 from bench.device import find_device
 from bench.errors import BadSetting, UnknownName, did_you_mean
 from bench.inference.fold_models import VIEWS, FoldModels
@@ -62,9 +62,9 @@ def ensemble(
         title = names if len(runs) == 1 else f"ensemble of {names}"
         changes = [describe_change(cases, read_table(store, run, "cases"), run_label(run)) for run in runs]
         run = DerivedRun(
-            kind="ensemble",
+            origin={Tag.DERIVED: "ensemble"},
             title=name or title + (f" with {tta}" if tta != "none" else ""),
-            source=runs[0],
+            place=place_of(store, runs[0]),
             parts=runs,
             fingerprint=fingerprint([run.data.tags[Tag.FINGERPRINT] for run in runs], tta, rule),
             scores=[score for score, _ in scored],
@@ -135,6 +135,8 @@ def _check(runs: Sequence[Run], tta: str) -> None:
     ids = [run.info.run_id for run in runs]
     for run in runs:
         require_finished(run, "segmentation", TAKES)
+        if Tag.GUEST in run.data.tags:
+            raise BadSetting(f"run {run.info.run_name} was scored from files and has no models. {TAKES}")
         if is_derived(run.data.tags, run.data.params):
             raise BadSetting(f"run {run.info.run_name} was made from other runs. Name those runs instead.")
         if ids.count(run.info.run_id) > 1:

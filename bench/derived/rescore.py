@@ -10,7 +10,15 @@ from pathlib import Path
 import pandas as pd
 
 from bench.console import Display, console
-from bench.derived.base import DerivedRun, case_rows, derive_fingerprint, describe_change, log_derived, score_masks
+from bench.derived.base import (
+    DerivedRun,
+    case_rows,
+    derive_fingerprint,
+    describe_change,
+    log_derived,
+    place_of,
+    score_masks,
+)
 from bench.errors import BadSetting
 from bench.inference.postprocess import Postprocess, clean
 from bench.masks import Masks, above_threshold
@@ -56,9 +64,9 @@ def rescore(
         cases = case_rows(scores)
         change = describe_change(cases, read_table(store, source, "cases"), "the run as it was")
         run = DerivedRun(
-            kind="rescore",
+            origin={Tag.DERIVED: "rescore"},
             title=name or f"{source.info.run_name} rescored" + (f": {changes}" if changes else ""),
-            source=source,
+            place=place_of(store, source),
             parts=(source,),
             fingerprint=derive_fingerprint("rescored", source.data.tags[Tag.FINGERPRINT], changes),
             scores=scores,

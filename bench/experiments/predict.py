@@ -210,7 +210,7 @@ def _volumes(path: Path, models: FoldModels) -> list[_PatientInput]:
     def write(names: list[str], file: Path, out: Path, images: Pixels, masks: Mask) -> None:
         for name, labels in zip(names[:-1], structures.label_maps(masks).values(), strict=True):
             with new_output(out / name) as volume:
-                itk.write_labels(volume, labels, file, axis=models.axis)
+                itk.write_stack(volume, labels, file, axis=models.axis)
         largest = int(masks.sum((1, 2, 3)).argmax())
         _write_overlay(out / names[-1], images[largest], masks[largest], None, structures)
 

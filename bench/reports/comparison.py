@@ -84,7 +84,7 @@ def compare(
 def _side(run: Run) -> Side:
     params = run.data.params
     derived = is_derived(run.data.tags, params)
-    weights = params.get("model.weights", None if derived else "")
+    weights = params.get("model.weights", params.get("guest.weights", None if derived else ""))
     return Side(
         name=plain(str(run.info.run_name)),
         run_id=run.info.run_id,

@@ -26,7 +26,14 @@ from bench.tracking.tags import FOLD, PARENT, Tag, scored_by_slice
 from bench.types import RunRecord
 
 T = TypeVar("T")
-NOT_SETTINGS = ("plan.", "cascade.", "ensemble.", "rescore.", "search.")  # prefixes of the other params of runs
+NOT_SETTINGS = (
+    "plan.",
+    "cascade.",
+    "ensemble.",
+    "guest.",
+    "rescore.",
+    "search.",
+)  # prefixes of the other params of runs
 
 
 class UnreadableTable(StoreError):

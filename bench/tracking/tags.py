@@ -29,6 +29,7 @@ class Tag:
     # Runs that were made from other runs, or came from another store
     DERIVED = "bench.derived"  # rescore, ensemble or cascade
     SOURCE = "bench.source"  # id of the trained run with the same data and folds
+    GUEST = "bench.guest"  # files: masks of another tool were scored
     RESCORED = "bench.rescored"  # id of the run that was rescored
     IMPORTED = "bench.imported"  # id in the store that the run was imported from
 
@@ -80,11 +81,11 @@ def data_tags(manifest: Manifest) -> dict[str, str]:
 
 
 def is_derived(tags: Mapping[str, str], settings: Mapping[str, str]) -> bool:
-    """Return whether a run was made from other runs instead of being trained.
+    """Return whether a run was made from other runs instead of being trained, here or by another tool.
 
     Earlier versions did not tag such runs, but they never had a number of epochs.
     """
-    return Tag.DERIVED in tags or "train.epochs" not in settings
+    return Tag.DERIVED in tags or ("train.epochs" not in settings and Tag.GUEST not in tags)
 
 
 def scored_by_slice(tags: Mapping[str, str]) -> bool:

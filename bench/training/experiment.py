@@ -99,7 +99,7 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
     pack = preprocess_pack(raw, config.input.preprocess, tick=watch.packing)
     if leaky:
         pack = one_case_per_slice(pack)
-    folds: list[Fold] = split.bind(config.split.params)(pack.index)
+    folds = find_folds(config, pack)
     check_folds(pack, folds, leaky=leaky)
     if only is not None and only not in [f.number for f in folds]:
         raise UnknownName(f"there is no fold {only}; they are numbered 0 to {len(folds) - 1}.")
@@ -134,6 +134,12 @@ def resolve(config: RunConfig, *, only: int | None = None, watch: Watch = SILENT
 def raw_pack(config: RunConfig, *, tick: Tick = lambda done, of: None) -> Pack:
     """The data set of a configuration, packed, before any preprocessing. Raises `BenchError`."""
     return load_or_pack(source_of(config), tick=tick)
+
+
+def find_folds(config: RunConfig, pack: Pack) -> list[Fold]:
+    """The folds of a configuration, unchecked. Raises `BenchError`."""
+    folds: list[Fold] = registry.split[config.split.name].bind(config.split.params)(pack.index)
+    return folds
 
 
 def source_of(config: RunConfig) -> Source:

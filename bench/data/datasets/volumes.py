@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
+from bench.data.readers.dataset_json import Description, channel_names, read_description, stated_structures
 from bench.data.readers.images import find_patients, resize_pair
 from bench.data.readers.itk import (
     SUFFIXES,
@@ -41,7 +42,6 @@ from bench.data.source import (
     without_problems,
 )
 from bench.errors import BadSetting, DataError
-from bench.files import read_json
 from bench.formatting import join_first
 from bench.registry import dataset
 from bench.structures import Structures, make_structures
@@ -84,7 +84,7 @@ def volumes(
     root = check_folder(folder)
     problems: list[DataError] = []
     scans, masks = _pair_files(root, images, labels, problems)
-    description = _read_description(root)
+    description = read_description(root)
     grids, misaligned = _read_grids(scans, masks, problems)
     owners = find_patients(grids, patient, patients, root, images)
     members = defaultdict(list)
@@ -119,7 +119,7 @@ def volumes(
         name=root.resolve().name,
         slices=tuple(slices),
         read=_Reader({scans[case][0]: scans[case] for case in grids}, found, window, along, resize),
-        channels=_channel_names(description, next((grid.channels for grid in grids.values()), 1)),
+        channels=channel_names(description, next((grid.channels for grid in grids.values()), 1)),
         licence="not stated",
         notes=tuple(notes),
         variant=f"{label} {window} {resize} {along} {structures}",
@@ -203,35 +203,14 @@ def _read_grids(
     return grids, misaligned
 
 
-class _Description(BaseModel):
-    """What dataset.json says, as nnU-Net (`channel_names`) and the Decathlon (`modality`) write it."""
-
-    channel_names: dict[str, str] = {}
-    modality: dict[str, str] = {}
-    labels: dict[str, int | tuple[int, ...] | str] = {}
-
-
-def _read_description(root: Path) -> _Description:
-    """Return the content of dataset.json, if there is one. Raises `DataError`."""
-    if not (file := root / "dataset.json").exists():
-        return _Description()
-    content = read_json(file, "the description", "Fix or remove it.")
-    try:
-        return _Description.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file} cannot be read ({where}: {first['msg']}). Fix or remove it.") from None
-
-
 def _find_structures(
-    description: _Description, structures: Values | None, label: Value | None, exclusive: bool | None, files: int
+    description: Description, structures: Values | None, label: Value | None, exclusive: bool | None, files: int
 ) -> LabelMap:
     """Return how labels are read: by the settings, else as dataset.json says, else as one structure.
 
     Raises `BenchError`.
     """
-    stated = _stated_structures(description) if label is None and structures is None else {}
+    stated = stated_structures(description) if label is None and structures is None else {}
     if not (structures or stated or label):
         return LabelMap(Structures(), files)
     values = as_tuples(structures) if structures else stated or {Structures().names[0]: (label or 1,)}
@@ -240,31 +219,3 @@ def _find_structures(
     if len(named) == 1 and stated:  # then every value above 0 is meant, whatever it is
         named = replace(named, values=((),))
     return LabelMap(named, files, setting, complete=bool(stated))
-
-
-def _stated_structures(description: _Description) -> dict[str, tuple[int, ...]]:
-    """Return the values of each structure of dataset.json, without the background. Raises `DataError`.
-
-    nnU-Net writes {"liver": 1} or, for regions, {"tumour": [1, 2]}; the Decathlon {"1": "liver"}.
-    """
-    values: dict[str, tuple[int, ...]] = {}
-    for key, value in description.labels.items():
-        name, own = (value, key) if isinstance(value, str) and not value.isdigit() else (key, value)
-        if isinstance(own, str) and not own.isdigit():
-            raise DataError(f"dataset.json has the label '{key}': '{value}'. Give it a number, as in 'liver': 1.")
-        values[str(name)] = own if isinstance(own, tuple) else (int(own),)
-    if ignored := [name for name in values if name.lower() == "ignore"]:
-        raise DataError(
-            f"dataset.json has the label '{ignored[0]}': pixels to leave out of training are not supported. Name "
-            "the structures in dataset.structures; the ignored pixels then count as background."
-        )
-    return {name: own for name, own in values.items() if own != (0,)}
-
-
-def _channel_names(description: _Description, count: int) -> tuple[str, ...]:
-    """Return the channel names of dataset.json in lower case, or numbered names."""
-    stated = description.channel_names or description.modality
-    names = tuple(str(stated.get(str(number), "")).lower() for number in range(count))
-    if all(names) and len(set(names)) == count:
-        return names
-    return ("grey",) if count == 1 else tuple(f"channel{number}" for number in range(count))

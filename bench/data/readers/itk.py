@@ -178,12 +178,19 @@ def _check_nifti(path: Path, header: Any, *, finite: bool) -> None:
         )
 
 
-def write_labels(path: Path, labels: Bits, like: Path, *, axis: int = 2) -> None:
-    """Write labels (S, H, W), cut along `axis`, with the grid, origin and direction of the volume `like`."""
+def write_stack(path: Path, stack: Bits, like: Path | tuple[float, ...], *, axis: int = 2) -> None:
+    """Write a stack (S, H, W) that was cut along `axis` as a volume.
+
+    It gets the spacing, origin and direction of the volume `like`, or only a spacing in millimetres.
+    """
     itk = import_simpleitk()
-    image = itk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(labels, 0, 2 - axis)))
-    for copy, value in zip((image.SetOrigin, image.SetSpacing, image.SetDirection), _geometry(like), strict=True):
-        copy(value)
+    image = itk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(stack, 0, 2 - axis)))
+    if isinstance(like, tuple):
+        image.SetSpacing(like)
+    else:
+        given = zip((image.SetOrigin, image.SetSpacing, image.SetDirection), _geometry(like), strict=True)
+        for copy, value in given:
+            copy(value)
     itk.WriteImage(image, str(path), True)
 
 

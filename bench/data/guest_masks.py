@@ -1,0 +1,258 @@
+"""Masks that another tool predicted, read onto the slices of a data set.
+
+A file holds a whole volume or patient (NIfTI, NRRD, MetaImage, or a TIFF of several pages), or one slice (TIFF
+or PNG). Its name is that of the label, image or patient, with or without `_mask`. Files of other kinds are
+ignored. The file of a single structure marks it with any one value. Several exclusive structures are values of
+a label map: those of the data set, or those that a `dataset.json` beside the masks names, as it does beside
+nnU-Net's predictions. Structures that overlap have a file each, `<name>_<structure>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from bench.data.pack import Pack
+from bench.data.readers import itk
+from bench.data.readers.dataset_json import read_description, stated_structures
+from bench.data.readers.images import SUFFIXES, read_pixels
+from bench.data.readers.mask_values import to_labels
+from bench.data.source import Source, format_shape
+from bench.errors import DataError
+from bench.formatting import file_stem, join_first
+from bench.masks import Mask
+from bench.structures import Structures
+
+MOST = 20  # problems that are listed
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one file of masks may hold: some rows of a pack, all of one patient.
+
+    `names` are those that the file may have, without suffix. `label` is the file of the true labels of a volume.
+    """
+
+    case: str
+    names: tuple[str, ...]
+    rows: NDArray[np.int64]
+    label: Path | None = None
+
+
+@dataclass
+class GuestMasks:
+    """Predicted masks by patient, bool (S, K, H, W) on the grid of the pack, and what was found in the files."""
+
+    masks: dict[str, Mask]
+    empty: list[str] = field(default_factory=list)  # patients without any predicted pixel
+
+
+def whole_units(source: Source) -> list[Unit]:
+    """Return the volumes of a data set, or else its patients; any tool accepts the last name of each."""
+    rows = defaultdict[Path | str, list[int]](list)
+    for row, entry in enumerate(source.slices):
+        rows[entry.case if entry.position is None else entry.mask or entry.image].append(row)
+    units = []
+    for key, own in rows.items():
+        case, label = source.slices[own[0]].case, key if isinstance(key, Path) else None
+        name = case if label is None else label.name.removesuffix(itk.volume_suffix(label))
+        units.append(Unit(case, tuple(dict.fromkeys((name, file_stem(name)))), np.array(own), label))
+    return units
+
+
+def slice_units(source: Source) -> list[Unit]:
+    """Return the slices of a data set whose files hold one slice each."""
+    units = []
+    for row, entry in enumerate(source.slices):
+        if entry.position is None:
+            stems = [path.stem.removesuffix("_mask") for path in (entry.image, entry.mask) if path]
+            units.append(Unit(entry.case, tuple(dict.fromkeys(stems)), np.array([row])))
+    return units
+
+
+def read_guest_masks(
+    folders: Mapping[Path, frozenset[str]], source: Source, pack: Pack, *, check_headers: bool = True
+) -> GuestMasks:
+    """Read the masks of all patients of each folder, `{folder: patients whose masks it must hold}`.
+
+    The position that the header of a volume states must be that of the label, unless `check_headers` is False.
+    Raises `DataError` that lists every missing, unknown, repeated, resized, shifted or unreadable file.
+    """
+    problems: list[str] = []
+    found = GuestMasks({})
+    seen: dict[bytes, str] = {}
+    units = whole_units(source) + slice_units(source)
+    for folder, cases in folders.items():
+        reader = _Reader(folder, pack, source.axis, problems, check_headers)
+        files = reader.match(units, cases)
+        for case in sorted(cases):
+            mask = reader.read_case(case, [(unit, path) for unit, path in files if unit.case == case])
+            if mask is None:
+                continue
+            if not mask.any():
+                found.empty.append(case)
+            elif (first := seen.setdefault(hashlib.sha256(np.packbits(mask).tobytes()).digest(), case)) != case:
+                problems.append(f"the masks of {first} and {case} are equal, pixel for pixel: one was copied")
+            found.masks[case] = mask
+    if problems:
+        more = [f"and {len(problems) - MOST} more"] if len(problems) > MOST else []
+        lines = "\n".join(f"- {line}" for line in problems[:MOST] + more)
+        raise DataError(f"{len(problems)} problem(s) in the masks, so nothing was scored:\n{lines}")
+    return found
+
+
+@dataclass
+class _Reader:
+    """Reads the files of one folder; problems are collected as sentences."""
+
+    folder: Path
+    pack: Pack
+    axis: int
+    problems: list[str]
+    check_headers: bool
+    values: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        structures = self.pack.structures
+        stated = stated_structures(read_description(self.folder))
+        self.values = (
+            structures.values if not stated or not structures.exclusive else self._stated(stated, structures)
+        )
+
+    def _stated(
+        self, stated: Mapping[str, tuple[int, ...]], structures: Structures
+    ) -> tuple[tuple[int, ...], ...]:
+        """Return the values that dataset.json beside the masks gives each structure. Raises `DataError`."""
+        if missing := [name for name in structures.names if name not in stated]:
+            raise DataError(
+                f"{self.folder / 'dataset.json'} names the labels {join_first(stated)}, but the data set has "
+                f"{join_first(structures.names)}: {missing[0]} is missing. Fix it, or remove the file."
+            )
+        return tuple(stated[name] for name in structures.names)
+
+    def match(self, units: Sequence[Unit], cases: frozenset[str]) -> list[tuple[Unit, dict[str, Path]]]:
+        """Return each unit with its files by structure, `{"": file}` for a label map; report unknown names."""
+        structures = self.pack.structures
+        ends = [""] if structures.exclusive else [f"_{name}" for name in structures.names]
+        by_name = {name + end: (unit, end) for unit in units for name in unit.names for end in ends}
+        found: dict[int, tuple[Unit, dict[str, Path]]] = {}
+        for path in sorted(p for p in self.folder.iterdir() if p.is_file() and p.name[0] != "."):
+            suffix = itk.volume_suffix(path) or (path.suffix if path.suffix.lower() in SUFFIXES else "")
+            if not suffix:
+                continue
+            name = path.name.removesuffix(suffix).removesuffix("_mask")
+            unit, end = by_name.get(name, (None, ""))
+            if unit is None:
+                self.problems.append(
+                    f"{path} belongs to no patient of the data set; files are named after its labels"
+                )
+            elif unit.case not in cases:
+                self.problems.append(f"{path} is of {unit.case}, whom this fold does not test")
+            elif end in (files := found.setdefault(id(unit), (unit, {}))[1]):
+                self.problems.append(f"{path} and {files[end].name} are both masks of {name}")
+            else:
+                files[end] = path
+        return list(found.values())
+
+    def read_case(self, case: str, found: Iterable[tuple[Unit, dict[str, Path]]]) -> Mask | None:
+        """Return the masks of a patient on the grid of the pack, or None after reporting a problem."""
+        rows = self.pack.rows([case])
+        place = {int(row): at for at, row in enumerate(rows)}
+        height, width = self.pack.masks.shape[1:]
+        mask = np.zeros((len(rows), len(self.pack.structures), height, width), bool)
+        covered = np.zeros(len(rows), int)
+        for unit, files in found:
+            try:
+                stack = self._read_unit(unit, files)
+            except DataError as error:
+                self.problems.append(str(error))
+                return None
+            at = [place[int(row)] for row in unit.rows]
+            covered[at] += 1
+            mask[at] = self.pack.pad(stack)
+        if not covered.any():
+            self.problems.append(f"{self.folder} has no mask of {case}")
+        elif (covered == 0).any():
+            numbers = self.pack.index["slice"].to_numpy()[rows][covered == 0]
+            self.problems.append(f"{self.folder} has no mask of slice {join_first(numbers)} of {case}")
+        elif (covered > 1).any():
+            self.problems.append(f"{self.folder} has a mask of {case} as a whole, and masks of its slices")
+        else:
+            return mask
+        return None
+
+    def _read_unit(self, unit: Unit, files: Mapping[str, Path]) -> Mask:
+        """Return the masks (S, K, H, W) of a unit on its own grid. Raises `DataError`."""
+        structures, own = self.pack.structures, self.pack.own_grid(unit.rows)
+        height, width = (
+            len(range(*side.indices(of))) for side, of in zip(own, self.pack.masks.shape[1:], strict=True)
+        )
+        if structures.exclusive:
+            stored = {"": self._read_file(unit, files[""], (height, width))}
+        else:
+            if missing := [name for name in structures.names if f"_{name}" not in files]:
+                raise DataError(f"{next(iter(files.values()))} has no partner for {missing[0]}")
+            stored = {end: self._read_file(unit, path, (height, width)) for end, path in files.items()}
+        masks = []
+        for name, values in zip(structures.names, self.values, strict=True):
+            labels = stored["" if structures.exclusive else f"_{name}"]
+            single = len(structures) == 1 or not structures.exclusive
+            masks.append(labels > 0 if single else np.isin(labels, values))
+        if structures.exclusive and len(structures) > 1:
+            known = {0, *(value for values in self.values for value in values)}
+            if unknown := sorted(set(np.unique(stored[""]).tolist()) - known):
+                raise DataError(f"{files['']} holds the value {unknown[0]}, which stands for no structure")
+        return np.stack(masks, 1)
+
+    def _read_file(self, unit: Unit, path: Path, size: tuple[int, int]) -> NDArray[Any]:
+        """Return the labels (S, H, W) of a file. Raises `DataError` if its grid is not that of the data."""
+        if itk.volume_suffix(path):
+            array = np.moveaxis(itk.read_array(path, finite=True), 2 - self.axis, 0)
+        elif path.suffix.lower() in (".tif", ".tiff"):
+            array = _read_pages(path)
+        else:
+            array = read_pixels(path)[..., 0][None]
+        wanted = (len(unit.rows), *size)
+        if array.shape != wanted:
+            raise DataError(
+                f"{path} is {format_shape(array.shape)}, but the data are {format_shape(wanted)} (slices, rows, "
+                "columns): save the mask on the original grid"
+            )
+        labels, values = to_labels(array, path)
+        if len(self.pack.structures) == 1 and len(values) > 2:
+            raise DataError(f"{path} holds the values {join_first(values)}; a mask of one structure holds two")
+        if self.check_headers and unit.label and itk.volume_suffix(path) and not itk.are_aligned(path, unit.label):
+            raise DataError(
+                f"{path} states another position, direction or spacing than {unit.label}: it was shifted, turned "
+                "or resampled. Fix its header, or compare pixels as stored with --ignore-headers"
+            )
+        return labels
+
+
+def _read_pages(path: Path) -> NDArray[Any]:
+    """Return the pages of a TIFF, (S, H, W). Raises `DataError`."""
+    try:
+        pages = tifffile.imread(path)
+    except (OSError, ValueError, IndexError, tifffile.TiffFileError) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    return np.asarray(pages[None] if pages.ndim == 2 else pages)
+
+
+def fold_folders(folder: Path, tested: Mapping[int, frozenset[str]]) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Yield the folder of each fold, `fold_<number>` or its subfolder `validation`, with the patients it tests.
+
+    Raises `DataError` if one does not exist.
+    """
+    for number, cases in tested.items():
+        own = folder / f"fold_{number}"
+        if not own.is_dir():
+            raise DataError(f"{folder} has no folder fold_{number}. Make one for each of the {len(tested)} folds.")
+        yield (own / "validation" if (own / "validation").is_dir() else own), cases
