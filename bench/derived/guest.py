@@ -119,7 +119,7 @@ def _guest_run(
     split = split_table(pack.index, folds)
     settings = {key: str(value) for key, value in flatten(config.model_dump(mode="json", include=set(SECTIONS)))}
     author = {key: value for key, value in stated.model_dump().items() if value not in ("", None)}
-    settings |= {f"guest.{key}": str(value) for key, value in author.items()}
+    settings |= {"guest.name": name, **{f"guest.{key}": str(value) for key, value in author.items()}}
     settings |= {"run.seed": str(stated.seed)} if stated.seed is not None else {}
     return DerivedRun(
         origin={Tag.GUEST: "files"},
