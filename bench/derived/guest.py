@@ -105,6 +105,8 @@ def score_files(
         found = read_guest_masks(folders, source, pack, check_headers=check_headers)
         if found.empty:
             display.say(f"warning: nothing is predicted for {join_first(found.empty)}")
+        if found.equal:
+            display.say(f"warning: masks are equal, pixel for pixel, as if copied: {join_first(found.equal)}")
         run = _guest_run(config, pack, folds, found, name=name, stated=stated)
         run_id = log_derived(store, run, pack, display=display)
     which = "" if by_fold else " Masks do not show whether they come from the right fold."
