@@ -3,10 +3,10 @@
     pip install '.[nnunet]'
     python -m benchmarks.nnunet --data DIR --out WORK --name nnunet-2d
 
-Exports data and folds, lets nnU-Net plan and preprocess, trains each fold at the stated budget, predicts its test
-patients with the final checkpoint, and scores the masks with `bench score`. Repeat the command after an
-interruption: what is finished is kept, and a fold continues after its last epoch. nnU-Net trains on our training and
-validation patients; its learning rate, augmentation, network and loss are its own.
+Exports data and folds, lets nnU-Net plan and preprocess, trains each fold at the stated budget, predicts its
+test patients with the final checkpoint, and scores the masks with `bench score`. Repeat the command after an
+interruption: what is finished is kept, and a fold continues after its last epoch. nnU-Net trains on our
+training and validation patients; its learning rate, augmentation, network and loss are its own.
 """
 
 from __future__ import annotations
