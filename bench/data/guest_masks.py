@@ -25,7 +25,7 @@ from bench.data.readers import itk
 from bench.data.readers.dataset_json import read_description, stated_structures
 from bench.data.readers.images import SUFFIXES, read_pixels
 from bench.data.readers.mask_values import to_labels
-from bench.data.source import Source, format_shape
+from bench.data.source import Source, format_shape, walk
 from bench.errors import DataError
 from bench.formatting import file_stem, join_first
 from bench.masks import Mask
@@ -145,9 +145,9 @@ class _Reader:
         ends = [""] if structures.exclusive else [f"_{name}" for name in structures.names]
         by_name = {name + end: (unit, end) for unit in units for name in unit.names for end in ends}
         found: dict[int, tuple[Unit, dict[str, Path]]] = {}
-        for path in sorted(p for p in self.folder.iterdir() if p.is_file() and p.name[0] != "."):
+        for path in (parent / name for parent, names in walk(self.folder) for name in names):
             suffix = itk.volume_suffix(path) or (path.suffix if path.suffix.lower() in SUFFIXES else "")
-            if not suffix:
+            if not suffix or path.stem.endswith("_overlay"):  # as `bench predict` writes beside its masks
                 continue
             name = path.name.removesuffix(suffix).removesuffix("_mask")
             unit, end = by_name.get(name, (None, ""))
