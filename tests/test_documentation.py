@@ -198,6 +198,12 @@ def write_volumes(folder: Path, first: int = 1) -> None:
     (folder / "dataset.json").write_text(names)
 
 
+def write_predictions(folder: Path) -> None:
+    """The labels of `write_volumes`, as another tool would predict them."""
+    write_volumes(folder.parent / "another")
+    shutil.copytree(folder.parent / "another" / "labelsTr", folder)
+
+
 FOLDERS = {
     "lgg": lambda folder: write_phantom(folder, **SMALL),
     "lgg-88": lambda folder: write_phantom(folder, **SMALL),
@@ -207,6 +213,7 @@ FOLDERS = {
     "colours": lambda folder: write_pairs(folder, (255, 0, 0)),
     "Task03_Liver": write_volumes,
     "Task04_Hippocampus": write_volumes,
+    "predictions": write_predictions,
     "Task04_other_hospital": lambda folder: write_volumes(folder, 71),
 }
 

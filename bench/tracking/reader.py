@@ -217,8 +217,9 @@ def read_table(store: Store, run: Run, name: str) -> pd.DataFrame:
 
 def _find_file(store: Store, run: Run, path: str, folder: str) -> Path:
     """Return where a file of a run is on this machine, or the copy of it that is downloaded into `folder`."""
-    if is_local_uri(run.info.artifact_uri):  # MLflow would read the run twice more, and copy the file
-        return Path(local_file_uri_to_path(run.info.artifact_uri), path)
+    place = run.info.artifact_uri
+    if is_local_uri(place):  # type: ignore[no-untyped-call]  # MLflow would read the run twice more, and copy the file
+        return Path(local_file_uri_to_path(place), path)  # type: ignore[no-untyped-call]
     return Path(store.client.download_artifacts(run.info.run_id, path, folder))
 
 
