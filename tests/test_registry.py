@@ -127,7 +127,7 @@ def test_every_builtin_component_has_a_summary_and_default_settings(kind):
         entry = kind[name]
         assert entry.summary.endswith((".", ")")), name
         required = {n for n, f in entry.schema.model_fields.items() if f.is_required()}
-        assert required <= {"folder"}, f"{kind.kind} {name} has no default for {required}"
+        assert required <= {"folder", "path"}, f"{kind.kind} {name} has no default for {required}"
 
 
 def test_a_plugin_file_registers_its_model(plugin):
@@ -213,7 +213,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("entry", "setting"), NUMBERS, ids=lambda value: getattr(value, "name", value))
 def test_every_number_of_a_component_has_a_range(entry, setting):
-    needed = {"folder": "x"} if "folder" in entry.schema.model_fields else {}
+    needed = {name: "x" for name in ("folder", "path") if name in entry.schema.model_fields}
     length = {"blocks_down": 4, "depths": 4}.get(
         setting, 2 if isinstance(entry.settings(needed)[setting], tuple) else 0
     )

@@ -124,8 +124,8 @@ from bench.settings import describe_field
 def state():
     return {
         f"{kind.kind} {name}": [
-            entry.doc, repr(entry.facts), list(entry.fixed), entry.built_in, repr(entry.settings({"folder": "x"}
-            if "folder" in entry.schema.model_fields else {})),
+            entry.doc, repr(entry.facts), list(entry.fixed), entry.built_in, repr(entry.settings({
+            name: "x" for name in ("folder", "path") if name in entry.schema.model_fields})),
             {n: f"{describe_field(f)} {f.description}" for n, f in entry.schema.model_fields.items()},
         ]
         for kind in REGISTRIES.values() for name in kind for entry in [kind[name]] if name != "albumentations"

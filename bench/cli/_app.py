@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 PANELS = {  # of `bench --help`, with their commands
     "Train": ("run", "suite", "search", "list", "show"),
-    "Compare": ("leaderboard", "compare", "gate", "power", "rescore", "ensemble", "cascade"),
+    "Compare": ("leaderboard", "compare", "gate", "power", "rescore", "ensemble", "cascade", "score"),
     "Use a model": ("predict", "evaluate"),
     "Share": ("report", "export", "publish", "import"),
-    "Data": ("data",),
+    "Data": ("data", "split"),
     "Serve": ("ui", "demo"),
 }
 

@@ -67,10 +67,10 @@ def institutions(index: pd.DataFrame, *, validation: Share = 0.2, seed: Seed = 0
 
 @split
 def file(index: pd.DataFrame, *, path: Path, validation: Share = 0.2, seed: Seed = 0) -> list[Fold]:
-    """The folds of a file: a CSV or JSON of `bench split export`, or nnU-Net's splits_final.json.
+    """The folds of a file, such as those that another tool was trained on.
 
-    `validation` and `seed` choose validation patients among the training patients of a file of nnU-Net, whose
-    validation patients are tested.
+    `path` is a CSV or JSON of `bench split export`, or nnU-Net's splits_final.json. `validation` and `seed` choose
+    validation patients among the training patients of a file of nnU-Net, whose validation patients are tested.
     """
     from bench.data.split_files import read_split  # which writes the splits made here
 

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.console import console, frame_table
+from bench.console import console
 from bench.device import keep_memory
 from bench.environment import environment
 from bench.errors import UnknownName, did_you_mean
+from bench.text_table import print_frame
 from bench.tracking import connect, open_run
 from bench.tracking.tags import Tag
 from benchmarks.speed import epochs, loading, nnunet, ranking, recording, scoring, training, warping
@@ -64,7 +65,7 @@ def run_speed(
         if SCALING in names:
             curves = measure_scaling(problem, device=problem.device)
             plot(curves).savefig(workspace / "scaling.png", dpi=110)
-            screen.print(frame_table(SCALING, curves))
+            print_frame(screen, SCALING, curves, wide=True)
             curves.to_csv(workspace / "scaling.csv", index=False, float_format="%.6g")
         if out is not None:
             shutil.copytree(workspace, out, dirs_exist_ok=True)

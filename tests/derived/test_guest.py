@@ -20,6 +20,8 @@ from bench.tracking import Store, Tag, connect, find_folds, find_run, read_confi
 from bench.tracking import read_table as table
 from tests.fakes import Home, inside, make_home
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def home(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:

@@ -50,7 +50,7 @@ def test_a_setting_with_when_is_drawn_only_if_the_condition_holds() -> None:
         ({"train.lr": {"low": 0, "high": 1, "log": True}}, "must start above 0"),
         ({"train.batch_size": "4..9 step 4"}, "whole number of steps"),
         ({"train.lr": 0.1}, "Write a list of values, or a range"),
-        ({"train.lrr": "1e-4..1e-2"}, r"train.lrr.*Did you mean 'lr'"),
+        ({"train.lrr": "1e-4..1e-2"}, r"train.lrr.*Did you mean 'train.lr'"),
         ({"train.lr": "-1.0..1.0"}, "greater than or equal to"),
         ({"train.lr": {"low": 0.1, "high": True}}, "true is no number"),
         ({"train.lr": {"low": 0, "high": 1, "step": 1e-320}}, "over 100000 steps"),
