@@ -87,6 +87,9 @@ def score(
     about: Annotated[
         Path | None, typer.Option(help="YAML with what is known: model, epochs, images, train_seconds ...")
     ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also score nnU-Net's <name>.npz beside the masks.")
+    ] = False,
     ignore_headers: Annotated[
         bool,
         typer.Option(
@@ -112,5 +115,6 @@ def score(
         by_fold=fold_folders,
         about=about,
         check_headers=not ignore_headers,
+        probabilities=probabilities,
         uri=tracking_uri,
     )

@@ -10,8 +10,9 @@ nnU-Net's predictions. Structures that overlap have a file each, `<name>_<struct
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class GuestMasks:
 
     masks: dict[str, Mask]
     empty: list[str] = field(default_factory=list)  # patients without any predicted pixel
+    probabilities: dict[str, NDArray[np.float32]] | None = None  # (S, K, H, W), if they were read
     equal: list[str] = field(default_factory=list)  # pairs of patients whose masks are equal, as if one was copied
 
 
@@ -80,24 +82,36 @@ def slice_units(source: Source) -> list[Unit]:
 
 
 def read_guest_masks(
-    folders: Mapping[Path, frozenset[str]], source: Source, pack: Pack, *, check_headers: bool = True
+    folders: Mapping[Path, frozenset[str]],
+    source: Source,
+    pack: Pack,
+    *,
+    check_headers: bool = True,
+    probabilities: bool = False,
 ) -> GuestMasks:
     """Read the masks of all patients of each folder, `{folder: patients whose masks it must hold}`.
 
-    The position that the header of a volume states must be that of the label, unless `check_headers` is False.
+    With `probabilities`, `<name>.npz` is read beside each mask, as nnU-Net writes it. The position that the header
+    of a volume states must be that of the label, unless `check_headers` is False.
     Raises `DataError` that lists every missing, unknown, repeated, resized, shifted or unreadable file.
     """
     problems: list[str] = []
-    found = GuestMasks({})
+    found = GuestMasks({}, probabilities={} if probabilities else None)
     seen: dict[bytes, str] = {}
     units = whole_units(source) + slice_units(source)
     for folder, cases in folders.items():
         reader = _Reader(folder, pack, source.axis, problems, check_headers)
         files = reader.match(units, cases)
         for case in sorted(cases):
-            mask = reader.read_case(case, [(unit, path) for unit, path in files if unit.case == case])
+            own = [(unit, path) for unit, path in files if unit.case == case]
+            mask = reader.read_case(case, own, reader.read_masks, bool)
             if mask is None:
                 continue
+            if found.probabilities is not None:
+                soft = reader.read_case(case, own, reader.read_probabilities, np.float32)
+                if soft is None:
+                    continue
+                found.probabilities[case] = soft
             if not mask.any():
                 found.empty.append(case)
             elif (first := seen.setdefault(hashlib.sha256(np.packbits(mask).tobytes()).digest(), case)) != case:
@@ -163,22 +177,31 @@ class _Reader:
                 files[end] = path
         return list(found.values())
 
-    def read_case(self, case: str, found: Iterable[tuple[Unit, dict[str, Path]]]) -> Mask | None:
-        """Return the masks of a patient on the grid of the pack, or None after reporting a problem."""
+    def read_case(
+        self,
+        case: str,
+        found: Iterable[tuple[Unit, dict[str, Path]]],
+        read: Callable[[Unit, Mapping[str, Path]], NDArray[Any]],
+        kind: type[np.generic] | type[bool],
+    ) -> NDArray[Any] | None:
+        """Return masks or probabilities of a patient on the grid of the pack, or None after reporting a problem.
+
+        `read` returns those of a unit, (S, K, H, W), from its files.
+        """
         rows = self.pack.rows([case])
         place = {int(row): at for at, row in enumerate(rows)}
         height, width = self.pack.masks.shape[1:]
-        mask = np.zeros((len(rows), len(self.pack.structures), height, width), bool)
+        stack = np.zeros((len(rows), len(self.pack.structures), height, width), kind)
         covered = np.zeros(len(rows), int)
         for unit, files in found:
             try:
-                stack = self._read_unit(unit, files)
+                part = read(unit, files)
             except DataError as error:
                 self.problems.append(str(error))
                 return None
             at = [place[int(row)] for row in unit.rows]
             covered[at] += 1
-            mask[at] = self.pack.pad(stack)
+            stack[at] = self.pack.pad(part)
         if not covered.any():
             self.problems.append(f"{self.folder} has no mask of {case}")
         elif (covered == 0).any():
@@ -187,21 +210,45 @@ class _Reader:
         elif (covered > 1).any():
             self.problems.append(f"{self.folder} has a mask of {case} as a whole, and masks of its slices")
         else:
-            return mask
+            return stack
         return None
 
-    def _read_unit(self, unit: Unit, files: Mapping[str, Path]) -> Mask:
+    def read_probabilities(self, unit: Unit, files: Mapping[str, Path]) -> NDArray[np.float32]:
+        """Return the probabilities (S, K, H, W) beside the mask of a unit. Raises `DataError`."""
+        mask, structures = next(iter(files.values())), len(self.pack.structures)
+        suffix = itk.volume_suffix(mask) or mask.suffix
+        path = mask.with_name(f"{mask.name.removesuffix(suffix).removesuffix('_mask')}.npz")
+        try:
+            with np.load(path) as content:
+                array = np.asarray(content["probabilities"], np.float32)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} holds no array 'probabilities' ({' '.join(str(error).split())})") from None
+        array = np.moveaxis(array, 1 + 2 - self.axis, 1) if array.ndim == 4 else array
+        wanted = (len(unit.rows), *self._size(unit))
+        if array.ndim != 4 or array.shape[1:] != wanted or array.shape[0] not in (structures, structures + 1):
+            raise DataError(
+                f"{path} is {format_shape(array.shape)}, but must be {structures} or {structures + 1}x"
+                f"{format_shape(wanted)}: structures (with or without the background first), slices, rows, columns"
+            )
+        if not (array >= 0).all() or not (array <= 1.001).all():  # False for NaN, too
+            raise DataError(f"{path} holds values outside of 0 to 1: save probabilities, not logits")
+        return np.ascontiguousarray(array[-structures:].swapaxes(0, 1))
+
+    def _size(self, unit: Unit) -> tuple[int, int]:
+        """Return rows and columns of a unit on its own grid."""
+        own, packed = self.pack.own_grid(unit.rows), self.pack.masks.shape[1:]
+        height, width = (len(range(*side.indices(of))) for side, of in zip(own, packed, strict=True))
+        return height, width
+
+    def read_masks(self, unit: Unit, files: Mapping[str, Path]) -> Mask:
         """Return the masks (S, K, H, W) of a unit on its own grid. Raises `DataError`."""
-        structures, own = self.pack.structures, self.pack.own_grid(unit.rows)
-        height, width = (
-            len(range(*side.indices(of))) for side, of in zip(own, self.pack.masks.shape[1:], strict=True)
-        )
+        structures, size = self.pack.structures, self._size(unit)
         if structures.exclusive:
-            stored = {"": self._read_file(unit, files[""], (height, width))}
+            stored = {"": self._read_file(unit, files[""], size)}
         else:
             if missing := [name for name in structures.names if f"_{name}" not in files]:
                 raise DataError(f"{next(iter(files.values()))} has no partner for {missing[0]}")
-            stored = {end: self._read_file(unit, path, (height, width)) for end, path in files.items()}
+            stored = {end: self._read_file(unit, path, size) for end, path in files.items()}
         masks = []
         for name, values in zip(structures.names, self.values, strict=True):
             labels = stored["" if structures.exclusive else f"_{name}"]

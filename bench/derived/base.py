@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bench.analysis.board import Board
 from bench.analysis.board_rows import search_trials
@@ -131,9 +132,17 @@ def derive_fingerprint(*parts: str) -> str:
 
 
 def score_masks(
-    task: Segmentation, pack: Pack, masks: Mapping[str, Mask], tick: Tick = lambda done, of: None
+    task: Segmentation,
+    pack: Pack,
+    masks: Mapping[str, Mask],
+    tick: Tick = lambda done, of: None,
+    *,
+    probabilities: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[CaseScore]:
-    """Score every patient by all metrics that need no probability; `tick(done, of)` follows each."""
+    """Score every patient by all metrics, or without `probabilities` (S, K, H, W) by those that need none.
+
+    `tick(done, of)` follows each patient.
+    """
     numbers = pack.index["slice"].to_numpy()
     scores = []
     for case, mask in masks.items():
@@ -141,7 +150,8 @@ def score_masks(
         own = ..., *pack.own_grid(rows)
         truth, mask = pack.truth(rows)[own], mask[own]
         of_rows = case, numbers[rows].tolist(), pack.structures.names
-        scores.append(task.score_mask(*of_rows, truth, mask, pack.spacing(rows)))
+        probability = None if probabilities is None else probabilities[case][own]
+        scores.append(task.score_mask(*of_rows, truth, mask, pack.spacing(rows), probability))
         tick(len(scores), len(masks))
     return scores
 

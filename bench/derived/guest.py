@@ -23,7 +23,7 @@ from bench.derived.base import DerivedRun, Place, derive_fingerprint, log_derive
 from bench.errors import DataError
 from bench.files import read_small
 from bench.formatting import join_first
-from bench.masks import Masks
+from bench.masks import Masks, to_hundredths
 from bench.tracking import connect_to_write
 from bench.tracking.tags import Tag, data_tags
 from bench.training.checks import check_folds
@@ -87,12 +87,14 @@ def score_files(
     by_fold: bool = False,
     about: Path | None = None,
     check_headers: bool = True,
+    probabilities: bool = False,
     uri: str | None = None,
 ) -> str:
     """Score the masks in a folder, log them as a run on the board of their data and split, and return its id.
 
     With `by_fold`, the folder has a subfolder for each fold, with the masks of the patients that it tests.
-    `config` has the data set and the split. Raises `BenchError`.
+    With `probabilities`, those of nnU-Net beside the masks are scored and kept, too. `config` has the data set and
+    the split. Raises `BenchError`.
     """
     stated, root = read_about(about), check_folder(folder)
     store = connect_to_write(uri)
@@ -102,7 +104,7 @@ def score_files(
         check_folds(pack, folds, leaky=False)
         tested = {fold.number: fold.test for fold in folds}
         folders = dict(fold_folders(root, tested)) if by_fold else {root: frozenset().union(*tested.values())}
-        found = read_guest_masks(folders, source, pack, check_headers=check_headers)
+        found = read_guest_masks(folders, source, pack, check_headers=check_headers, probabilities=probabilities)
         if found.empty:
             display.say(f"warning: nothing is predicted for {join_first(found.empty)}")
         if found.equal:
@@ -123,6 +125,7 @@ def _guest_run(
     author = {key: value for key, value in stated.model_dump().items() if value not in ("", None)}
     settings |= {"guest.name": name, **{f"guest.{key}": str(value) for key, value in author.items()}}
     settings |= {"run.seed": str(stated.seed)} if stated.seed is not None else {}
+    hundredths = [(case, to_hundredths(stack)) for case, stack in (found.probabilities or {}).items()]
     return DerivedRun(
         origin={Tag.GUEST: "files"},
         title=name,
@@ -137,13 +140,13 @@ def _guest_run(
         fingerprint=derive_fingerprint(
             "guest", name, *(f"{key}={value}" for key, value in sorted(author.items()))
         ),
-        scores=score_masks(task, pack, found.masks),
-        masks=Masks(found.masks.items()),
+        scores=score_masks(task, pack, found.masks, probabilities=found.probabilities),
+        masks=Masks(found.masks.items(), hundredths),
         settings=settings | {"run.searched": str(stated.searched)},
         facts={
             "Masks": NOT_SEEN,
             "Stated by the author": ", ".join(f"{key} {value}" for key, value in author.items()) or "nothing",
-            "Not scored": "metrics that need probabilities",
+            "Not scored": "nothing" if found.probabilities else "metrics that need probabilities",
         },
         comparisons=(),
         costs=stated.costs,

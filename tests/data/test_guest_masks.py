@@ -140,6 +140,41 @@ def test_masks_of_two_patients_that_are_equal_are_named(guest, data):
     assert read_guest_masks({guest: frozenset(CASES)}, *data).equal == ["P1 and P3"]
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_probabilities_beside_the_masks_are_read(background, guest, data):
+    rng, saved = np.random.default_rng(0), {}
+    for case in CASES:
+        saved[case] = rng.random((2, *labels_of(case).shape)).astype(np.float32)
+        first = [1 - saved[case].sum(0, keepdims=True).clip(0, 1)] if background else []
+        np.savez(guest / f"{case}.npz", probabilities=np.concatenate([*first, saved[case]]))
+    found = read_guest_masks({guest: frozenset(CASES)}, *data, probabilities=True)
+    assert found.probabilities is not None
+    assert found.probabilities["P2"].shape == (3, 2, 4, 5)  # padded from three rows to four
+    assert np.array_equal(found.probabilities["P2"][:, :, :3], saved["P2"].swapaxes(0, 1))
+    assert np.array_equal(found.probabilities["P3"], saved["P3"].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "P1.npz holds no array 'probabilities'"),
+        ({"softmax": np.zeros((2, *SIZE))}, "P1.npz holds no array 'probabilities'"),
+        ({"probabilities": np.zeros((2, 3, 4, 6))}, "P1.npz is 2x3x4x6, but must be 2 or 3x3x4x5"),
+        ({"probabilities": np.full((2, *SIZE), 7.0)}, "P1.npz holds values outside of 0 to 1"),
+        ({"probabilities": np.full((2, *SIZE), np.nan)}, "P1.npz holds values outside of 0 to 1"),
+    ],
+)
+def test_probabilities_that_cannot_be_used_are_named(content, sentence, guest, data):
+    for case in CASES:
+        np.savez(guest / f"{case}.npz", probabilities=np.zeros((2, *labels_of(case).shape)))
+    (guest / "P1.npz").unlink()
+    if content is not None:
+        np.savez(guest / "P1.npz", **content)
+    with pytest.raises(DataError, match=r"1 problem\(s\)") as caught:
+        read(guest, data, probabilities=True)
+    assert sentence in str(caught.value)
+
+
 def test_headers_are_ignored_if_asked(guest, data):
     FAULTS["shifted"][0](guest)
     assert read(guest, data, check_headers=False)["P1"].any()

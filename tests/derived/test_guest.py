@@ -15,8 +15,19 @@ from bench.derived.guest import read_about, score_files
 from bench.derived.rescore import rescore
 from bench.errors import BadSetting, DataError
 from bench.inference.postprocess import Postprocess
+from bench.masks import to_hundredths
 from bench.reports.comparison import compare
-from bench.tracking import Store, Tag, connect, find_folds, find_run, read_config, read_masks, read_records
+from bench.tracking import (
+    Store,
+    Tag,
+    connect,
+    find_folds,
+    find_run,
+    read_config,
+    read_masks,
+    read_probabilities,
+    read_records,
+)
 from bench.tracking import read_table as table
 from tests.fakes import Home, inside, make_home
 
@@ -77,6 +88,23 @@ def test_a_guest_is_compared_and_rescored_but_has_no_models(store, scored, capsy
     assert cleaned.data.tags[Tag.RESCORED] == scored
     with pytest.raises(BadSetting, match="run guest was scored from files and has no models"):
         ensemble(["tiny", "guest"], uri=store.uri)
+
+
+def test_probabilities_are_scored_and_kept(store, tmp_path: Path):
+    own = find_run(store, "tiny")
+    kept = {}
+    for fold in find_folds(store, own).values():
+        for case, mask in read_masks(store, fold).items():
+            kept[case] = np.where(mask, 0.75, 0.25).astype(np.float32)
+            tifffile.imwrite(tmp_path / f"{case}.tif", mask[:, 0].astype(np.uint8), photometric="minisblack")
+            np.savez(tmp_path / f"{case}.npz", probabilities=kept[case].swapaxes(0, 1))
+    soft = score_files(read_config(own), tmp_path, name="soft", probabilities=True, uri=store.uri)
+    run = store.client.get_run(soft)
+    cases = table(store, run, "cases")
+    assert cases["ece"].notna().all()
+    (*_, fold) = find_folds(store, run).values()
+    for case, logged in read_probabilities(store, fold).items():
+        assert np.array_equal(logged, to_hundredths(kept[case]))
 
 
 @pytest.mark.parametrize(

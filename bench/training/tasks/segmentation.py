@@ -103,17 +103,19 @@ class Segmentation:
         truth: Mask,
         mask: Mask,
         spacing: NDArray[np.float64] | None = None,
+        probability: NDArray[np.float32] | None = None,
     ) -> CaseScore:
-        """Score predicted masks, bool (S, K, H, W), by all metrics that need no probability.
+        """Score predicted masks, bool (S, K, H, W), by all metrics, or by those that need no probability.
 
-        spacing: (S, 2) as of a `Stack`.
+        spacing: (S, 2) as of a `Stack`; probability: float32 (S, K, H, W).
         """
         metrics = {
             name: metric
             for name, metric in self.metrics.items()
-            if not registry.metric[name].facts.get("probability")
+            if probability is not None or not registry.metric[name].facts.get("probability")
         }
-        each = [Stack(truth[:, k], mask[:, k].astype(np.float32), spacing=spacing) for k in range(len(structures))]
+        soft = mask.astype(np.float32) if probability is None else probability
+        each = [Stack(truth[:, k], soft[:, k], called=mask[:, k], spacing=spacing) for k in range(len(structures))]
         return score_case(case, numbers, structures, each, metrics)
 
     def summarise(
