@@ -54,6 +54,7 @@ def run_of(store: Store, run_id: str):
     return store.client.get_run(run_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["same", "half"])
 def test_with_nothing_changed_the_scores_are_the_very_same(store, made, way):
     """From the logged masks, and from the logged probabilities at the threshold that the run had."""
@@ -70,6 +71,7 @@ def test_with_nothing_changed_the_scores_are_the_very_same(store, made, way):
     assert not any(name.startswith(tuple(PROBABILITY)) for name in new.data.metrics)
 
 
+@pytest.mark.slow
 def test_a_threshold_calls_what_reaches_it(store, made):
     tiny, new = find_run(store, "tiny"), run_of(store, made["high"])
     kept, masks, cases = read_probabilities(store, tiny), read_masks(store, new), table(store, new, "cases")
@@ -83,6 +85,7 @@ def test_a_threshold_calls_what_reaches_it(store, made):
         assert [row.tp, row.fp, row.fn] == counted
 
 
+@pytest.mark.slow
 def test_the_largest_component_is_a_part_of_the_mask(store, made):
     before, after = read_masks(store, find_run(store, "tiny")), read_masks(store, run_of(store, made["one"]))
     assert sorted(before) == sorted(after)
@@ -92,6 +95,7 @@ def test_the_largest_component_is_a_part_of_the_mask(store, made):
         assert not (mask & ~before[case]).any()
 
 
+@pytest.mark.slow
 def test_the_new_run_says_where_it_comes_from_and_is_no_rival(store, made):
     old = find_run(store, "tiny")
     for way, title, chosen in (
@@ -160,6 +164,7 @@ def test_a_run_of_an_older_convention_is_carried_to_the_present_one_as_a_rival(s
     assert chosen.data.tags["bench.post_hoc"] == "rescored"
 
 
+@pytest.mark.slow
 def test_it_prints_what_has_changed_and_what_others_would_report(store, capsys):
     run_id = rescore("tiny", postprocess=Postprocess(min_size=3, fill_holes=True), name="[red]x", uri=store.uri)
     said, cases = capsys.readouterr().out, table(store, run_of(store, run_id), "cases")
@@ -176,6 +181,7 @@ def fake(store: Store, name: str, *, status: str = "FINISHED", **tags: str) -> s
     return str(run.info.run_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "tags"),
     [
@@ -190,6 +196,7 @@ def test_what_is_no_finished_honest_segmentation_is_refused(store, status, tags)
         rescore(fake(store, "bad", status=status, **tags), uri=store.uri)
 
 
+@pytest.mark.slow
 def test_a_run_made_of_others_is_refused(store, made):
     with pytest.raises(BadSetting, match="mine was made from other runs"):
         rescore("mine", uri=store.uri)
@@ -199,6 +206,7 @@ def runs(store: Store) -> int:
     return len(store.client.search_runs([store.experiment("phantom")]))
 
 
+@pytest.mark.slow
 def test_a_threshold_that_was_not_kept_is_refused_before_a_run_is_opened(store):
     before = runs(store)
     with pytest.raises(BadSetting, match="kept in hundredths"):
@@ -206,6 +214,7 @@ def test_a_threshold_that_was_not_kept_is_refused_before_a_run_is_opened(store):
     assert runs(store) == before
 
 
+@pytest.mark.slow
 def test_a_run_without_probabilities_is_refused_another_threshold_alone(store):
     files = [
         Path(fold.info.artifact_uri.removeprefix("file://")) / "masks" / "probabilities.npz"

@@ -80,6 +80,7 @@ def state_of(found, name: str) -> str:
     return next(s.state for s in found if s.cell.name == name)
 
 
+@pytest.mark.slow
 def test_all_is_missing_before_and_done_after_but_for_the_bad_one(ran) -> None:
     suite, before, found, _, _ = ran
     assert [c.name for c in suite.cells] == list(ENTRIES)
@@ -87,6 +88,7 @@ def test_all_is_missing_before_and_done_after_but_for_the_bad_one(ran) -> None:
     assert {s.cell.name: s.state for s in found} == {name: DONE for name in ENTRIES} | {"far": FAILED}
 
 
+@pytest.mark.slow
 def test_the_budget_is_over_the_file_and_another_budget_is_another_cell(ran) -> None:
     suite, _, _, store, folder = ran
     assert suite.cells[2].what.train.epochs == 1
@@ -107,6 +109,7 @@ def test_what_is_done_or_failed_is_not_run_again_and_a_new_entry_runs_alone(ran)
     assert {s.run.info.run_id for s in after} - known == {find_run(store, "other").info.run_id}
 
 
+@pytest.mark.slow
 def test_what_has_failed_is_tried_again_when_asked(ran) -> None:
     suite, _, found, store, _ = ran
     again = run_suite(suite, uri=store.uri, retry=True, quiet=True)
@@ -115,6 +118,7 @@ def test_what_has_failed_is_tried_again_when_asked(ran) -> None:
     assert state_of(again, "far") == FAILED
 
 
+@pytest.mark.slow
 def test_the_store_says_what_was_wrong(ran) -> None:
     _, _, found, _, _ = ran
     table = cell_table(found).set_index("entry")
@@ -122,6 +126,7 @@ def test_the_store_says_what_was_wrong(ran) -> None:
     assert table.loc["small", "problem"] == ""
 
 
+@pytest.mark.slow
 def test_the_leaky_run_is_marked_and_on_no_board(ran) -> None:
     _, _, found, store, _ = ran
     assert cell_table(found).set_index("entry").loc["leak", "score"].startswith("LEAKY Dice")
@@ -129,6 +134,7 @@ def test_the_leaky_run_is_marked_and_on_no_board(ran) -> None:
     assert names == {"segmentation": {"small", "both"}, "presence": {"gate"}}
 
 
+@pytest.mark.slow
 def test_published_figures_stand_beside_ours_by_the_same_definition(ran) -> None:
     suite, _, found, store, _ = ran
     cases = read_table(store, find_run(store, "small"), "cases")
@@ -141,6 +147,7 @@ def test_published_figures_stand_beside_ours_by_the_same_definition(ran) -> None
     assert rows["per patient"][2] == "–"
 
 
+@pytest.mark.slow
 def test_the_page_holds_cells_boards_figures_and_the_command(ran) -> None:
     suite, _, found, store, _ = ran
     text = page(suite, found, suite_boards(found, store), "bench suite tiny.yaml --budget smoke")
@@ -149,6 +156,7 @@ def test_the_page_holds_cells_boards_figures_and_the_command(ran) -> None:
         assert part in text
 
 
+@pytest.mark.slow
 def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     """Counted from the tables that the two parts have logged."""
     _, _, _, store, _ = ran
@@ -168,12 +176,14 @@ def test_a_cascade_keeps_the_pixels_of_called_slices_alone(ran) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_cascade_is_that_of_both(ran) -> None:
     _, _, _, store, _ = ran
     both, *parts = (find_run(store, name).data.metrics for name in ("both", "gate", "small"))
     assert both["cost/parameters"] == sum(p["cost/parameters"] for p in parts)
 
 
+@pytest.mark.slow
 def test_a_cascade_of_the_wrong_runs_is_refused(ran) -> None:
     from bench.derived.cascade import cascade
 
@@ -372,6 +382,7 @@ def test_a_run_at_work_is_running_and_says_how_far_it_is(store, small) -> None:
     assert progress(cell, store) == ""
 
 
+@pytest.mark.slow
 def test_the_plan_tells_time_and_what_would_fail(ran) -> None:
     _, _, _, store, folder = ran
     entries = ENTRIES | {"wide": SMALL | {"seed": 5}}
@@ -394,6 +405,7 @@ def test_cells_go_to_the_worker_that_is_free_first() -> None:
     assert makespan([], 2) == 0
 
 
+@pytest.mark.slow
 def test_the_live_view_shows_all_cells_on_a_terminal_and_lines_elsewhere(ran, monkeypatch, capsys) -> None:
     suite, _, _, store, _ = ran
     with live_report(suite, store) as told:
