@@ -194,6 +194,7 @@ def write_volumes(folder: Path, first: int = 1) -> None:
             folder / f"imagesTr/case_{number}.nii.gz", rng.integers(1, 256, labels.shape).astype(np.int16)
         )
         write_volume(folder / f"labelsTr/case_{number}.nii.gz", labels)
+    shutil.copytree(folder / "imagesTr", folder / "imagesTs")
     names = '{"labels": {"background": 0, "anterior": 1, "posterior": 2}, "channel_names": {"0": "MRI"}}'
     (folder / "dataset.json").write_text(names)
 
@@ -227,7 +228,7 @@ def made_small(words: list[str]) -> list[str]:
             words += RUN
             if not {"--data", "--dataset"} & has:
                 words += [word for key, value in PHANTOM.items() for word in ("--set", f"dataset.{key}={value}")]
-            if "split=institutions" not in has:
+            if not {"split=institutions", "split=file"} & has:
                 words += ["--folds", "3"]
             if not {"--encoder", "--plugin", "classifier"} & has:
                 words += SMALL_UNET

@@ -254,7 +254,7 @@ def test_a_phone_shows_the_page_in_its_own_colours_without_scrolling_sideways(ad
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     overlay, scan = (opened.locator(f"figure.{name}").first.bounding_box() for name in ("overlay", "scan"))
-    assert overlay["width"] > 1.8 * scan["width"]
+    assert overlay["width"] > 1.3 * scan["width"]
     opened.close()
 
 
