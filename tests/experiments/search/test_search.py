@@ -132,7 +132,9 @@ def test_a_command_killed_while_opening_its_run_resumes_that_run(searched, optio
     with open_storage(searched.storage) as storage:
         study = optuna.create_study(study_name="cut", storage=storage, direction="maximize")
         study.set_user_attr("key", "its own")
-    opened = searched.store.client.create_run(searched.store.experiment("phantom"), tags={Tag.KIND: STUDY, Tag.STUDY_KEY: "its own"})
+    opened = searched.store.client.create_run(
+        searched.store.experiment("phantom"), tags={Tag.KIND: STUDY, Tag.STUDY_KEY: "its own"}
+    )
     assert searching.search(small_plan(trials=1), name="cut", **options) == opened.info.run_id
 
 
