@@ -188,6 +188,7 @@ def open_run(
     outbox = Outbox(store, Path(f"bench-unsent-{run.info.run_id}.jsonl").absolute(), say)
     recorder = MlflowRecorder(store, run.info.run_id, run.info.experiment_id, outbox, resumed=resume is not None)
     if adopted is not None:
+        store.add_view(run.info.experiment_id, experiment)
         recorder.tags({"mlflow.runName": name, **tags})
     try:
         with _lifetime(recorder), _delivery(outbox), _system_metrics(recorder), heartbeat(store, run.info.run_id):

@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, cast
 from urllib.parse import urlparse
 
 from mlflow import MlflowClient
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service import utils as tracking_cache
@@ -92,9 +92,16 @@ class Store:
             for run in deleted:  # MLflow restores them with their experiment
                 self.client.delete_run(run)
             say(f"experiment {name} was deleted and is restored; its {len(deleted)} earlier runs stay deleted")
+        self._set_tags(experiment, tags)
+        return str(experiment.experiment_id)
+
+    def add_view(self, experiment_id: str, data: str) -> None:
+        """Give an experiment that `experiment` did not create a leaderboard, and a description that names `data`."""
+        self._set_tags(self.client.get_experiment(experiment_id), experiment_tags(data))
+
+    def _set_tags(self, experiment: Experiment, tags: Mapping[str, str]) -> None:
         for tag, value in outdated(tags, experiment.tags).items():
             self.client.set_experiment_tag(experiment.experiment_id, tag, value)
-        return str(experiment.experiment_id)
 
     def _deleted_runs(self, experiment_id: str) -> list[str]:
         search = partial(self.client.search_runs, [experiment_id], run_view_type=ViewType.DELETED_ONLY)
@@ -173,10 +180,9 @@ def _open_to_read(path: Path, uri: str, reason: str) -> Store:
 
 
 def _make_database(uri: str) -> None:
-    """Create MLflow's tables, and delete the empty default experiment that MLflow creates with them."""
+    """Create MLflow's tables and its default experiment, which `mlflow run` needs, beside the database."""
     place = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
     database = SqlAlchemyStore(uri, place)  # type: ignore[no-untyped-call]
-    database.delete_experiment(str(SqlAlchemyStore.DEFAULT_EXPERIMENT_ID))  # type: ignore[no-untyped-call]
     database.engine.dispose()
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from bench.errors import StoreError
-from bench.tracking import log_ranks, open_run, read_records, read_table
+from bench.tracking import leaderboards, log_ranks, open_run, read_records, read_table
 from bench.tracking.recorder import reopen
 
 TAGS = {"bench.data": "d", "bench.split": "s", "bench.convention": "1", "bench.dataset": "lgg"}
@@ -75,7 +75,9 @@ def test_an_infinite_metric_cannot_win_a_sort(store):
 
 
 def test_a_run_that_mlflow_run_opened_becomes_the_parent(store, monkeypatch):
-    opened = store.client.create_run(store.experiment("theirs"))
+    default = store.client.get_experiment_by_name("Default")  # `mlflow run` without --experiment-name
+    opened = store.client.create_run(default.experiment_id)
+    assert default.name not in leaderboards(store)  # `bench ui` does not open on an empty experiment
     store.client.log_param(opened.info.run_id, "model", "unet")  # as `mlflow run` does for each -P
     monkeypatch.setenv("MLFLOW_RUN_ID", opened.info.run_id)
     with open_run(store, "mine", "lgg", TAGS) as run:
@@ -84,6 +86,7 @@ def test_a_run_that_mlflow_run_opened_becomes_the_parent(store, monkeypatch):
     assert run.run_id == opened.info.run_id
     adopted = store.client.get_run(run.run_id)
     assert (adopted.info.status, adopted.info.run_name) == ("FINISHED", "mine")
+    assert list(leaderboards(store)) == ["Default"]
 
 
 @pytest.mark.parametrize(

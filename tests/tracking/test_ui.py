@@ -43,11 +43,6 @@ def test_an_older_experiment_gets_the_new_view_and_keeps_its_own_description(sto
     assert "columnOrder" in view_of(store, "lgg")
 
 
-def test_a_new_store_shows_no_empty_default_experiment(store):
-    store.experiment("lgg")
-    assert [e.name for e in store.client.search_experiments()] == ["lgg"]
-
-
 def test_the_server_prints_no_line_per_request(store):
     command, _ = ui_command(store, "127.0.0.1", 5000)
     assert command[command.index("--uvicorn-opts") + 1] == "--log-level warning"
