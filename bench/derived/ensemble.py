@@ -2,17 +2,22 @@
 
 The test patients of a fold are predicted only by the models that this fold of each run has trained: the models of
 other folds were trained on them. A threshold is chosen on the validation patients of the fold. Nothing is trained.
+
+A run that was scored from files takes part by its logged probabilities, or by its masks as probabilities of 0 and
+1. It has predicted no validation patients, so the threshold is then 0.5: the majority, for masks alone.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bench.console import Display
 from bench.data.pack import Pack
@@ -23,7 +28,17 @@ from bench.inference.fold_models import VIEWS, FoldModels
 from bench.inference.predict import MeanPredictor
 from bench.masks import Masks
 from bench.structures import per_structure
-from bench.tracking import Run, Store, connect_to_write, download_models, find_run, read_table, run_label
+from bench.tracking import (
+    Run,
+    Store,
+    connect_to_write,
+    download_models,
+    find_run,
+    read_masks,
+    read_probabilities,
+    read_table,
+    run_label,
+)
 from bench.tracking.selection import load_run_pack, require_comparable, require_finished
 from bench.tracking.tags import Tag, is_derived
 from bench.training.tasks.segmentation import Segmentation, choose_thresholds
@@ -31,6 +46,19 @@ from bench.types import CaseScore
 
 TAKES = "An ensemble takes segmentation runs that have trained all their folds."
 VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class LoggedPredictor:
+    """What a run scored from files has logged of its patients, (S, K, H, W) each, in the place of a model."""
+
+    logged: Mapping[str, NDArray[np.uint8] | NDArray[np.bool_]]
+    cases: NDArray[np.str_]  # of each row of the pack
+    scale: int  # of probability 1
+
+    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return float32 (S, K, H, W) of all slices of one patient."""
+        return np.float32(self.logged[self.cases[rows[0]]]) / self.scale
 
 
 def ensemble(
@@ -85,16 +113,18 @@ def _predict_folds(
     split, task = read_table(store, runs[0], "split"), Segmentation()
     parts = ["test"] if rule != VALIDATION else ["val", "test"]
     done, of = count(1), int(split["part"].isin(parts).sum())
+    guests = [_logged_predictor(store, run, pack) for run in runs if Tag.GUEST in run.data.tags]
+    trained = [run for run in runs if Tag.GUEST not in run.data.tags]
     scored: list[tuple[CaseScore, Masks]] = []
     with tempfile.TemporaryDirectory() as workspace:
         folders = {
-            fold: [download_models(store, r, Path(workspace) / r.info.run_id, fold=fold)[0] for r in runs]
+            fold: [download_models(store, r, Path(workspace) / r.info.run_id, fold=fold)[0] for r in trained]
             for fold in split["fold"].unique()
         }
         for fold, members in split.groupby("fold"):
             models = [FoldModels([folder], device) for folder in folders[fold]]
             predictor = MeanPredictor(
-                [each.predictor(pack, tta=tta, tick=display.packing) for each in models],
+                [each.predictor(pack, tta=tta, tick=display.packing) for each in models] + guests,
                 pack,
                 device,
                 lambda: display.bar(next(done), of, "predicting", "patients"),
@@ -104,6 +134,13 @@ def _predict_folds(
             for score, masks in task.score(predictor, members["case"][members["part"] == "test"], thresholds):
                 scored.append((replace(score, values={**columns, **score.values}), masks))
     return scored
+
+
+def _logged_predictor(store: Store, run: Run, pack: Pack) -> LoggedPredictor:
+    cases = pack.index["case"].to_numpy()
+    if run.data.tags[Tag.GUEST] == "probabilities":
+        return LoggedPredictor(read_probabilities(store, run), cases, 100)
+    return LoggedPredictor(read_masks(store, run), cases, 1)
 
 
 def fold_thresholds(predictor: MeanPredictor, rule: str, members: pd.DataFrame) -> tuple[float, ...]:
@@ -117,7 +154,12 @@ def fold_thresholds(predictor: MeanPredictor, rule: str, members: pd.DataFrame) 
 
 
 def threshold_rule(runs: Sequence[Run]) -> str:
-    """Return the threshold of a single run; 'validation' for several, as their probabilities differ in meaning."""
+    """Return the threshold of a single run; 'validation' for several, as their probabilities differ in meaning.
+
+    With a run that was scored from files it is 0.5.
+    """
+    if any(Tag.GUEST in run.data.tags for run in runs):
+        return "0.5"
     return str(runs[0].data.params["evaluate.threshold"]) if len(runs) == 1 else VALIDATION
 
 
@@ -135,8 +177,11 @@ def _check(runs: Sequence[Run], tta: str) -> None:
     ids = [run.info.run_id for run in runs]
     for run in runs:
         require_finished(run, "segmentation", TAKES)
-        if Tag.GUEST in run.data.tags:
-            raise BadSetting(f"run {run.info.run_name} was scored from files and has no models. {TAKES}")
+        if Tag.GUEST in run.data.tags and (tta != "none" or len(runs) == 1):
+            raise BadSetting(
+                f"run {run.info.run_name} was scored from files and has no models to see other views. "
+                "Name it beside other runs, without --tta."
+            )
         if is_derived(run.data.tags, run.data.params):
             raise BadSetting(f"run {run.info.run_name} was made from other runs. Name those runs instead.")
         if ids.count(run.info.run_id) > 1:
@@ -148,7 +193,7 @@ def _check(runs: Sequence[Run], tta: str) -> None:
 
 def _settings(runs: Sequence[Run], tta: str, rule: str) -> Mapping[str, str]:
     def common(key: str) -> str:
-        values = {run.data.params[key] for run in runs}
+        values = {run.data.params.get(key, "") for run in runs}
         return values.pop() if len(values) == 1 else "several"
 
     names = " + ".join(str(run.info.run_name) for run in runs)

@@ -127,7 +127,7 @@ def _guest_run(
     settings |= {"run.seed": str(stated.seed)} if stated.seed is not None else {}
     hundredths = [(case, to_hundredths(stack)) for case, stack in (found.probabilities or {}).items()]
     return DerivedRun(
-        origin={Tag.GUEST: "files"},
+        origin={Tag.GUEST: "masks" if found.probabilities is None else "probabilities"},
         title=name,
         place=Place(
             experiment=config.dataset.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -126,11 +127,18 @@ class Predictor:
             start += len(batch)
 
 
+class PredictsProbabilities(Protocol):
+    """Anything that predicts the slices of a patient."""
+
+    def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return float32 (S, K, H, W) on the packed grid."""
+
+
 @dataclass(frozen=True)
 class MeanPredictor:
     """The mean probability of several predictors, each with a loader of its own; `tick()` follows each call."""
 
-    predictors: Sequence[Predictor]
+    predictors: Sequence[PredictsProbabilities]
     pack: Pack
     device: str = "cpu"
     tick: Callable[[], None] = lambda: None

@@ -96,7 +96,7 @@ class Store:
         return str(experiment.experiment_id)
 
     def add_view(self, experiment_id: str, data: str) -> None:
-        """Give an experiment that `experiment` did not create a leaderboard, and a description that names `data`."""
+        """Give an experiment that `experiment` did not create a leaderboard and a description of `data`."""
         self._set_tags(self.client.get_experiment(experiment_id), experiment_tags(data))
 
     def _set_tags(self, experiment: Experiment, tags: Mapping[str, str]) -> None:

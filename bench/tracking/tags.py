@@ -29,7 +29,7 @@ class Tag:
     # Runs that were made from other runs, or came from another store
     DERIVED = "bench.derived"  # rescore, ensemble or cascade
     SOURCE = "bench.source"  # id of the trained run with the same data and folds
-    GUEST = "bench.guest"  # files: masks of another tool were scored
+    GUEST = "bench.guest"  # what another tool predicted and was scored: masks or probabilities
     RESCORED = "bench.rescored"  # id of the run that was rescored
     IMPORTED = "bench.imported"  # id in the store that the run was imported from
 

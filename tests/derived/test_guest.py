@@ -87,24 +87,46 @@ def test_a_guest_is_compared_and_rescored_but_has_no_models(store, scored, capsy
     cleaned = store.client.get_run(rescore("guest", postprocess=Postprocess(largest=True), uri=store.uri))
     assert cleaned.data.tags[Tag.RESCORED] == scored
     with pytest.raises(BadSetting, match="run guest was scored from files and has no models"):
-        ensemble(["tiny", "guest"], uri=store.uri)
+        ensemble(["tiny", "guest"], tta="flips", uri=store.uri)
 
 
-def test_probabilities_are_scored_and_kept(store, tmp_path: Path):
+@pytest.fixture(scope="module")
+def soft(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, np.ndarray]]:
+    """A guest with probabilities: half of them the other way round than the masks of the tiny run."""
+    folder, kept = tmp_path_factory.mktemp("soft"), {}
     own = find_run(store, "tiny")
-    kept = {}
-    for fold in find_folds(store, own).values():
-        for case, mask in read_masks(store, fold).items():
-            kept[case] = np.where(mask, 0.75, 0.25).astype(np.float32)
-            tifffile.imwrite(tmp_path / f"{case}.tif", mask[:, 0].astype(np.uint8), photometric="minisblack")
-            np.savez(tmp_path / f"{case}.npz", probabilities=kept[case].swapaxes(0, 1))
-    soft = score_files(read_config(own), tmp_path, name="soft", probabilities=True, uri=store.uri)
-    run = store.client.get_run(soft)
-    cases = table(store, run, "cases")
-    assert cases["ece"].notna().all()
+    for number, (case, mask) in enumerate(sorted(read_masks(store, own).items())):
+        called = mask if number % 2 else ~mask
+        kept[case] = np.where(called, 0.75, 0.25).astype(np.float32)
+        tifffile.imwrite(folder / f"{case}.tif", called[:, 0].astype(np.uint8), photometric="minisblack")
+        np.savez(folder / f"{case}.npz", probabilities=kept[case].swapaxes(0, 1))
+    return score_files(read_config(own), folder, name="soft", probabilities=True, uri=store.uri), kept
+
+
+@pytest.mark.parametrize("names", [["tiny", "soft"], ["soft", "tiny", "guest"]])
+def test_an_ensemble_takes_the_mean_of_models_and_logged_predictions(store, scored, soft, names):
+    own = find_run(store, "tiny")
+    parts = {
+        "tiny": read_probabilities(store, own),
+        "soft": {case: 100 * probability for case, probability in soft[1].items()},
+        "guest": {case: 100 * mask.astype(int) for case, mask in read_masks(store, own).items()},
+    }
+    run = store.client.get_run(ensemble(names, uri=store.uri))
+    for case, mask in read_masks(store, run).items():
+        mean = np.mean([parts[name][case] for name in names], axis=0)
+        sure = np.abs(mean - 50) > 1  # what is logged is rounded to hundredths
+        assert sure.mean() > 0.5
+        assert np.array_equal(mask[sure], mean[sure] > 50)
+    assert set(table(store, run, "cases")["threshold"]) == {0.5}
+    assert Tag.POST_HOC not in run.data.tags
+
+
+def test_probabilities_are_scored_and_kept(store, soft):
+    run = store.client.get_run(soft[0])
+    assert table(store, run, "cases")["ece"].notna().all()
     (*_, fold) = find_folds(store, run).values()
     for case, logged in read_probabilities(store, fold).items():
-        assert np.array_equal(logged, to_hundredths(kept[case]))
+        assert np.array_equal(logged, to_hundredths(soft[1][case]))
 
 
 @pytest.mark.parametrize(
