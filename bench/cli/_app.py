@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
+
+from bench.errors import BadSetting
+from bench.formatting import join_and, to_json
 
 PANELS = {  # of `bench --help`, with their commands
     "Train": ("run", "suite", "search", "list", "show"),
@@ -61,13 +63,7 @@ Where = Annotated[list[str] | None, typer.Option("--where", help="Only such runs
 STRUCTURE_HELP = "Score by this structure alone; default: the mean over structures."
 Structure = Annotated[str | None, typer.Option("--structure", help=STRUCTURE_HELP)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; train nothing.")]
-
-
-class Output(StrEnum):
-    table = "table"
-    json = "json"
-
-
+Output = Literal["table", "json"]
 Format = Annotated[Output, typer.Option("--format", help="table, or json for programs.")]
 Wide = Annotated[bool, typer.Option("--wide", help="Print all columns, in parts that fit the terminal.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
@@ -111,9 +107,6 @@ def without_none(options: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_options(ctx: typer.Context, option: str, source: str, allowed: Collection[str]) -> None:
     """Raise `BadSetting` if settings were given beside an option that uses those of another `source`."""
-    from bench.errors import BadSetting
-    from bench.formatting import join_and
-
     options = {p.name: p.opts[0] for p in ctx.command.params if p.name and p.name not in allowed}
     sources = {shown: ctx.get_parameter_source(name) for name, shown in options.items()}
     if extra := [shown for shown, given in sources.items() if given and given.name == "COMMANDLINE"]:
@@ -123,7 +116,7 @@ def refuse_options(ctx: typer.Context, option: str, source: str, allowed: Collec
 @contextmanager
 def text_aside(format: Output) -> Iterator[None]:
     """Send what a command prints for people to standard error if its result is printed as JSON."""
-    if format is Output.json:
+    if format == "json":
         with redirect_stdout(sys.stderr):
             yield
     else:
@@ -132,14 +125,14 @@ def text_aside(format: Output) -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """Print plain values as JSON."""
-    from bench.formatting import to_json
-
     typer.echo(to_json(value))
 
 
-def print_run(format: Output, run_id: str, uri: str | None) -> None:
-    """Print what a run has logged, if JSON is wanted."""
-    if format is Output.json:
+def print_logged(format: Output, uri: str | None, log: Callable[[], str]) -> None:
+    """Call what logs a run and returns its id; if JSON is wanted, print what the run has logged."""
+    with text_aside(format):
+        run_id = log()
+    if format == "json":
         from bench.tracking import connect
         from bench.tracking.reader import run_values
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli._app import Format, Output, Plugin, Wide, data, print_json
+from bench.cli._app import Format, Plugin, Wide, data, print_json
 
 Folder = Annotated[Path, typer.Argument(help="Data folder.")]
 LAYOUT_HELP = "Layout of the folder, of `bench list datasets`; default: lgg, pairs or volumes, by its folders."
@@ -21,7 +21,7 @@ def check(
     folder: Folder,
     dataset: DataSet = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print each finding on a line of its own.")] = False,
-    format: Format = Output.table,
+    format: Format = "table",
     set_: Set = None,
     plugin: Plugin = None,
 ) -> None:
@@ -35,7 +35,7 @@ def check(
     from bench.reports.dataset.printing import audit_config, print_audit
 
     report = audit_config(config)
-    if format is Output.json:
+    if format == "json":
         warnings, errors = ([vars(finding) for finding in found] for found in (report.warnings, report.errors))
         usable = not errors
         print_json({"usable": usable, "facts": report.facts, "warnings": warnings, "errors": errors})
@@ -51,7 +51,7 @@ def describe(
     out: Annotated[Path | None, typer.Option(help="Folder to write figures (PNG) and tables (CSV) to.")] = None,
     html: Annotated[Path | None, typer.Option(help="File to write everything to as one HTML page.")] = None,
     dataset: DataSet = None,
-    format: Format = Output.table,
+    format: Format = "table",
     wide: Wide = False,
     set_: Set = None,
     plugin: Plugin = None,
@@ -63,7 +63,7 @@ def describe(
     from bench.reports.dataset.printing import describe_config, description_values, print_description
 
     description = describe_config(config, out, html)
-    if format is Output.json:
+    if format == "json":
         print_json(description_values(description))
     else:
         print_description(description, out, html, wide=wide)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +14,6 @@ from bench.cli._app import (
     Format,
     LoggedData,
     OneFold,
-    Output,
     Plugin,
     RunName,
     RunOrExport,
@@ -24,10 +23,10 @@ from bench.cli._app import (
     Wide,
     app,
     print_json,
-    print_run,
+    print_logged,
     say,
-    text_aside,
 )
+from bench.outputs import check_outputs, write_output
 
 GROUP_HELP = "What one row is: configuration (seeds averaged), run, or a setting such as loss.name."
 PARETO_HELP = "Only rows that no other row beats in both score and this cost: parameters, flops ..."
@@ -36,14 +35,9 @@ EVALUATE_SET_HELP = "Where its layout differs from that of the run: dataset.imag
 PRIMARY_HELP = "Score to rank by; default: Dice, AUROC for presence runs."
 Threshold = Annotated[float | None, typer.Option(help="Default: the threshold that the run chose.")]
 Primary = Annotated[str | None, typer.Option("--primary", help=PRIMARY_HELP)]
-
-
-class BoardFormat(StrEnum):
-    table = "table"
-    csv = "csv"
-    json = "json"
-    markdown = "markdown"
-    html = "html"
+BoardFormat = Annotated[
+    Literal["table", "csv", "json", "markdown", "html"], typer.Option("--format", help="Output format.")
+]
 
 
 @app.command()
@@ -54,7 +48,7 @@ def leaderboard(
     where: Where = None,
     pareto: Annotated[str | None, typer.Option(help=PARETO_HELP)] = None,
     sort: Annotated[str | None, typer.Option(help="Column to sort by; the ranks do not change.")] = None,
-    format: Annotated[BoardFormat, typer.Option(help="Output format.")] = BoardFormat.table,
+    format: BoardFormat = "table",
     wide: Wide = False,
     cases: Annotated[Path | None, typer.Option(help="CSV file for the scores of every patient and run.")] = None,
     tracking_uri: TrackingUri = None,
@@ -64,7 +58,6 @@ def leaderboard(
     Example: `bench leaderboard --primary hd95 --where model=unet --pareto flops`
     """
     from bench import api
-    from bench.outputs import check_outputs, write_output
     from bench.reports import tables
 
     check_outputs([cases] if cases else [])
@@ -74,17 +67,17 @@ def leaderboard(
     if cases is not None:
         write_output(cases, tables.cases_csv(made, found))
     match format:
-        case BoardFormat.csv:
+        case "csv":
             typer.echo(tables.board_csv(made), nl=False)
-        case BoardFormat.json:
+        case "json":
             print_json([tables.board_values(board) for board in made])
-        case BoardFormat.markdown:
+        case "markdown":
             typer.echo(tables.board_markdown(made), nl=False)
-        case BoardFormat.html:
+        case "html":
             from bench.reports.html.board_page import boards_page
 
             typer.echo(boards_page(made))
-        case BoardFormat.table:
+        case "table":
             from bench.console import console
 
             if not found:
@@ -103,7 +96,7 @@ def compare(
     structure: Structure = None,
     data: LoggedData = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a figure (PNG) and all numbers (JSON).")] = None,
-    format: Format = Output.table,
+    format: Format = "table",
     wide: Wide = False,
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
@@ -115,7 +108,7 @@ def compare(
     comparison = api.compare(
         a, b, primary=primary, structure=structure, data=data, out=out, tracking_uri=tracking_uri
     )
-    if format is Output.json:
+    if format == "json":
         print_json(comparison.as_json())
         return
     print_comparison(comparison, wide=wide)
@@ -130,7 +123,7 @@ def gate(
     margin: Annotated[float | None, typer.Option(help="Accepted loss; default: 0.01 (Dice) or 1 pixel.")] = None,
     primary: Annotated[str, typer.Option(help="Metric of patients; `bench list metrics`.")] = "dice",
     structure: Structure = None,
-    format: Format = Output.table,
+    format: Format = "table",
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Exit with 1 if the candidate is worse than the baseline by a margin, with 2 if they cannot be compared.
@@ -140,7 +133,7 @@ def gate(
     from bench.reports.gate import gate as judge
 
     result = judge(baseline, candidate, margin=margin, primary=primary, structure=structure, uri=tracking_uri)
-    if format is Output.json:
+    if format == "json":
         print_json(asdict(result))
     else:
         typer.echo(result.message)
@@ -157,7 +150,7 @@ def rescore(
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes in each slice.")] = False,
     data: LoggedData = None,
     name: RunName = None,
-    format: Format = Output.table,
+    format: Format = "table",
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -170,9 +163,8 @@ def rescore(
     from bench.inference.postprocess import Postprocess
 
     chosen = Postprocess(largest=largest, min_size=min_size, fill_holes=fill_holes)
-    with text_aside(format):
-        run_id = command(run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
-    print_run(format, run_id, tracking_uri)
+    log = partial(command, run, threshold=threshold, postprocess=chosen, data=data, name=name, uri=tracking_uri)
+    print_logged(format, tracking_uri, log)
 
 
 @app.command()
@@ -183,7 +175,7 @@ def ensemble(
     data: LoggedData = None,
     name: RunName = None,
     device: Device = "auto",
-    format: Format = Output.table,
+    format: Format = "table",
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -193,9 +185,8 @@ def ensemble(
     """
     from bench.derived.ensemble import ensemble as command
 
-    with text_aside(format):
-        run_id = command(runs, tta=tta, threshold=threshold, data=data, name=name, device=device, uri=tracking_uri)
-    print_run(format, run_id, tracking_uri)
+    log = partial(command, runs, tta=tta, threshold=threshold, data=data, name=name, device=device)
+    print_logged(format, tracking_uri, partial(log, uri=tracking_uri))
 
 
 @app.command()
@@ -208,7 +199,7 @@ def power(
     models: Annotated[int, typer.Option(min=2, max=1000, help="Models to compare.")] = 2,
     power: Annotated[float, typer.Option(min=0.05, max=0.99, help="Probability of finding the difference.")] = 0.8,
     structure: Structure = None,
-    format: Format = Output.table,
+    format: Format = "table",
     wide: Wide = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -224,7 +215,7 @@ def power(
         power=power,
         structure=structure,
     )
-    if format is Output.json:
+    if format == "json":
         print_json(vars(study) | {"table": study.table.to_dict("records")})
     else:
         print_power(study, wide=wide)
@@ -254,7 +245,7 @@ def evaluate(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
-    format: Format = Output.table,
+    format: Format = "table",
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -263,10 +254,8 @@ def evaluate(
     from bench.overrides import parse_assignment
 
     changes = dict(parse_assignment(a) for a in set_ or [])
-    options: dict[str, Any] = {"fold": fold, "threshold": threshold, "device": device, "uri": tracking_uri}
-    with text_aside(format):
-        run_id = evaluate_external(run, data, changes=changes, **options)
-    print_run(format, run_id, tracking_uri)
+    log = partial(evaluate_external, run, data, fold=fold, threshold=threshold, device=device, changes=changes)
+    print_logged(format, tracking_uri, partial(log, uri=tracking_uri))
 
 
 @app.command()
@@ -275,16 +264,15 @@ def cascade(
     segmentation: Annotated[str, typer.Argument(help="Name or id of a segmentation run on the same split.")],
     data: LoggedData = None,
     name: RunName = None,
-    format: Format = Output.table,
+    format: Format = "table",
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Segment only the slices that a classifier calls positive, and compare with segmentation alone."""
     from bench.derived.cascade import cascade as command
 
-    with text_aside(format):
-        run_id = command(presence, segmentation, data=data, name=name, uri=tracking_uri)
-    print_run(format, run_id, tracking_uri)
+    log = partial(command, presence, segmentation, data=data, name=name, uri=tracking_uri)
+    print_logged(format, tracking_uri, log)
 
 
 @app.command()
@@ -295,7 +283,7 @@ def predict(
     fold: OneFold = None,
     threshold: Threshold = None,
     device: Device = "auto",
-    format: Format = Output.table,
+    format: Format = "table",
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -305,7 +293,7 @@ def predict(
     predictions = api.predict(
         run, input, out, fold=fold, threshold=threshold, device=device, tracking_uri=tracking_uri
     )
-    if format is Output.json:
+    if format == "json":
         print_json({"out": out, "images": predictions.images.to_dict("records")})
     else:
         typer.echo(predictions)

@@ -13,7 +13,6 @@ from bench.api import SETTINGS
 from bench.cli._app import (
     DryRun,
     Format,
-    Output,
     OwnDevice,
     Plugin,
     Quiet,
@@ -22,12 +21,14 @@ from bench.cli._app import (
     Wide,
     app,
     print_json,
-    print_run,
+    print_logged,
     refuse_options,
     say,
     text_aside,
     without_none,
 )
+from bench.errors import BadSetting
+from bench.outputs import check_outputs, write_output
 
 RETRY_HELP = "Also run failed cells again, or only missing ones."
 WORKERS_HELP = "Parallel cells, each in its own process; GPUs are assigned in turn."
@@ -74,7 +75,7 @@ def run(
     resume: Annotated[str | None, typer.Option(help="Resume this run, as repeating its command does.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again, and abandon an interrupted run.")] = False,
     dry_run: DryRun = False,
-    format: Format = Output.table,
+    format: Format = "table",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -99,12 +100,15 @@ def run(
 
         print_plan(settings, only=fold, quiet=quiet)
         return
-    with text_aside(format):
+
+    def log() -> str:
         finished = api.run(**given)
         from bench.experiments.run import print_finished
 
         print_finished(finished)
-    print_run(format, finished.run_id, tracking_uri)
+        return finished.run_id
+
+    print_logged(format, tracking_uri, log)
 
 
 @app.command()
@@ -124,7 +128,7 @@ def suite(
     out: Annotated[Path | None, typer.Option(help="Also write the page to this Markdown file.")] = None,
     device: OwnDevice = None,
     tracking_uri: TrackingUri = None,
-    format: Format = Output.table,
+    format: Format = "table",
     wide: Wide = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -139,7 +143,6 @@ def suite(
     from bench.experiments.launch.local import threads_per_worker
     from bench.experiments.suite import FAILED, CellState, run_suite, states
     from bench.experiments.suite_file import read_suite
-    from bench.outputs import check_outputs, write_output
     from bench.overrides import parse_assignment
     from bench.tracking import connect
 
@@ -155,7 +158,7 @@ def suite(
 
     def show(found: Sequence[CellState]) -> None:
         boards = suite_page.suite_boards(found, store)
-        if format is Output.json:
+        if format == "json":
             print_json(suite_page.suite_json(cells, found, boards))
         else:
             suite_page.print_suite(cells, found, boards, wide=wide)
@@ -183,8 +186,6 @@ def suite(
 
 def _refuse_flags(changes: Mapping[str, Any]) -> None:
     """Raise `BadSetting` if an option of `bench run`, such as epochs, was given as a setting."""
-    from bench.errors import BadSetting
-
     settings = {flag.removeprefix("--").replace("-", "_"): setting for setting, flag in FLAGS.items()}
     for key in changes:
         if settings.get(key, key) != key:
