@@ -118,6 +118,9 @@ def run(
         chosen, fold, run_id = settings_to_resume(resume, uri=tracking_uri)
         return execute(chosen, only=fold, uri=tracking_uri, resume=run_id, quiet=quiet, verbose=verbose)
     chosen = configure_run(locals())  # first, so that a refused setting needs no slow import
+    from bench.overrides import check_data_folder
+
+    check_data_folder(chosen)
     from bench.experiments.run import execute
 
     return execute(chosen, only=fold, uri=tracking_uri, fresh=fresh, quiet=quiet, verbose=verbose)

@@ -54,6 +54,20 @@ def read_json(path: Path, what: str, way_out: str) -> Any:
         raise DataError(f"{what} {path} is not JSON: {reason}. {way_out}") from None
 
 
+def check_folder(folder: Path) -> Path:
+    """Return a data folder with `~` expanded. Raises `DataError` if it is none."""
+    root = folder.expanduser()
+    if root.is_file():
+        archive = root.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"))
+        what = "is an archive. Unpack it and pass" if archive else "is a file. Pass"
+        raise DataError(f"{folder} {what} the folder that holds the data.")
+    if not root.is_dir():
+        raise DataError(
+            f"the data folder {folder} does not exist. Check the path (--data, or the setting dataset.folder)."
+        )
+    return root
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from bench import registry
 from bench.config import CHAINS, COMPONENTS, RunConfig, as_steps, flatten
 from bench.errors import BadSetting, DataError
-from bench.files import read_small
+from bench.files import check_folder, read_small
 from bench.reference import suggest_setting
 from bench.settings import refusal, shorten
 
@@ -176,6 +176,14 @@ def recognise_dataset(folder: Path) -> str:
     return next(fitting, "lgg")
 
 
+def check_data_folder(config: RunConfig) -> RunConfig:
+    """Return the configuration. Raises `DataError` if its data folder does not exist: before slow imports."""
+    folder = config.dataset.params.get("folder")
+    if folder is not None and not Path(folder).expanduser().exists():
+        check_folder(Path(folder))
+    return config
+
+
 def _ordered(keys: Collection[str]) -> list[str]:
     """Put choices before the settings of what they choose; steps of a chain keep their order."""
     places = {step: place for place, step in enumerate(dict.fromkeys(map(_step, keys)))}
@@ -236,4 +244,4 @@ def configure_data(
     loaded = {"plugins": [str(path) for path in plugins]} if plugins else {}
     layout = {} if dataset is None else {"dataset": dataset}
     given = {**layout, "dataset.folder": str(folder), **(more or {}), **loaded}
-    return configure(given | dict(parse_assignment(a) for a in assignments or ()))
+    return check_data_folder(configure(given | dict(parse_assignment(a) for a in assignments or ())))

@@ -194,7 +194,8 @@ class Registry:
         if name not in self:
             raise UnknownName(
                 f"no {self.kind} named '{name}'.{did_you_mean(name, self._entries)} "
-                f"`bench list {self.plural}` shows all; that of a plugin needs --plugin FILE."
+                f"`bench list {self.plural}` shows all; that of a plugin needs --plugin FILE, "
+                "or in a YAML file `plugins: [FILE]`."
             )
         return self._entries[name]
 

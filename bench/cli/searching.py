@@ -16,8 +16,8 @@ DEFAULT_HELP = "Also score the unchanged base on the held-out fold."
 STORAGE_HELP = "Optuna storage, such as postgresql://...; default: optuna.db beside the store."
 
 
-@app.command()
-def search(
+@app.command("search")
+def search_(
     ctx: typer.Context,
     file: Annotated[Path | None, typer.Argument(help="Search file, such as benchmarks/search/unet.yaml.")] = None,
     space: Annotated[list[str] | None, typer.Option(help=SPACE_HELP)] = None,
@@ -50,23 +50,31 @@ def search(
             ctx, "--join", "of the study", ("join", "data", "device", "storage", "plugin", "tracking_uri", "quiet")
         )
     from bench.errors import BadSetting
-    from bench.experiments import search as searching
+    from bench.experiments.search import space as spaces
     from bench.overrides import parse_assignment, recognise_dataset
 
     machine = without_none({"dataset.folder": data and str(data.resolve()), "device": device})
     if join is not None:
-        searching.join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
+        from bench.experiments.search.command import join_study
+
+        join_study(join, machine=machine, storage=storage, uri=tracking_uri, quiet=quiet)
         return
     if nested and (out or against_default):
         raise BadSetting("a nested search has a winner in every fold. Leave out --out and --against-default.")
-    content = searching.read_search_file(file) if file else searching.SearchFile()
+    content = spaces.read_search_file(file) if file else spaces.SearchFile()
     names_dataset = any(key.partition(".")[0] == "dataset" for key in content.base)
     flags: dict[str, Any] = {"dataset": recognise_dataset(data)} if data and not names_dataset else {}
     plugins = {"plugins": [str(path) for path in plugin]} if plugin else {}
     settings = flags | plugins | dict(parse_assignment(a) for a in set_ or [])
-    plan = searching.make_plan(
-        base=[layer for layer in (content.base, settings) if layer],
-        space=content.space | searching.parse_space_options(space or []),
+    base = [layer for layer in (content.base, settings) if layer]
+    searched = content.space | spaces.parse_space_options(space or [])
+    spaces.check_search(file, (*base, machine), searched)  # before slow imports
+    from bench.experiments.search.command import search, search_nested
+    from bench.experiments.search.plan import make_plan
+
+    plan = make_plan(
+        base=base,
+        space=searched,
         trials=trials,
         fold=fold,
         inner=inner,
@@ -79,6 +87,6 @@ def search(
     study: dict[str, Any] = {"name": study_name, "machine": machine, "storage": storage}
     study |= {"uri": tracking_uri, "quiet": quiet}
     if nested:
-        searching.search_nested(plan, **study)
+        search_nested(plan, **study)
     else:
-        searching.search(plan, against_default=against_default, out=out, **study)
+        search(plan, against_default=against_default, out=out, **study)

@@ -84,7 +84,7 @@ def run(
     Example: `bench run --model unet --encoder resnet50 --data ~/lgg`
     """
     from bench import api
-    from bench.overrides import parse_assignment
+    from bench.overrides import check_data_folder, parse_assignment
 
     if resume is not None:
         refuse_options(
@@ -95,7 +95,7 @@ def run(
     given = {k: v for k, v in ctx.params.items() if k not in ("dry_run", "set_", "format")}
     given |= {"settings": changes, "plugin": plugin or ()}
     if dry_run:
-        settings = api.configure_run(given)
+        settings = check_data_folder(api.configure_run(given))
         from bench.experiments.run import dry_run as print_plan  # slow, so after the settings were checked
 
         print_plan(settings, only=fold, quiet=quiet)
@@ -138,17 +138,18 @@ def suite(
     The exit code is 1 if a cell has failed. With workers on other machines, give a server as --tracking-uri; a
     SQLite store serves the processes of one machine.
     """
+    from bench.experiments.suite_file import read_suite
+    from bench.overrides import parse_assignment
+
+    check_outputs([out] if out else [])
+    flags = {"dataset.folder": data and str(data), "device": device}
+    cells = read_suite(file, budget=budget, given=without_none(flags))  # before slow imports
     from bench.experiments import suite_page
     from bench.experiments.launch import make_launcher
     from bench.experiments.launch.local import threads_per_worker
     from bench.experiments.suite import FAILED, CellState, run_suite, states
-    from bench.experiments.suite_file import read_suite
-    from bench.overrides import parse_assignment
     from bench.tracking import connect
 
-    check_outputs([out] if out else [])
-    flags = {"dataset.folder": data and str(data), "device": device}
-    cells = read_suite(file, budget=budget, given=without_none(flags))
     store = connect(tracking_uri)
     command = f"bench suite {file}" + " --data DIR" * bool(data) + f" --budget {budget}" * (budget != "full")
     if dry_run:

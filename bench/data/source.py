@@ -89,20 +89,6 @@ def without_problems(source: Source, problems: Sequence[DataError]) -> Source:
     return source
 
 
-def check_folder(folder: Path) -> Path:
-    """Return a data folder with `~` expanded. Raises `DataError` if it is none."""
-    root = folder.expanduser()
-    if root.is_file():
-        archive = root.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar"))
-        what = "is an archive. Unpack it and pass" if archive else "is a file. Pass"
-        raise DataError(f"{folder} {what} the folder that holds the data.")
-    if not root.is_dir():
-        raise DataError(
-            f"the data folder {folder} does not exist. Check the path (--data, or the setting dataset.folder)."
-        )
-    return root
-
-
 def check_subfolders(root: Path, names: Sequence[str], way_out: str) -> None:
     """Raise `DataError` with the way out if a folder of data lacks one of its subfolders."""
     missing = [name for name in names if not (root / name).is_dir()]

@@ -17,11 +17,10 @@ from bench.config import RunConfig, flatten
 from bench.console import Display, console
 from bench.data.guest_masks import GuestMasks, fold_folders, read_guest_masks
 from bench.data.pack import Pack
-from bench.data.source import check_folder
 from bench.data.splits import split_hash, split_table
 from bench.derived.base import DerivedRun, Place, derive_fingerprint, log_derived, score_masks
 from bench.errors import DataError
-from bench.files import read_small
+from bench.files import check_folder, read_small
 from bench.formatting import join_first
 from bench.masks import Masks, to_hundredths
 from bench.tracking import connect_to_write

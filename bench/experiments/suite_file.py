@@ -6,21 +6,20 @@ the leaderboard. The changes of a budget under `entries` apply to these entries 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from bench.config import RunConfig
-from bench.data.pack import Manifest
-from bench.derived.cascade import cascade_fingerprint
 from bench.errors import BadSetting, UnknownName, did_you_mean
-from bench.overrides import configure, read_yaml
+from bench.overrides import check_data_folder, configure, read_yaml
 from bench.settings import Name, Settings
-from bench.tracking.tags import Tag
-from bench.training.experiment import raw_pack
+
+if TYPE_CHECKING:  # slow: a refused file answers without torch and MLflow
+    from bench.data.pack import Manifest
 
 FULL = "full"  # the budget of the file without changes
 
@@ -72,11 +71,13 @@ class Suite:
     published: tuple[PublishedScore, ...]
 
     def tags(self, cell: Cell) -> dict[str, str]:
+        from bench.tracking.tags import Tag
+
         return {Tag.SUITE: self.title, Tag.ENTRY: cell.name, Tag.BUDGET: self.budget}
 
 
 def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | None = None) -> Suite:
-    """Read a benchmark file and configure every cell. Raises `BenchError`.
+    """Read a benchmark file, configure every cell, then pack their data. Raises `BenchError`.
 
     `given` are settings that override the file, such as the folder of the data.
     """
@@ -95,29 +96,49 @@ def read_suite(path: Path, *, budget: str = FULL, given: Mapping[str, Any] | Non
     own_layers = layer.pop("entries", {})
     for name in own_layers:
         _check_entry(name, file.entries, f"{path}: budgets: {budget}")
-    cells: dict[str, list[Cell]] = {}  # by entry, one per seed
-    manifests: dict[str, Manifest] = {}
-    # Cascades last, as their parts must be known.
-    for name, changes in sorted(file.entries.items(), key=lambda entry: "cascade" in entry[1]):
+    configs: dict[str, dict[str, RunConfig]] = {}  # by entry, then by cell: one per seed
+    for name, changes in file.entries.items():
         if "cascade" in changes:
-            cells[name] = [_cascade_cell(path, name, changes, {entry: own[0] for entry, own in cells.items()})]
             continue
-        cells[name] = []
-        for cell, own in _per_seed(path, name, changes):
-            try:
-                config = configure(file.base, own, layer, own_layers.get(name, {}), given or {}, {"name": name})
-                fingerprint = config.fingerprint()
-            except (BadSetting, UnknownName) as error:
-                raise type(error)(f"{path}: entries: {name}: {error}") from None
-            source = config.dataset.model_dump_json()
-            if source not in manifests:
-                manifests[source] = raw_pack(config).manifest
-            cells[name].append(Cell(cell, config, fingerprint, manifests[source]))
+        try:
+            configs[name] = {
+                cell: configure(file.base, own, layer, own_layers.get(name, {}), given or {}, {"name": name})
+                for cell, own in _per_seed(path, name, changes)
+            }
+            for config in configs[name].values():
+                config.completed()  # refuses wrong settings of components, too
+        except (BadSetting, UnknownName) as error:
+            raise type(error)(f"{path}: entries: {name}: {error}") from None
+    cascades = {
+        name: _read_parts(path, name, changes, configs)
+        for name, changes in file.entries.items()
+        if "cascade" in changes
+    }
     for published in file.published:
-        _check_entry(published.entry, cells, f"{path}: published")
+        _check_entry(published.entry, file.entries, f"{path}: published")
+    for config in (config for own in configs.values() for config in own.values()):
+        check_data_folder(config)
+    cells = _pack_cells(configs)
+    cells |= {name: [_cascade_cell(name, parts, cells)] for name, parts in cascades.items()}
     every = [cells[name] for name in file.entries]  # each entry once before any second seed
     ordered = (*(own[0] for own in every), *(cell for own in every for cell in own[1:]))
     return Suite(file.title, budget, ordered, file.published)
+
+
+def _pack_cells(configs: Mapping[str, Mapping[str, RunConfig]]) -> dict[str, list[Cell]]:
+    """Pack each data set once, and return the cells of every entry."""
+    from bench.training.experiment import raw_pack
+
+    manifests: dict[str, Manifest] = {}
+    cells: dict[str, list[Cell]] = {}
+    for entry, own in configs.items():
+        cells[entry] = []
+        for name, config in own.items():
+            source = config.dataset.model_dump_json()
+            if source not in manifests:
+                manifests[source] = raw_pack(config).manifest
+            cells[entry].append(Cell(name, config, config.fingerprint(), manifests[source]))
+    return cells
 
 
 def _check_entry(name: str, entries: Iterable[str], where: str) -> None:
@@ -125,17 +146,23 @@ def _check_entry(name: str, entries: Iterable[str], where: str) -> None:
         raise UnknownName(f"{where}: no entry '{name}'.{did_you_mean(name, entries)}")
 
 
-def _cascade_cell(path: Path, name: str, changes: Mapping[str, Any], cells: Mapping[str, Cell]) -> Cell:
+def _read_parts(path: Path, name: str, changes: Mapping[str, Any], entries: Iterable[str]) -> Parts:
     try:
         parts = Parts.model_validate(changes["cascade"])
     except ValidationError:
         raise BadSetting(f"{path}: {name}: write a cascade as {{presence: ENTRY, segmentation: ENTRY}}.") from None
     for part in parts.model_dump().values():
-        if part not in cells:
+        if part not in entries:
             raise UnknownName(
-                f"{path}: the cascade {name} names an unknown entry '{part}'.{did_you_mean(part, cells)}"
+                f"{path}: the cascade {name} names an unknown entry '{part}'.{did_you_mean(part, entries)}"
             )
-    gate, model = cells[parts.presence], cells[parts.segmentation]
+    return parts
+
+
+def _cascade_cell(name: str, parts: Parts, cells: Mapping[str, Sequence[Cell]]) -> Cell:
+    from bench.derived.cascade import cascade_fingerprint
+
+    gate, model = cells[parts.presence][0], cells[parts.segmentation][0]
     return Cell(name, parts, cascade_fingerprint(gate.fingerprint, model.fingerprint), model.data)
 
 

@@ -95,6 +95,32 @@ def other(home: Path) -> Path:
     return write_others(home / "other", patients=3, size=32, slices=6, institutions=1, seed=9)
 
 
+REFUSED = """
+import sys
+from pathlib import Path
+from typer.testing import CliRunner
+from bench.cli import app
+Path("suite.yaml").write_text("entries: {a: {model: unnet}}")
+Path("search.yaml").write_text("space: {train.lrr: [1, 2]}")
+for words in ("run --epochs 0", "run --dataset lgg --data nowhere", "suite suite.yaml", "search search.yaml"):
+    print(CliRunner().invoke(app, words.split()).exception)
+print({"torch", "mlflow", "optuna", "scipy"} & set(sys.modules))
+"""
+
+
+def test_a_refused_run_suite_or_search_needs_no_heavy_import(tmp_path):
+    refused = [sys.executable, "-c", REFUSED]
+    found = subprocess.run(refused, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    said = (
+        "train.epochs",
+        "folder nowhere",
+        "suite.yaml: entries: a: no model",
+        "search.yaml: space: train.lrr: no",
+    )
+    assert all(part in line for part, line in zip(said, found[:-1], strict=True))
+    assert found[-1] == "set()"
+
+
 def test_help_needs_no_heavy_import():
     code = "import sys, bench.cli; print({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules))"
     assert (

@@ -114,7 +114,7 @@ def test_slices_are_counted_if_their_numbers_repeat(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "error", "message"),
     [
-        (None, DataError, r"outside any patient's folder, such as P1_01\. .*dataset\.patient='\(P"),
+        (None, DataError, r"outside any patient's folder, such as P1_01\. .*--set 'dataset\.patient=\(P"),
         ("P1_(.*)", DataError, "finds no patient in .*P2_01"),
         (r"(\d*)P.*", DataError, "finds no patient in"),
         ("P.*", BadSetting, "'P.*' is not valid: no such group.* with a group that matches the patient"),

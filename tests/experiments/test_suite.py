@@ -441,7 +441,8 @@ def test_the_command_plans_and_refuses_an_unknown_launcher(store, tmp_path, monk
         ({"model.bse": 3}, "model 'unet' has no setting 'bse'"),
     ],
 )
-def test_an_error_in_a_suite_names_the_file_and_the_entry(changes, problem, tmp_path):
-    file = write(tmp_path / "tiny.yaml", entries={"wrong": changes}, published=[])
+def test_an_error_in_a_suite_names_file_and_entry_before_data_is_packed(changes, problem, tmp_path, monkeypatch):
+    monkeypatch.delattr("bench.training.experiment.raw_pack")
+    file = write(tmp_path / "tiny.yaml", entries={"right": {}, "wrong": changes}, published=[])
     with pytest.raises((BadSetting, UnknownName), match=re.escape(f"{file}: entries: wrong: {problem}")):
         read_suite(file)

@@ -30,13 +30,13 @@ from bench.data.source import (
     Source,
     UnusableFiles,
     by_name,
-    check_folder,
     check_mask_size,
     check_subfolders,
     report_orphans,
     without_problems,
 )
 from bench.errors import BadSetting, DataError
+from bench.files import check_folder
 from bench.registry import dataset
 from bench.structures import Structures, make_structures
 
@@ -144,13 +144,14 @@ def _folder_of(name: str, images: Path) -> str:
     parent, _, file = name.rpartition("/")
     if parent.lower() in SPLIT_FOLDERS:
         raise DataError(
-            f"{images / parent} is named like a part of a split, not like a patient. Set a pattern that finds the "
-            f"patient of {file}: dataset.patient='{parent}/(P[0-9]+)_.*', or '.*/(P[0-9]+)_.*' for all parts."
+            f"{images / parent} is named like a part of a split, not like a patient. Set a pattern that finds "
+            f"the patient of {file}: --set 'dataset.patient={parent}/(P[0-9]+)_.*', "
+            "or '.*/(P[0-9]+)_.*' for all parts."
         )
     if not parent:
         raise DataError(
             f"{images} holds images outside any patient's folder, such as {name}. Set a pattern for patients: "
-            "dataset.patient='(P[0-9]+)_.*', or '(.*)' if every image is a separate patient."
+            "--set 'dataset.patient=(P[0-9]+)_.*', or '(.*)' if every image is a separate patient."
         )
     return parent
 

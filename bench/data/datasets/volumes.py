@@ -34,7 +34,6 @@ from bench.data.source import (
     Pixels,
     SliceFile,
     Source,
-    check_folder,
     check_mask_size,
     check_subfolders,
     format_shape,
@@ -42,6 +41,7 @@ from bench.data.source import (
     without_problems,
 )
 from bench.errors import BadSetting, DataError
+from bench.files import check_folder
 from bench.formatting import join_first
 from bench.registry import dataset
 from bench.structures import Structures, make_structures

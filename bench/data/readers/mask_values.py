@@ -100,7 +100,12 @@ def to_binary_mask(mask: Pixels, path: Path) -> Pixels:
     high = mask.max()
     if high not in (0, 1, 255) or not ((mask == 0) | (mask == high)).all():
         values = _shorten(np.unique(mask))
-        raise BadFile("mask-values", path, f"holds the values {values}. A mask holds 0 and 255, or 0 and 1.")
+        raise BadFile(
+            "mask-values",
+            path,
+            f"holds the values {values}. A mask holds 0 and 255, or 0 and 1; pairs reads other values if they "
+            "are named: --set 'dataset.structures={liver: 1, kidneys: [2, 3]}'.",
+        )
     return (mask > 0).astype(np.uint8)
 
 

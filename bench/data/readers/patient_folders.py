@@ -18,9 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from bench.data.readers.mask_values import LabelMap
-from bench.data.source import SliceFile, check_folder, walk
+from bench.data.source import SliceFile, walk
 from bench.errors import DataError
-from bench.files import read_json
+from bench.files import check_folder, read_json
 from bench.formatting import join_first
 from bench.structures import make_structures
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import BaseTrial
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.config import NOT_DECISIVE, RunConfig
-from bench.errors import BadSetting, BenchError, did_you_mean
-from bench.overrides import parse_assignment, read_yaml
+from bench.errors import BadSetting, BenchError, UnknownName, did_you_mean
+from bench.overrides import check_data_folder, configure, parse_assignment, read_yaml
 from bench.settings import Settings
+
+if TYPE_CHECKING:  # slow: a refused file answers without Optuna
+    from optuna.trial import BaseTrial
 
 Value = bool | int | float | str | None
 When = dict[str, Value | tuple[Value, ...]]
@@ -177,6 +179,15 @@ def read_search_file(path: Path) -> SearchFile:
 def parse_space_options(options: Iterable[str]) -> dict[str, Any]:
     """Return `train.lr=1e-4..1e-2 log`, `loss=[dice, bce_dice]` as the space of a search file."""
     return dict(parse_assignment(option) for option in options)
+
+
+def check_search(path: Path | None, base: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> None:
+    """Raise `BenchError`, which names the search file if there is one, for wrong settings in layers or a space."""
+    try:
+        check_data_folder(configure(*base))
+        build_space(space).check(lambda chosen: configure(*base, chosen))
+    except (BadSetting, UnknownName) as error:
+        raise type(error)(f"{path}: {error}" if path else str(error)) from None
 
 
 def build_space(values: Mapping[str, Any]) -> Space:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from bench.analysis.board_rows import search_trials
 from bench.cli import app
 from bench.errors import BadSetting
-from bench.experiments import search as searching
+from bench.experiments.search import command as searching
 from bench.experiments.search.command import OUTER
 from bench.experiments.search.objective import EpochScore
 from bench.experiments.search.storage import load_study, open_storage

@@ -9,9 +9,8 @@ import optuna
 import pytest
 
 from bench.errors import BadSetting, BenchError
-from bench.experiments.search import read_search_file
 from bench.experiments.search.plan import resolve_search
-from bench.experiments.search.space import build_space
+from bench.experiments.search.space import build_space, read_search_file
 from bench.overrides import configure
 from tests.experiments.search.fakes import BASE, small_plan
 
