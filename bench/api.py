@@ -7,7 +7,6 @@ Nothing is printed but progress, on standard error or in the notebook. Whatever 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,6 @@ if TYPE_CHECKING:  # a function imports what it needs, so that `bench --help` is
     from bench.experiments.predict import Predictions
     from bench.experiments.run import FinishedRun
     from bench.types import RunRecord
-
-# Libraries look for the widgets of a notebook when they are imported; nothing here needs them.
-warnings.filterwarnings("ignore", "IProgress not found")
 
 AnyPath = str | os.PathLike[str]
 SETTINGS = {  # of the parameters of `run`
@@ -190,7 +186,7 @@ def compare(
     from bench.reports.comparison import compare
 
     _load(plugin)
-    folders = {"data": _path(data), "out": _path(out)}
+    folders = {"data": Path(data) if data else None, "out": Path(out) if out else None}
     return compare(_run_name(a), _run_name(b), primary=primary, structure=structure, uri=tracking_uri, **folders)
 
 
@@ -220,10 +216,6 @@ def predict(
 
 def _run_name(run: str | FinishedRun) -> str:
     return run if isinstance(run, str) else run.run_id
-
-
-def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,17 @@ def test_importing_bench_imports_nothing_heavy() -> None:
     assert found.stdout == "set()\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["experiments.run", "analysis.leaderboard", "reports.comparison", "experiments.predict"]
+)
+def test_a_notebook_without_widgets_is_not_warned_of_them(module: str) -> None:
+    code = "import sys; sys.modules |= {'ipykernel.zmqshell': sys, 'IPython': sys, 'ipywidgets': None}; "
+    code += f"sys.get_ipython = lambda: sys; import bench.{module}, tqdm.autonotebook"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "IProgress" not in done.stderr
+
+
 def test_the_functions_are_found_by_name_and_by_completion() -> None:
     assert set(FUNCTIONS) <= set(dir(bench))
     assert all(callable(getattr(bench, name)) for name in FUNCTIONS)

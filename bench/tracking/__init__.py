@@ -1,5 +1,12 @@
 """The tracking store: the only package that knows MLflow."""
 
+import warnings
+from importlib import import_module
+
+with warnings.catch_warnings():  # MLflow's progress bars look for the widgets of a notebook, and warn without them
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import_module("tqdm.auto")
+
 from bench.tracking import databases as databases  # from here on, connections wait for servers that restart
 from bench.tracking.outbox import replay as replay
 from bench.tracking.reader import Run as Run
