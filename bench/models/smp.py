@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import segmentation_models_pytorch as smp
-from torch import nn
+from torch.nn import Module
 
 from bench.models._blocks import refuse_small_images
 from bench.models.encoders import PAN_SMALLEST, Encoder, Weights, build_over_encoder
@@ -18,15 +18,13 @@ from bench.registry import model
 @model
 def unetplusplus(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """U-Net++: nested, dense skips between the paths (Zhou et al. 2018)."""
     return build_over_encoder("unetplusplus", smp.UnetPlusPlus, channels, structures, encoder, weights)
 
 
 @model
-def manet(
-    channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+def manet(channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None) -> Module:
     """MA-Net: attention over positions and over scales (Fan et al. 2020)."""
     return build_over_encoder("manet", smp.MAnet, channels, structures, encoder, weights)
 
@@ -34,15 +32,13 @@ def manet(
 @model
 def linknet(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """LinkNet: a light decoder that adds its skips (Chaurasia and Culurciello 2017)."""
     return build_over_encoder("linknet", smp.Linknet, channels, structures, encoder, weights)
 
 
 @model
-def fpn(
-    channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+def fpn(channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None) -> Module:
     """FPN: a feature pyramid whose levels are summed (Kirillov et al. 2019)."""
     return build_over_encoder("fpn", smp.FPN, channels, structures, encoder, weights)
 
@@ -50,7 +46,7 @@ def fpn(
 @model
 def pspnet(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """PSPNet: pyramid pooling of 1/8 resolution features (Zhao et al. 2017)."""
     return build_over_encoder("pspnet", smp.PSPNet, channels, structures, encoder, weights)
 
@@ -58,7 +54,7 @@ def pspnet(
 @model
 def segformer(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """SegFormer: an all-MLP decoder over four levels (Xie et al. 2021)."""
     return build_over_encoder("segformer", smp.Segformer, channels, structures, encoder, weights)
 
@@ -66,7 +62,7 @@ def segformer(
 @model
 def dpt(
     channels: int, structures: int = 1, *, encoder: Encoder = "tu-vit_small_patch16_224", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """DPT: a convolutional decoder over a plain vision transformer (Ranftl et al. 2021)."""
     return build_over_encoder("dpt", smp.DPT, channels, structures, encoder, weights)
 
@@ -74,7 +70,7 @@ def dpt(
 @model(smallest_batch=2)
 def deeplabv3(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """DeepLabV3: parallel dilated convolutions on a dilated encoder (Chen et al. 2017)."""
     return build_over_encoder("deeplabv3", smp.DeepLabV3, channels, structures, encoder, weights)
 
@@ -82,15 +78,13 @@ def deeplabv3(
 @model(smallest_batch=2)
 def deeplabv3plus(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """DeepLabV3+: DeepLabV3 and a skip from 1/4 resolution (Chen et al. 2018)."""
     return build_over_encoder("deeplabv3plus", smp.DeepLabV3Plus, channels, structures, encoder, weights)
 
 
 @model(smallest_batch=2, smallest_image=PAN_SMALLEST)
-def pan(
-    channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+def pan(channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None) -> Module:
     """PAN: pyramid attention on a dilated encoder (Li et al. 2018)."""
     return build_over_encoder("pan", _pan, channels, structures, encoder, weights)
 
@@ -98,10 +92,10 @@ def pan(
 @model(smallest_batch=2)
 def upernet(
     channels: int, structures: int = 1, *, encoder: Encoder = "resnet34", weights: Weights = None
-) -> nn.Module:
+) -> Module:
     """UPerNet: pyramid pooling on top of a feature pyramid (Xiao et al. 2018)."""
     return build_over_encoder("upernet", smp.UPerNet, channels, structures, encoder, weights)
 
 
-def _pan(**options: Any) -> nn.Module:
+def _pan(**options: Any) -> Module:
     return refuse_small_images(smp.PAN(**options), "pan", PAN_SMALLEST, "fpn")
