@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 LONGEST_TEXT = 4096  # letters of a setting; the longest path of Linux
 LONGEST_NAME = 200  # letters of a run's name; MLflow stores 250, and its parts add theirs
@@ -61,6 +61,12 @@ def refusal(setting: str, error: Mapping[str, Any], model: type[BaseModel]) -> s
         level = next(iter(models_in(field.annotation)), None)
     ranged = f" Allowed: {allowed}." if re.search("[<>]=? ", allowed) else ""
     return f"{setting} = {value} is refused: {reason[:1].lower()}{reason[1:]}.{ranged}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where and why a file is not valid, such as 'labels.liver: Input should be a valid integer'."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}"
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

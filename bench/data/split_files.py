@@ -22,6 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from bench.data.splits import split_hash, split_off_validation, split_table
 from bench.errors import DataError
 from bench.formatting import file_stem
+from bench.settings import first_problem
 from bench.types import Fold
 
 SplitFormat: TypeAlias = Literal["csv", "json", "nnunet"]
@@ -101,7 +102,7 @@ def _parse(path: Path) -> tuple[str, list[_FoldFile]]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). Give the file of a split.") from None
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        what = first_problem(error) if isinstance(error, ValidationError) else error
         raise DataError(
             f"{path} is no split ({what}). Give a CSV with the columns fold, part and case, the JSON of `bench "
             "split export --format json`, or nnU-Net's splits_final.json."

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from bench.config import RunConfig, flatten
 from bench.console import Display, console
@@ -20,9 +19,11 @@ from bench.data.pack import Pack
 from bench.data.splits import split_hash, split_table
 from bench.derived.base import DerivedRun, Place, derive_fingerprint, log_derived, score_masks
 from bench.errors import DataError
-from bench.files import check_folder, read_small
+from bench.files import check_folder
 from bench.formatting import join_first
 from bench.masks import Masks, to_hundredths
+from bench.overrides import read_yaml
+from bench.settings import Settings, first_problem
 from bench.tracking import connect_to_write
 from bench.tracking.tags import Tag, data_tags
 from bench.training.checks import check_folds
@@ -36,10 +37,8 @@ NOT_SEEN = "scored from files; training not seen"
 Count = Annotated[float, Field(ge=0, le=1e15)]
 
 
-class About(BaseModel):
+class About(Settings):
     """What the author of the masks states; the first ones are names for the leaderboard, the others are totals."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = ""
     encoder: str = ""
@@ -68,14 +67,11 @@ def read_about(path: Path | None) -> About:
     """Return what a YAML file states about masks. Raises `DataError`."""
     if path is None:
         return About()
-    text = read_small(path, "the file about the masks", "Give the path of a YAML file.").decode(errors="replace")
     try:
-        return About.model_validate(yaml.safe_load(text) or {})
-    except (yaml.YAMLError, ValidationError) as error:
-        first: Any = error.errors()[0] if isinstance(error, ValidationError) else None
-        where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else " ".join(str(error).split())
+        return About.model_validate(read_yaml(path))
+    except ValidationError as error:
         known = ", ".join(About.model_fields)
-        raise DataError(f"{path} cannot be used ({where}). It may state {known}.") from None
+        raise DataError(f"{path} cannot be used ({first_problem(error)}). It may state {known}.") from None
 
 
 def score_files(

@@ -28,6 +28,7 @@ from bench.metrics.aggregate import COUNTS, NOT_METRICS, summarise
 from bench.metrics.classification import CALL_COLUMNS, summarise_calls
 from bench.metrics.confusion import dice_of
 from bench.outputs import check_outputs
+from bench.settings import first_problem
 from bench.tracking.tags import SHARED, Tag, scored_by_slice
 from bench.types import Fold, RunRecord
 
@@ -99,9 +100,7 @@ def read_published(folder: Path) -> Published:
         file = read_small(folder / RUNS, "the published file", "Give a folder that `bench publish` wrote.")
         content = _File.model_validate_json(file)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise DataError(f"{folder / RUNS} does not have format {FORMAT}: {where}: {first['msg']}.") from None
+        raise DataError(f"{folder / RUNS} does not have format {FORMAT}: {first_problem(error)}.") from None
     cases, slices = _tables(folder / CASES), _tables(folder / SLICES)
     runs: dict[str, RunRecord] = {}
     splits: dict[str, pd.DataFrame] = {}

@@ -22,6 +22,7 @@ from bench import registry
 from bench.config import RunConfig
 from bench.errors import BadSetting, StoreError
 from bench.files import read_json, write_atomically
+from bench.settings import first_problem
 from bench.structures import Structures
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
@@ -98,9 +99,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         _Description.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise StoreError(f"{folder / DESCRIPTION} is not valid: {where}: {first['msg']}. {_WAY_OUT}") from None
+        raise StoreError(f"{folder / DESCRIPTION} is not valid: {first_problem(error)}. {_WAY_OUT}") from None
     return dict(content)
 
 

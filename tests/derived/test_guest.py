@@ -131,12 +131,22 @@ def test_probabilities_are_scored_and_kept(store, soft):
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("modell: unet", "modell: Extra inputs"), ("epochs: -1", "epochs: Input should be greater"), ("a: [", "a:")],
+    [("modell: unet", "modell: Extra inputs"), ("epochs: -1", "epochs: Input should be greater")],
 )
 def test_what_the_author_may_not_state_is_named(text, reason, tmp_path: Path):
     path = tmp_path / "about.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=r"about\.yaml cannot be used") as caught:
         read_about(path)
-    assert reason.split(":")[0] in str(caught.value)
+    assert reason in str(caught.value)
     assert "It may state model, encoder, loss" in str(caught.value)
+
+
+def test_what_the_author_states_is_read_as_all_settings_are(tmp_path: Path):
+    path = tmp_path / "about.yaml"
+    path.write_text("version: 2.5\nnote: off\nimages: 1e5\n")
+    stated = read_about(path)
+    assert (stated.version, stated.note, stated.images) == ("2.5", "off", 1e5)
+    path.write_text("a: &a [x]\nnote: [*a, &b [*b]]\n")
+    with pytest.raises(DataError, match=r"about\.yaml is not YAML: its aliases repeat values without end"):
+        read_about(path)

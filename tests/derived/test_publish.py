@@ -299,7 +299,7 @@ def _other_fold(table: pd.DataFrame) -> pd.DataFrame:
         (_table("split-*.csv", _other_fold), "holds the folds of split"),
         (_table("split-*.csv", _first("part", "test")), "holds the folds of split|shares patients"),
         (lambda folder: (folder / "runs.json").unlink(), r"runs\.json cannot be read"),
-        (lambda folder: (folder / "runs.json").write_text("{"), "does not have format 1: file: Invalid JSON"),
+        (lambda folder: (folder / "runs.json").write_text("{"), "format 1: the whole file: Invalid JSON"),
         (lambda folder: (folder / "cases.csv").unlink(), "has no cases.csv"),
     ],
 )

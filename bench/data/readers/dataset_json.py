@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from bench.errors import DataError
 from bench.files import read_json
+from bench.settings import first_problem
 
 
 class Description(BaseModel):
@@ -26,9 +27,7 @@ def read_description(root: Path) -> Description:
     try:
         return Description.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file} cannot be read ({where}: {first['msg']}). Fix or remove it.") from None
+        raise DataError(f"{file} cannot be read ({first_problem(error)}). Fix or remove it.") from None
 
 
 def stated_structures(description: Description) -> dict[str, tuple[int, ...]]:
