@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from bench.data.mask_units import Unit, slice_units, whole_units
 from bench.data.pack import Pack
 from bench.data.readers import itk
 from bench.data.readers.dataset_json import read_description, stated_structures
@@ -28,24 +28,10 @@ from bench.data.readers.images import SUFFIXES, read_pixels
 from bench.data.readers.mask_values import to_labels
 from bench.data.source import Source, format_shape, walk
 from bench.errors import DataError
-from bench.formatting import file_stem, join_first
+from bench.formatting import join_first
 from bench.masks import Mask
-from bench.structures import Structures
 
 MOST = 20  # problems that are listed
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one file of masks may hold: some rows of a pack, all of one patient.
-
-    `names` are those that the file may have, without suffix. `label` is the file of the true labels of a volume.
-    """
-
-    case: str
-    names: tuple[str, ...]
-    rows: NDArray[np.int64]
-    label: Path | None = None
 
 
 @dataclass
@@ -56,29 +42,6 @@ class GuestMasks:
     empty: list[str] = field(default_factory=list)  # patients without any predicted pixel
     probabilities: dict[str, NDArray[np.float32]] | None = None  # (S, K, H, W), if they were read
     equal: list[str] = field(default_factory=list)  # pairs of patients whose masks are equal, as if one was copied
-
-
-def whole_units(source: Source) -> list[Unit]:
-    """Return the volumes of a data set, or else its patients; any tool accepts the last name of each."""
-    rows = defaultdict[Path | str, list[int]](list)
-    for row, entry in enumerate(source.slices):
-        rows[entry.case if entry.position is None else entry.mask or entry.image].append(row)
-    units = []
-    for key, own in rows.items():
-        case, label = source.slices[own[0]].case, key if isinstance(key, Path) else None
-        name = case if label is None else label.name.removesuffix(itk.volume_suffix(label))
-        units.append(Unit(case, tuple(dict.fromkeys((name, file_stem(name)))), np.array(own), label))
-    return units
-
-
-def slice_units(source: Source) -> list[Unit]:
-    """Return the slices of a data set whose files hold one slice each."""
-    units = []
-    for row, entry in enumerate(source.slices):
-        if entry.position is None:
-            stems = [path.stem.removesuffix("_mask") for path in (entry.image, entry.mask) if path]
-            units.append(Unit(entry.case, tuple(dict.fromkeys(stems)), np.array([row])))
-    return units
 
 
 def read_guest_masks(
@@ -133,25 +96,20 @@ class _Reader:
     axis: int
     problems: list[str]
     check_headers: bool
-    values: tuple[tuple[int, ...], ...] = ()
+    values: tuple[tuple[int, ...], ...] = field(init=False)  # of each structure
 
     def __post_init__(self) -> None:
-        structures = self.pack.structures
-        stated = stated_structures(read_description(self.folder))
-        self.values = (
-            structures.values if not stated or not structures.exclusive else self._stated(stated, structures)
-        )
-
-    def _stated(
-        self, stated: Mapping[str, tuple[int, ...]], structures: Structures
-    ) -> tuple[tuple[int, ...], ...]:
-        """Return the values that dataset.json beside the masks gives each structure. Raises `DataError`."""
+        """Take the values that dataset.json beside the masks states, or those of the data. Raises `DataError`."""
+        structures, stated = self.pack.structures, stated_structures(read_description(self.folder))
+        if not stated or not structures.exclusive:
+            self.values = structures.values
+            return
         if missing := [name for name in structures.names if name not in stated]:
             raise DataError(
                 f"{self.folder / 'dataset.json'} names the labels {join_first(stated)}, but the data set has "
                 f"{join_first(structures.names)}: {missing[0]} is missing. Fix it, or remove the file."
             )
-        return tuple(stated[name] for name in structures.names)
+        self.values = tuple(stated[name] for name in structures.names)
 
     def match(self, units: Sequence[Unit], cases: frozenset[str]) -> list[tuple[Unit, dict[str, Path]]]:
         """Return each unit with its files by structure, `{"": file}` for a label map; report unknown names."""
@@ -243,22 +201,18 @@ class _Reader:
     def read_masks(self, unit: Unit, files: Mapping[str, Path]) -> Mask:
         """Return the masks (S, K, H, W) of a unit on its own grid. Raises `DataError`."""
         structures, size = self.pack.structures, self._size(unit)
-        if structures.exclusive:
-            stored = {"": self._read_file(unit, files[""], size)}
-        else:
+        if not structures.exclusive:
             if missing := [name for name in structures.names if f"_{name}" not in files]:
                 raise DataError(f"{next(iter(files.values()))} has no partner for {missing[0]}")
-            stored = {end: self._read_file(unit, path, size) for end, path in files.items()}
-        masks = []
-        for name, values in zip(structures.names, self.values, strict=True):
-            labels = stored["" if structures.exclusive else f"_{name}"]
-            single = len(structures) == 1 or not structures.exclusive
-            masks.append(labels > 0 if single else np.isin(labels, values))
-        if structures.exclusive and len(structures) > 1:
-            known = {0, *(value for values in self.values for value in values)}
-            if unknown := sorted(set(np.unique(stored[""]).tolist()) - known):
-                raise DataError(f"{files['']} holds the value {unknown[0]}, which stands for no structure")
-        return np.stack(masks, 1)
+            each = [self._read_file(unit, files[f"_{name}"], size) > 0 for name in structures.names]
+            return np.stack(each, 1)
+        labels = self._read_file(unit, files[""], size)
+        if len(structures) == 1:
+            return labels[:, None] > 0
+        known = {0, *(value for values in self.values for value in values)}
+        if unknown := sorted(set(np.unique(labels).tolist()) - known):
+            raise DataError(f"{files['']} holds the value {unknown[0]}, which stands for no structure")
+        return np.stack([np.isin(labels, values) for values in self.values], 1)
 
     def _read_file(self, unit: Unit, path: Path, size: tuple[int, int]) -> NDArray[Any]:
         """Return the labels (S, H, W) of a file. Raises `DataError` if its grid is not that of the data."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.data.guest_masks import whole_units
+from bench.data.mask_units import whole_units
 from bench.data.pack import Pack
 from bench.data.readers import itk
 from bench.data.source import Source

@@ -14,7 +14,7 @@ import pandas as pd
 from bench.config import RunConfig
 from bench.console import Display, console
 from bench.data.fingerprints import shared_images
-from bench.data.guest_masks import whole_units
+from bench.data.mask_units import whole_units
 from bench.data.nnunet_export import export_nnunet
 from bench.data.pack import Pack
 from bench.data.split_files import NNUNET_NOTE, SplitFormat, split_text
