@@ -26,21 +26,21 @@ FIRST = 10.0  # seconds until the first line of progress where there is no termi
 REFRESH = 0.5  # seconds between updates of a notebook
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return standard output or standard error, without colours and bold letters if `NO_COLOR` is set.
+def console() -> Console:
+    """Return standard output, without colours and bold letters if `NO_COLOR` is set.
 
     Where it is not a terminal it has the width `COLUMNS`, by default 200.
     """
     plain_text = bool(os.environ.get("NO_COLOR"))
-    screen = Console(stderr=stderr, highlight=False, color_system=None if plain_text else "auto")
+    screen = Console(highlight=False, color_system=None if plain_text else "auto")
     if not screen.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         screen.width = 200
     return screen
 
 
-def print_text(text: str, screen: Console | None = None) -> None:
+def print_text(text: str) -> None:
     """Print a sentence: wrapped between words on a terminal, on one line elsewhere."""
-    screen = screen or console()
+    screen = console()
     screen.print(Text(plain(text)), soft_wrap=not screen.is_terminal)
 
 

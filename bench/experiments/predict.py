@@ -152,9 +152,7 @@ def _find_patients(inputs: Sequence[Path], models: FoldModels) -> list[_PatientI
 
 def _refuse_folder_of_volumes(path: Path) -> None:
     """Raise `DataError` if a folder holds no images, but folders of volumes: it names the one to pass."""
-    folders = [
-        each for each in sorted(path.iterdir()) if each.is_dir() and any(map(itk.volume_suffix, each.iterdir()))
-    ]
+    folders = itk.folders_of_volumes(path)
     if folders and not list_images(path):
         scans = next((each for each in folders if not is_mask_name(f"{each.name}/a")), folders[0])
         names = join_first(each.name for each in folders)

@@ -20,11 +20,11 @@ from bench.data.readers.itk import (
     are_aligned,
     find_volumes,
     finest_axis,
+    folders_of_volumes,
     group_channels,
     read_array,
     read_grid,
     read_volume,
-    volume_suffix,
 )
 from bench.data.readers.mask_values import LabelMap, Value, Values, as_tuples
 from bench.data.readers.patient_folders import UNKNOWN
@@ -159,9 +159,7 @@ def _pair_files(
 ) -> tuple[dict[str, tuple[Path, ...]], dict[str, Path]]:
     """Return the image files and the label file of each case. Raises `DataError`."""
     way = "Set dataset.images and dataset.labels to the two folders."
-    folders = [
-        path for path in sorted(root.iterdir()) if path.is_dir() and any(map(volume_suffix, path.iterdir()))
-    ]
+    folders = folders_of_volumes(root)
     if folders and not any((root / name).is_dir() for name in (images, labels)):
         way = (
             f"It holds {len(folders)} folder(s) of volumes, such as {folders[0].name}. Copy or link those "

@@ -53,6 +53,12 @@ def volume_suffix(path: Path) -> str:
     return next((path.name[-len(end) :] for end in SUFFIXES if path.name.lower().endswith(end)), "")
 
 
+def folders_of_volumes(root: Path) -> list[Path]:
+    """Return the subfolders of a folder that hold volumes."""
+    folders = (path for path in sorted(root.iterdir()) if path.is_dir())
+    return [folder for folder in folders if any(map(volume_suffix, folder.iterdir()))]
+
+
 def group_channels(
     volumes: Mapping[str, Path], cases: Iterable[str] = (), report: Report = refuse
 ) -> dict[str, tuple[Path, ...]]:
