@@ -37,8 +37,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to results at the copies in the site."""
-    return re.sub(r"\]\(\.\./((?:\.\./)*)benchmarks/", r"](\1benchmarks/", markdown)
+    """Point links between docs/ and results at their places in the site; MkDocs knows no escaped `<`."""
+    to_results = re.sub(r"\]\(\.\./((?:\.\./)*)benchmarks/", r"](\1benchmarks/", markdown)
+    return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", to_results).replace("\\<", "&lt;")
 
 
 def notebook_page(path: Path) -> str:

@@ -81,6 +81,13 @@ def compare(
     return comparison
 
 
+WEIGHTS: dict[str | None, str | None] = {
+    "None": "",
+    "scratch": "",
+    "not stated": None,
+}  # a setting, and what a tool's author states
+
+
 def _side(run: Run) -> Side:
     params = run.data.params
     derived = is_derived(run.data.tags, params)
@@ -89,7 +96,7 @@ def _side(run: Run) -> Side:
         name=plain(str(run.info.run_name)),
         run_id=run.info.run_id,
         images=run.data.metrics.get("cost/images", math.nan),
-        weights="" if weights == "None" else weights,
+        weights=WEIGHTS.get(weights, weights),
         derived=derived,
         post_hoc=Tag.POST_HOC in run.data.tags,
     )

@@ -6,6 +6,7 @@ import json
 import math
 from math import nan
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from bench.data.datasets.phantom import write_phantom
 from bench.data.pack import Pack, load_or_pack
 from bench.errors import BadSetting, DataError, UnknownName
 from bench.formatting import SYNTHETIC_WARNING
-from bench.reports.comparison import compare, draw_comparison, print_comparison
+from bench.reports.comparison import _side, compare, draw_comparison, print_comparison
 from bench.stats import FoldComparison, Interval, PairedComparison
 from bench.tracking import Store, find_run, open_run
 from tests.fakes import pack_of
@@ -533,3 +534,18 @@ def test_a_patient_without_one_structure_counts_for_the_other():
     rim = [0.5, np.nan, 0.5, 0.5, 0.5]
     comparison = compare_cases(of_structures(SCORES[0], rim), of_structures(SCORES[1], rim), sides=(A, B))
     assert [(g.name, g.n) for g in comparison.strata if g.kind == "structure"] == [("core", 5), ("rim", 4)]
+
+
+@pytest.mark.parametrize(
+    ("params", "weights"),
+    [
+        ({"model.weights": "None"}, ""),
+        ({"model.weights": "imagenet"}, "imagenet"),
+        ({"guest.weights": "scratch"}, ""),
+        ({"guest.weights": "not stated"}, None),
+    ],
+)
+def test_initial_weights_of_a_run_scored_from_files_are_those_stated(params, weights):
+    data = SimpleNamespace(params=params, tags={}, metrics={})
+    run = SimpleNamespace(data=data, info=SimpleNamespace(run_name="a", run_id="1"))
+    assert _side(run).weights == weights
