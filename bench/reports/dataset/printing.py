@@ -41,6 +41,8 @@ def audit_config(config: RunConfig) -> Audit:
 def print_audit(report: Audit, *, verbose: bool = False) -> None:
     """Print the findings of an audit. Those of one kind share a line, unless `verbose`."""
     for name, value in report.facts.items():
+        if value in ({}, []):
+            continue  # nothing was read
         print_text(f"{name.replace('_', ' ')}: {_fact(value, verbose)}")
     shortened = False
     for kind, findings in (("warning", report.warnings), ("error", report.errors)):
