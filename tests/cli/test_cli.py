@@ -173,7 +173,7 @@ def test_a_setting_named_like_an_option_is_answered_with_both(key, message):
     assert refused("run", "--set", f"{key}=5") == message
 
 
-def test_options_of_run_set_what_they_are_listed_for(monkeypatch):
+def test_options_of_run_set_what_they_are_listed_for(monkeypatch, tmp_path: Path):
     seen = []
 
     def stop(config, **_):
@@ -182,7 +182,7 @@ def test_options_of_run_set_what_they_are_listed_for(monkeypatch):
 
     monkeypatch.setattr("bench.experiments.run.execute", stop)
     values = {flag: "3" for flag in FLAGS.values()} | {"--model": "fpn", "--encoder": "resnet18", "--loss": "dice"}
-    values |= {"--dataset": "lgg", "--image-size": "32", "--device": "cpu", "--lr": "3.0"}
+    values |= {"--dataset": "lgg", "--image-size": "32", "--device": "cpu", "--lr": "3.0", "--data": str(tmp_path)}
     del values["--deterministic"], values["--plugin"]
     bench("run", "--deterministic", *(word for pair in values.items() for word in pair))
     (config,) = seen
