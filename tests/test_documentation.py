@@ -229,7 +229,7 @@ def made_small(words: list[str]) -> list[str]:
             if not {"--data", "--dataset"} & has:
                 words += [word for key, value in PHANTOM.items() for word in ("--set", f"dataset.{key}={value}")]
             if not {"split=institutions", "split=file"} & has:
-                words += ["--folds", "3"]
+                words += ["--folds", "2"]
             if not {"--encoder", "--plugin", "classifier"} & has:
                 words += SMALL_UNET
         case "search":

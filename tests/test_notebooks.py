@@ -64,6 +64,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace('"epochs": 20', '"epochs": 1')  # the stored outputs are of the whole
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=where).execute()
     assert (tmp_path / "mlruns" / "mlflow.db").is_file()
