@@ -75,12 +75,6 @@ class Structures:
         """Return `label_maps` for image files: a single structure is 0 and 255, as most tools show and read it."""
         return self.label_maps(masks) if len(self) > 1 else {"": masks[:, 0].astype(np.uint8) * np.uint8(255)}
 
-    def index(self, name: str) -> int:
-        """Return the position of a structure. Raises `UnknownName`."""
-        if name not in self.names:
-            raise unknown_structure(name, self.names, "it has no name")
-        return self.names.index(name)
-
 
 TUMOUR = Structures()  # of data sets that name none
 

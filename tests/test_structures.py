@@ -136,12 +136,6 @@ def test_structures_that_cannot_be_are_refused_with_what_was_typed(values, exclu
         make_structures(values, exclusive)
 
 
-def test_an_unknown_structure_is_answered_with_the_known_ones():
-    assert make_structures({"anterior": [1], "posterior": [2]}).index("posterior") == 1
-    with pytest.raises(UnknownName, match=r"no structure 'postrior'; there is anterior, posterior\. Did you mean"):
-        make_structures({"anterior": [1], "posterior": [2]}).index("postrior")
-
-
 def test_a_sentence_names_a_single_structure_and_none_of_several():
     assert (Structures().noun, numbered(2).noun) == ("tumour", "a structure")
 

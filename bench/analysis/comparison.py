@@ -61,7 +61,8 @@ class Comparison:
     tumour_pixels and the groups. `undefined` names the patients with tumour and without a score: a model's
     predictions decide who they are. `healthy` is a sentence on such patients without tumour. `losses` is the share
     of patients where B is better. `rank_biserial` is the matched-pairs correlation (Kerby 2014), `d_z` the mean
-    difference in its standard deviations (Cohen 1988).
+    difference in its standard deviations (Cohen 1988). `noun` is the structure that counts, or 'structure' for the
+    mean over several.
     """
 
     a: Side
@@ -78,6 +79,7 @@ class Comparison:
     procedure: FoldComparison
     strata: tuple[GroupDifference, ...]
     claim: str
+    noun: str
 
     @property
     def ties(self) -> float:
@@ -149,6 +151,7 @@ def compare_cases(
             *_compare_groups(patients, [] if groups is None else list(groups.columns), scale, noun),
         ),
         claim=claim(paired, losses, procedure, scale, len(undefined), notes),
+        noun=noun,
     )
 
 

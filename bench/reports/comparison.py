@@ -168,12 +168,10 @@ def _group_rows(comparison: Comparison, *, structures: bool) -> list[dict[str, s
 
 
 def _extreme_rows(comparison: Comparison) -> list[dict[str, str]]:
-    several = "[" in comparison.scale.metric or any(group.kind == STRUCTURE for group in comparison.strata)
-    noun = "structure" if several else "tumour"
     return [
         {"A": effect, "patient": row["case"], "fold": str(row["fold"])}
         | _means(row["a"], row["b"], row["difference"], comparison.scale.digits, "A's", "B's")
-        | {f"{noun} pixels": f"{row['tumour_pixels']:,}"}
+        | {f"{comparison.noun} pixels": f"{row['tumour_pixels']:,}"}
         for effect, side in (("gains", 1), ("loses", -1))
         for row in comparison.largest(side).to_dict("records")
     ]
