@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Statistic = Callable[[NDArray[np.float64]], float]
 BLOCK = 100  # rows that are resampled at once, which bounds the memory
@@ -114,9 +114,9 @@ def clustered_statistic_interval(
 
     # SciPy warns where all resamples agree, and divides by zero where leaving out any cluster changes nothing.
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         numbers = np.arange(len(names), dtype=np.float64)
-        bootstrap = stats.bootstrap((numbers,), of_drawn, vectorized=False, **_bca(level, resamples, seed))
+        bootstrap = scipy.stats.bootstrap((numbers,), of_drawn, vectorized=False, **_bca(level, resamples, seed))
     replicates = bootstrap.bootstrap_distribution
     if np.ptp(replicates) <= 1e-12:
         return Interval(float(replicates[0]), float(replicates[0]))
@@ -140,7 +140,7 @@ def compare_paired(
     return PairedComparison(
         difference=float(d.mean()) if d.size else np.nan,
         interval=interval(d, level=level, resamples=resamples, seed=seed),
-        p=float(stats.wilcoxon(d).pvalue) if d.any() else 1.0,
+        p=float(scipy.stats.wilcoxon(d).pvalue) if d.any() else 1.0,
         wins=float((d > 0).mean()) if d.size else np.nan,
         n=d.size,
     )
@@ -180,10 +180,10 @@ def corrected_resampled_t_test(
     if deviation <= 1e-12:  # all folds agree
         probabilities = float(mean > rope), float(abs(mean) <= rope), float(mean < -rope)
         return FoldComparison(mean, Interval(mean, mean), float(abs(mean) <= 1e-12), *probabilities, d.size)
-    posterior = stats.t(d.size - 1, loc=mean, scale=deviation)
+    posterior = scipy.stats.t(d.size - 1, loc=mean, scale=deviation)
     low, high = posterior.interval(level)
     worse, better = float(posterior.cdf(-rope)), float(posterior.sf(rope))
-    p = float(2 * stats.t.sf(abs(mean) / deviation, d.size - 1))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / deviation, d.size - 1))
     return FoldComparison(mean, Interval(float(low), float(high)), p, better, 1 - better - worse, worse, d.size)
 
 
@@ -211,7 +211,9 @@ def _intervals_of_means(
     units = np.arange(sums.shape[1], dtype=np.float64)
     for rows in np.split(spread, range(BLOCK, len(spread), BLOCK)) if len(spread) else ():
         of_drawn = partial(_pooled_means, sums[rows], sizes[rows])
-        made = stats.bootstrap((units,), of_drawn, vectorized=True, batch=1000, **_bca(level, resamples, seed))
+        made = scipy.stats.bootstrap(
+            (units,), of_drawn, vectorized=True, batch=1000, **_bca(level, resamples, seed)
+        )
         for row, (low, high) in zip(rows, np.column_stack(made.confidence_interval), strict=True):
             found[row] = Interval(float(low), float(high))
     return found

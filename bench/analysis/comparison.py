@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from bench import registry
 from bench.analysis.claims import MetricScale, Side, claim, describe_healthy, list_caveats
@@ -168,7 +168,7 @@ def scale_of(primary: str) -> MetricScale:
 def rank_biserial(differences: NDArray[np.float64]) -> float:
     """Return the favourable minus the unfavourable share of the rank sum (Kerby 2014); NaN if no pair differs."""
     d = differences[differences != 0]
-    ranks = stats.rankdata(np.abs(d))
+    ranks = scipy.stats.rankdata(np.abs(d))
     return float((ranks * np.sign(d)).sum() / ranks.sum()) if d.size else math.nan
 
 

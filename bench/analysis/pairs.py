@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special, stats
 
 from bench.stats import Interval, holm
 
@@ -42,11 +42,11 @@ def _wilcoxon_rows(d: Floats) -> tuple[Floats, Floats]:
         some = counts > 0
         n = counts[some]
         spread = np.sqrt((n * (n + 1) * (2 * n + 1) - ties[some] / 2) / 24)
-        p[some] = 2 * special.ndtr(-np.abs(sums[some] / 2) / spread)
+        p[some] = 2 * scipy.special.ndtr(-np.abs(sums[some] / 2) / spread)
         return p, sums
     for alike in (plain, ~plain & (counts > 0)):  # SciPy chooses one method for all rows of a call
         for rows in np.split(np.flatnonzero(alike), range(16, alike.sum(), 16)):  # permuting many takes memory
-            p[rows] = stats.wilcoxon(d[rows], axis=1).pvalue if len(rows) else 1
+            p[rows] = scipy.stats.wilcoxon(d[rows], axis=1).pvalue if len(rows) else 1
     return p, sums
 
 
@@ -84,7 +84,7 @@ def bootstrap_p_values(values: Floats, resampled: Floats, patients: int) -> Floa
         errors = np.std(resampled[a] - resampled[a + 1 :], axis=1) * math.sqrt(patients / (patients - 1))
         gaps = np.abs(values[a] - values[a + 1 :])
         with np.errstate(divide="ignore", invalid="ignore"):
-            tested = 2 * stats.t.sf(gaps / errors, patients - 1)
+            tested = 2 * scipy.stats.t.sf(gaps / errors, patients - 1)
         p[a, a + 1 :] = np.where(gaps > 1e-12, np.where(errors > 0, tested, 2.0 ** (1 - patients)), 1)
     return np.where(np.triu(np.ones_like(p, dtype=bool), 1), p, p.T)
 

@@ -13,8 +13,8 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 from bench.analysis.cohort import CohortSpread
 from bench.analysis.pairs import ALPHA
@@ -43,7 +43,7 @@ def detection_rate(studies: Floats, gap: float, tests: int = 1) -> float:
     The gap is added to each difference. `tests` is the number of comparisons: 0.05 / tests is the level of the
     first and strictest step of Holm.
     """
-    p = stats.wilcoxon(studies + gap, axis=1, method="asymptotic", keepdims=True).pvalue
+    p = scipy.stats.wilcoxon(studies + gap, axis=1, method="asymptotic", keepdims=True).pvalue
     return float((p < ALPHA / tests).mean())
 
 
@@ -67,9 +67,11 @@ def smallest_training_gap(spread: float, *, folds: int, power: float = 0.8, test
     `spread` is the standard deviation of the mean differences of folds, averaged over seeds. The test corrects the
     standard error of their mean, so the noncentral t has unit scale. Infinite if the gap is above 1.
     """
-    critical = float(stats.t.isf(ALPHA / tests / 2, folds - 1))
+    critical = float(scipy.stats.t.isf(ALPHA / tests / 2, folds - 1))
     error = spread * math.sqrt(1 / folds + 1 / (folds - 1))
-    noncentrality = optimize.brentq(lambda x: stats.nct.sf(critical, folds - 1, x) - power, 0, 100 * critical)
+    noncentrality = scipy.optimize.brentq(
+        lambda x: scipy.stats.nct.sf(critical, folds - 1, x) - power, 0, 100 * critical
+    )
     gap = float(noncentrality) * error
     return gap if gap <= 1 else math.inf
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 
@@ -32,9 +32,9 @@ def mean_ranks(scores: Floats, distinct: NDArray[np.bool_], *, higher: bool) -> 
     Equal scores of a patient share the mean of their ranks.
     """
     rounded = np.round(scores, 12)
-    ranks = stats.rankdata(-rounded if higher else rounded, axis=0).mean(1)
+    ranks = scipy.stats.rankdata(-rounded if higher else rounded, axis=0).mean(1)
     testable = len(scores) > 2 and bool((np.ptp(rounded, axis=0) > 0).any())
-    friedman = float(stats.friedmanchisquare(*rounded).pvalue) if testable else math.nan
+    friedman = float(scipy.stats.friedmanchisquare(*rounded).pvalue) if testable else math.nan
     return MeanRanks(ranks, friedman, tuple(maximal_cliques(~distinct)))
 
 
