@@ -58,7 +58,7 @@ class LoggedPredictor:
 
     def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return float32 (S, K, H, W) of all slices of one patient."""
-        return np.float32(self.logged[self.cases[rows[0]]]) / self.scale
+        return self.logged[self.cases[rows[0]]].astype(np.float32) / self.scale
 
 
 def ensemble(
@@ -124,7 +124,7 @@ def _predict_folds(
         for fold, members in split.groupby("fold"):
             models = [FoldModels([folder], device) for folder in folders[fold]]
             predictor = MeanPredictor(
-                [each.predictor(pack, tta=tta, tick=display.packing) for each in models] + guests,
+                [*(each.predictor(pack, tta=tta, tick=display.packing) for each in models), *guests],
                 pack,
                 device,
                 lambda: display.bar(next(done), of, "predicting", "patients"),
