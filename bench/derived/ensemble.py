@@ -58,7 +58,7 @@ class LoggedPredictor:
 
     def probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return float32 (S, K, H, W) of all slices of one patient."""
-        return self.logged[self.cases[rows[0]]].astype(np.float32) / self.scale
+        return self.logged[self.cases[rows[0]]].astype(np.float32) / np.float32(self.scale)
 
 
 def ensemble(
