@@ -710,6 +710,9 @@ def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, t
     assert bench("leaderboard", "--tracking-uri", uri) == ""  # half a run is not ranked
 
 
+SEARCHES = Path(__file__).parents[2] / "benchmarks" / "search"
+
+
 @pytest.mark.parametrize(
     ("words", "file"),
     [
@@ -717,11 +720,8 @@ def test_an_interrupted_run_is_killed_and_keeps_its_finished_folds(home, name, t
         (["report", "--out", "out.html"], "out.html"),
         (["compare", "one", "other", "--out", "out"], "out/comparison.png"),
         (["suite", "benchmarks/smoke.yaml", "--out", "out.md"], "out.md"),
-        (
-            ["search", str(Path(__file__).parents[2] / "benchmarks/search/unet.yaml"), "--out", "best.yaml"],
-            "best.yaml",
-        ),
-        (["data", "describe", "nowhere", "--html", "out.html"], "out.html"),
+        (["search", str(SEARCHES / "unet.yaml"), "--data", ".", "--out", "best.yaml"], "best.yaml"),
+        (["data", "describe", ".", "--html", "out.html"], "out.html"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
