@@ -287,7 +287,11 @@ def predict(
     plugin: Plugin = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Predict masks and overlays (PNG). Masks of images are TIFF of 0 and 255, masks of volumes hold 0 and 1."""
+    """Predict masks and overlays (PNG).
+
+    Masks of one structure hold 0 and 255 in images (TIFF), and 0 and 1 in volumes. Masks of several structures hold
+    the labels of the data set, or are a file for each if structures may overlap.
+    """
     from bench import api
 
     predictions = api.predict(
