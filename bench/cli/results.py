@@ -289,8 +289,8 @@ def predict(
 ) -> None:
     """Predict masks and overlays (PNG).
 
-    Masks of one structure hold 0 and 255 in images (TIFF), and 0 and 1 in volumes. Masks of several structures hold
-    the labels of the data set, or are a file for each if structures may overlap.
+    Masks of one structure hold 0 and 255 in images (TIFF), and 0 and 1 in volumes. Masks of several structures
+    hold the labels of the data set, or are a file for each if structures may overlap.
     """
     from bench import api
 

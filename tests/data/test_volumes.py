@@ -98,8 +98,9 @@ def test_channels_may_be_a_fourth_axis_and_a_case_may_be_named_like_a_channel(tm
     write(tmp_path / "imagesTr/scan_0007.nii.gz", both)
     (tmp_path / "labelsTr").mkdir()
     itk.WriteImage(itk.GetImageFromArray(truth()), str(tmp_path / "labelsTr/scan_0007.nii.gz"))
-    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w"}, "licence": "CC0"}))
     source = load_source(tmp_path, window=[0, 255], patient="(.*)")
+    assert source.licence == "CC0"
     assert source.notes == ()  # the position of four axes is that of the first three
     assert {s.case for s in source.slices} == {"scan_0007"}
     assert source.channels == ("flair", "t1w")

@@ -576,6 +576,20 @@ def test_structures_of_a_row_with_several_seeds_have_their_interval():
     assert len(drawn.all("line")) == 1
 
 
+def test_institutions_that_nobody_knows_are_not_drawn():
+    board = SimpleNamespace(
+        higher_is_better=True, rows=[SimpleNamespace(name="unet")], primary="dice", structure=None
+    )
+    scores = np.array([[0.2, 0.8]])
+    known, unknown = (
+        tree(figures.draw_heat_map(board, ["a", "b"], names, scores, linked=False)).all("rect")
+        for names in (["CS", "DU"], ["unknown", "unknown"])
+    )
+    assert len(known) - len(unknown) == 4  # two cells of the strip, two swatches of its key
+    tips = [each.attributes["data-tip"] for each in unknown if "data-tip" in each.attributes]
+    assert tips == ["a · unet · Dice 0.200", "b · unet · Dice 0.800"]
+
+
 def test_two_structures_have_outlines_and_a_dice_each_without_padding():
     truth, mask = np.zeros((2, 1, 2, 4, 8), bool)
     truth[0, 0, 0, 0:4] = mask[0, 0, 0, 0:2] = truth[0, 1, 1, 0:2] = mask[0, 1, 1, 0:2] = True
@@ -588,7 +602,7 @@ def test_two_structures_have_outlines_and_a_dice_each_without_padding():
     (piece,) = shown.data["slices"]
     assert piece["truth"] == [outlines(own) for own in truth[0, :, :3, :6]]
     assert piece["masks"] == [[outlines(own) for own in mask[0, :, :3, :6]]]
-    assert "core on 1 of 1 slices, 4 pixels · rim on 1 of 1 slices, 2 pixels" in shown.data["about"]
+    assert shown.data["about"].endswith("core on 1 of 1 slices, 4 pixels · rim on 1 of 1 slices, 2 pixels")
     page = gallery_html("g", ["unet"], [shown], two.names)
     assert [page.count(f'<span class="key s{k}">{name}</span>') for k, name in enumerate(two.names)] == [1, 1]
 

@@ -68,15 +68,15 @@ def volumes(
 
     `folder`/`images` holds <case>_0000.nii.gz, <case>_0001.nii.gz ..., one file per channel, or <case>.nii.gz of
     one channel or with channels as a fourth axis; `folder`/`labels` holds <case>.nii.gz. An optional dataset.json
-    names the channels and the values of the structures. `structures` names them by hand, as in {anterior: 1,
-    posterior: 2} or, for regions, {tumour: [1, 2, 4], core: [1, 4]}; regions that share a value overlap, and
-    `exclusive` = false lets others overlap too. Without any names the only structure is every value above 0, or
-    the value `label`. Grey levels become 8 bits: from the 0.5 to the 99.5 percentile of each volume and channel,
-    or between the two levels of `window`, such as [-160, 240] for CT. A volume is one patient, unless `patient`
-    groups several: a regular expression for <case> whose group is the patient; or `patients` is a table below
-    `folder`, such as patients.csv, with the columns image (<case>) and patient. Slices are cut along `axis` of the
-    file (0, 1 or 2), by default the one that leaves the finest pixels. Slices of several sizes are padded to the
-    largest, and scored on their own grid; `resize` resizes all to that many pixels square instead. Raises
+    names the channels, the licence and the values of the structures. `structures` names these by hand, as in
+    {anterior: 1, posterior: 2} or, for regions, {tumour: [1, 2, 4], core: [1, 4]}; regions that share a value
+    overlap, and `exclusive` = false lets others overlap too. Without any names the only structure is every value
+    above 0, or the value `label`. Grey levels become 8 bits: from the 0.5 to the 99.5 percentile of each volume
+    and channel, or between the two levels of `window`, such as [-160, 240] for CT. A volume is one patient, unless
+    `patient` groups several: a regular expression for <case> whose group is the patient; or `patients` is a table
+    below `folder`, such as patients.csv, with the columns image (<case>) and patient. Slices are cut along `axis`
+    of the file (0, 1 or 2), by default the one that leaves the finest pixels. Slices of several sizes are padded
+    to the largest, and scored on their own grid; `resize` resizes all to that many pixels square instead. Raises
     `BenchError` for problems that must be fixed.
     """
     if window is not None and not window[0] < window[1]:
@@ -120,7 +120,7 @@ def volumes(
         slices=tuple(slices),
         read=_Reader({scans[case][0]: scans[case] for case in grids}, found, window, along, resize),
         channels=channel_names(description, next((grid.channels for grid in grids.values()), 1)),
-        licence="not stated",
+        licence=description.licence or "not stated",
         notes=tuple(notes),
         variant=f"{label} {window} {resize} {along} {structures}",
         structures=found.structures,

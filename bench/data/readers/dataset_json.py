@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from bench.errors import DataError
 from bench.files import read_json
@@ -17,6 +17,7 @@ class Description(BaseModel):
     channel_names: dict[str, str] = {}
     modality: dict[str, str] = {}
     labels: dict[str, int | tuple[int, ...] | str] = {}
+    licence: str = Field("", validation_alias=AliasChoices("licence", "license"))
 
 
 def read_description(root: Path) -> Description:

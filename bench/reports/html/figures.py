@@ -15,6 +15,7 @@ from bench.analysis.board import Board
 from bench.analysis.calibration import Trust
 from bench.analysis.score_facts import digits_of
 from bench.analysis.significance import MeanRanks
+from bench.data.readers.patient_folders import UNKNOWN
 from bench.formatting import NAMES, between, decimal
 from bench.reports.dataset.figures import HUES, SHADES, shortened
 from bench.reports.html.svg import COLOURS, FAINT, INK, RULE, Axis, Plot, element, line, row_style, svg_image, text
@@ -166,7 +167,7 @@ def _validation_curve(history: pd.DataFrame) -> tuple[Floats, Floats]:
 def draw_heat_map(
     board: Board, cases: Sequence[str], institutions: Sequence[str], scores: Floats, *, linked: bool
 ) -> str:
-    """Draw a cell for each row and patient, patients from the hardest to the easiest, institutions on top.
+    """Draw a cell for each row and patient, patients from the hardest to the easiest, known institutions on top.
 
     If `linked`, a click on a cell shows its patient in the gallery.
     """
@@ -174,19 +175,22 @@ def draw_heat_map(
     means = np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in scores.T])
     order = np.lexsort((np.array(cases), means if higher else -means))  # NaN comes last
     wide = float(np.clip((WIDTH - NAME) / len(cases), 12, 30))
-    swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(sorted(set(institutions)))}
+    known = sorted(set(institutions)) if set(institutions) != {UNKNOWN} else ()
+    swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(known)}
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     top, labels = 30, 18 + 6.4 * min(max(map(len, cases)), 22)
     parts = []
     for number, column in enumerate(order.tolist()):
         x, case, institution = NAME + wide * number, cases[column], institutions[column]
-        tip = f"{case} ({institution}): mean {format_score(board, float(means[column]))}"
-        colour = swatches[institution]
-        parts.append(element("rect", x=x, y=top - 12, width=wide, height=9, fill=colour, data_tip=tip))
+        if known:
+            tip = f"{case} ({institution}): mean {format_score(board, float(means[column]))}"
+            colour = swatches[institution]
+            parts.append(element("rect", x=x, y=top - 12, width=wide, height=9, fill=colour, data_tip=tip))
         for at, row in enumerate(board.rows):
             value = float(scores[at, column])
-            tip = f"{case} ({institution}) · {row.name} · {score_name(board)} {format_score(board, value)}"
+            who = f"{case} ({institution})" if known else case
+            tip = f"{who} · {row.name} · {score_name(board)} {format_score(board, value)}"
             data = {"data_value": repr(value), "data_patient": case if linked else None, "data_tip": tip}
             place = {"x": x, "y": top + 22 * at, "width": wide + 0.3, "height": 21}
             parts.append(element("rect", class_="cell", **place, **data, fill=_shade(value, low, high, higher)))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.data.pack import Pack, display_channel
+from bench.data.readers.patient_folders import UNKNOWN
 from bench.data.source import Pixels
 from bench.formatting import decimal, plain
 from bench.masks import Mask
@@ -80,13 +81,14 @@ def view_patient(pack: Pack, case: str, masks: Sequence[Mask]) -> PatientView:
         }
         for at, why in sorted(chosen.items())
     ]
-    about = f"institution {pack.index['institution'].to_numpy()[rows[0]]}"
+    institution = pack.index["institution"].to_numpy()[rows[0]]
+    facts = [f"institution {institution}"] if institution != UNKNOWN else []
     for name, own in zip(names, area.T, strict=True):
-        about += f" · {name} on {np.count_nonzero(own)} of {len(rows)} slices, {own.sum():,} pixels"
+        facts += [f"{name} on {np.count_nonzero(own)} of {len(rows)} slices, {own.sum():,} pixels"]
     means = mean_defined(dice)
     data = {
         "case": plain(case),
-        "about": plain(about),
+        "about": plain(" · ".join(facts)),
         "disagreement": None if disagreement is None else f"{disagreement:.2f}",
         "dice": [decimal(value) for value in means],
         "structures": [
