@@ -10,7 +10,6 @@ import numpy as np
 from bench.analysis.board import Board
 from bench.analysis.significance import mean_ranks
 from bench.analysis.strata import GroupMeans, mean_by_group
-from bench.data.readers.patient_folders import UNKNOWN
 from bench.formatting import between, decimal, join_first, p_value
 from bench.reports.dataset.page import SOURCES, UNSTATED
 from bench.reports.html import figures
@@ -157,7 +156,7 @@ def _patients(data: BoardData) -> Iterator[Part]:
     caption = (
         f"{score_name(data.board)} of each patient (column) in each row. Patients are sorted from the hardest to "
         "the easiest by their mean over rows. Dark is bad, and white is undefined."
-        f"{' The strip on top is the institution.' if set(institutions) != {UNKNOWN} else ''}"
+        f"{' The strip on top is the institution.' if figures.known_institutions(institutions) else ''}"
         f"{' Click a cell to see its patient in the gallery.' if linked else ''}"
     )
     columns = [(name, values) for name, values in zip(_names(data), data.scores, strict=True)]

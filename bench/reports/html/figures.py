@@ -164,6 +164,11 @@ def _validation_curve(history: pd.DataFrame) -> tuple[Floats, Floats]:
     return history["epoch"].to_numpy(np.float64), history[name].to_numpy(np.float64)
 
 
+def known_institutions(institutions: Sequence[str]) -> list[str]:
+    """Return the different institutions of patients in order; none if those of all are unknown."""
+    return sorted(set(institutions)) if set(institutions) != {UNKNOWN} else []
+
+
 def draw_heat_map(
     board: Board, cases: Sequence[str], institutions: Sequence[str], scores: Floats, *, linked: bool
 ) -> str:
@@ -175,21 +180,19 @@ def draw_heat_map(
     means = np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in scores.T])
     order = np.lexsort((np.array(cases), means if higher else -means))  # NaN comes last
     wide = float(np.clip((WIDTH - NAME) / len(cases), 12, 30))
-    known = sorted(set(institutions)) if set(institutions) != {UNKNOWN} else ()
-    swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(known)}
+    swatches = {name: HUES[at % len(HUES)] for at, name in enumerate(known_institutions(institutions))}
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     top, labels = 30, 18 + 6.4 * min(max(map(len, cases)), 22)
     parts = []
     for number, column in enumerate(order.tolist()):
         x, case, institution = NAME + wide * number, cases[column], institutions[column]
-        if known:
-            tip = f"{case} ({institution}): mean {format_score(board, float(means[column]))}"
-            colour = swatches[institution]
+        who = f"{case} ({institution})" if swatches else case
+        if swatches:
+            tip, colour = f"{who}: mean {format_score(board, float(means[column]))}", swatches[institution]
             parts.append(element("rect", x=x, y=top - 12, width=wide, height=9, fill=colour, data_tip=tip))
         for at, row in enumerate(board.rows):
             value = float(scores[at, column])
-            who = f"{case} ({institution})" if known else case
             tip = f"{who} · {row.name} · {score_name(board)} {format_score(board, value)}"
             data = {"data_value": repr(value), "data_patient": case if linked else None, "data_tip": tip}
             place = {"x": x, "y": top + 22 * at, "width": wide + 0.3, "height": 21}
